@@ -1,0 +1,208 @@
+"""Build or fetch the system of an instance: as whom, with which command, within which limits.
+
+Evaluating Nix code reads files and runs git with the rights of whoever does it. So a directory is
+built as its owner, provided that nobody else could have put it there; everything else as the
+unprivileged build user. Each build is a transient systemd service of its own.
+"""
+
+import os
+import pwd
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from inx_sidecar import paths
+from inx_sidecar.config import Flake, NixFile, Source
+from inx_sidecar.errors import BuildError, UnsupportedError
+from inx_sidecar.process import Completed, find, run
+from inx_sidecar.settings import Settings
+from inx_sidecar.storepath import STORE_PATH, check_toplevel, valid_paths
+
+# What the admin may set for the sidecar's unit, and builds need as well.
+_PASSED_ON: Final = (
+    "NIX_PATH", "NIX_SSL_CERT_FILE", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+_SANDBOX: Final = (
+    "NoNewPrivileges=yes", "PrivateDevices=yes", "ProtectSystem=yes", "ProtectKernelTunables=yes",
+    "ProtectKernelModules=yes", "ProtectControlGroups=yes", "RestrictSUIDSGID=yes",
+    "LockPersonality=yes", "UMask=0022",
+)  # fmt: skip
+_LOG_MAX: Final = 16 << 20
+
+
+@dataclass(frozen=True)
+class Builder:
+    """The user a build runs as."""
+
+    uid: int
+    gid: int
+    home: str
+
+
+def builder(source: Source, settings: Settings) -> Builder:
+    directory = source.directory() if isinstance(source, Flake | NixFile) else None
+    owner = None if directory is None else sole_owner(directory)
+    try:
+        entry = pwd.getpwnam(settings.build_user) if owner is None else pwd.getpwuid(owner)
+    except KeyError:
+        who = settings.build_user if owner is None else f"{owner}, who owns {directory}"
+        raise UnsupportedError(f"there is no user {who}, to build as") from None
+    return Builder(entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+
+def sole_owner(path: str) -> int | None:
+    """The user who alone, beside root, decides what `path` leads to; None if there is no such one.
+
+    Whoever owns a directory or a link on the way, or may write to one, could exchange what lies
+    beyond between this look and the evaluation, and have it evaluated with the owner's rights.
+    """
+    owners: set[int] = set()
+    for place in _way(path):
+        try:
+            found = os.lstat(place)
+        except OSError:
+            return None
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not sticky:
+            return None
+        owners.add(found.st_uid)
+    others = owners - {0}
+    if len(others) > 1:
+        return None
+    return others.pop() if others else 0
+
+
+def _way(path: str) -> Iterable[str]:
+    """Every directory and link that looking up `path` passes, and where it ends."""
+    todo = [part for part in reversed(path.split("/")) if part]
+    here = ""
+    links = 0
+    yield "/"
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            here = os.path.dirname(here)
+            continue
+        step = f"{here}/{part}"
+        yield step
+        if os.path.islink(step) and links < 40:
+            links += 1
+            target = os.readlink(step)
+            here = "" if target.startswith("/") else here
+            todo += [p for p in reversed(target.split("/")) if p and p != "."]
+        else:
+            here = step
+
+
+def commands(source: Source, missing: str | None, link: str) -> list[list[str]]:
+    """What to try, in order, to make `link` lead to the system."""
+    tries = []
+    if missing is not None:
+        tries.append(["nix-store", "--realise", "--add-root", link, "--", missing])
+    match source:
+        case Flake():
+            tries.append(
+                ["nix", "--extra-experimental-features", "nix-command flakes",
+                 "build", "--print-build-logs", "--log-format", "raw",
+                 "--out-link", link, "--", source.installable()]
+            )  # fmt: skip
+        case NixFile():
+            tries.append(
+                ["nix-build", "--out-link", link, "--attr", source.attr, "--", source.path]
+            )
+    return tries
+
+
+async def build(
+    uuid: str,
+    name: str,
+    source: Source,
+    missing: str | None,
+    settings: Settings,
+    on_line: Callable[[str], None],
+) -> str:
+    """The store path of the system of instance `name`; `on_line` gets what Nix prints.
+
+    It is rooted by the link in the build directory until `forget` is called.
+    """
+    user = builder(source, settings)
+    directory = paths.build_dir(uuid)
+    forget(uuid)
+    os.makedirs(directory, mode=0o755)
+    os.chown(directory, user.uid, user.gid)
+    link = f"{directory}/system"
+    await stop(uuid)
+    log_path = paths.build_log(uuid)
+    with open(log_path, "w") as log:
+
+        def record(line: str) -> None:
+            if log.tell() < _LOG_MAX:
+                print(line, file=log, flush=True)
+            on_line(line)
+
+        for number, command in enumerate(commands(source, missing, link)):
+            if number:
+                record(f"inx: {missing} cannot be fetched; building {source}")
+            done = await run(_as_service(uuid, user, command, settings), on_line=record)
+            if done.status == 0:
+                return _result(link, name, source)
+    raise BuildError(f"cannot build the system of {name!r} from {source}: {reason(done)}")
+
+
+def _result(link: str, name: str, source: Source) -> str:
+    """The link is the build user's: its text counts, and only if Nix vouches for it."""
+    try:
+        path = os.readlink(link)
+    except OSError:
+        path = ""
+    if not STORE_PATH.fullmatch(path) or path not in valid_paths({path}):
+        raise BuildError(f"the build of {name!r} from {source} gave {path!r}, no store path")
+    check_toplevel(path, f"the result of {source}")
+    return path
+
+
+def forget(uuid: str) -> None:
+    """Remove the build directory: its root is no longer needed."""
+    shutil.rmtree(paths.build_dir(uuid), ignore_errors=True)
+
+
+async def stop(uuid: str) -> None:
+    """End a build of this instance that still runs, with all its processes."""
+    await run(["systemctl", "stop", "--quiet", paths.build_unit(uuid)])
+
+
+def _as_service(uuid: str, user: Builder, command: list[str], settings: Settings) -> list[str]:
+    properties = [
+        *_SANDBOX,
+        f"MemoryMax={settings.build_memory_max}",
+        f"RuntimeMaxSec={settings.build_timeout}",
+    ]
+    environment = {
+        "HOME": user.home, "PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8",
+        "NIX_REMOTE": "daemon", "NO_COLOR": "1", "TERM": "dumb",
+    }  # fmt: skip
+    environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return [
+        "systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--slice=inx-build.slice",
+        f"--unit={paths.build_unit(uuid)}", f"--uid={user.uid}", f"--gid={user.gid}",
+        *(f"--property={text}" for text in properties),
+        *(f"--setenv={key}={value}" for key, value in environment.items()),
+        "--", find(command[0]), *command[1:],
+    ]  # fmt: skip
+
+
+_ERROR: Final = re.compile(r"^\s*error:\s*(.*)$", re.MULTILINE)
+
+
+def reason(done: Completed) -> str:
+    """One sentence of why Nix failed: the last `error:` with text is the innermost cause."""
+    found = [text for text in _ERROR.findall(done.output) if text.strip()]
+    if found:
+        return str(found[-1]).strip().rstrip(".:")
+    if done.status in (137, 143) or done.status < 0:
+        return "it was killed, or ran into build_memory_max or build_timeout"
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"{done.argv[0]} ended with status {done.status}"

@@ -1,0 +1,188 @@
+"""`inx-sidecar check`: does this host have what inx needs? One finding per line."""
+
+import os
+import platform
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+from inx_sidecar import forked, incus, paths
+from inx_sidecar.errors import InxError
+from inx_sidecar.process import run
+from inx_sidecar.settings import load
+from inx_sidecar.storepath import valid_paths
+from inx_sidecar.syscalls import (
+    AT_FDCWD,
+    CLONE_NEWUSER,
+    MOUNT_ATTR_IDMAP,
+    mount_setattr,
+    open_tree,
+    opened,
+    unshare,
+)
+
+_KERNEL: Final = (5, 12)
+_INCUS: Final = (6, 0)
+_NIX: Final = (2, 18)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at; `advice` says what to do and is empty if all is well."""
+
+    subject: str
+    advice: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.advice
+
+    def describe(self) -> str:
+        return f"ok    {self.subject}" if self.ok else f"FAIL  {self.subject}: {self.advice}"
+
+
+async def everything() -> list[Finding]:
+    """All findings, in the order in which problems are best solved."""
+    findings: list[Finding] = []
+    for look in _LOOKS:
+        try:
+            findings += await look()
+        except InxError as error:
+            findings.append(Finding(look.__name__.strip("_").replace("_", " "), str(error)))
+    return findings
+
+
+async def _kernel() -> list[Finding]:
+    release = platform.release()
+    return [_at_least("Linux", release, _KERNEL, "idmapped mounts came with 5.12")]
+
+
+async def _owners_mapped() -> list[Finding]:
+    subject = f"{paths.STORE} on a file system that can map owners"
+    try:
+        await forked.call(_try_idmap, "mapping owners")
+    except InxError as error:
+        return [Finding(subject, f"{error}; unprivileged containers see it owned by nobody")]
+    return [Finding(subject)]
+
+
+def _try_idmap() -> forked.Result:
+    """In a child: map the owners of the store with a user namespace made for the purpose."""
+    go, done = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        unshare(CLONE_NEWUSER)
+        os.write(done[1], b"1")
+        os.read(go[0], 1)
+        os._exit(0)
+    try:
+        os.read(done[0], 1)
+        for kind in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{kind}", "w") as file:
+                file.write("0 1000000 65536")
+        with (
+            opened(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)) as user,
+            opened(open_tree(AT_FDCWD, paths.STORE)) as store,
+        ):
+            mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
+    finally:
+        os.write(go[1], b"1")
+        os.waitpid(pid, 0)
+    return None, []
+
+
+async def _nix() -> list[Finding]:
+    done = await run(["nix", "--version"])
+    valid_paths({f"{paths.STORE}/{'0' * 32}-none"})
+    return [_at_least("Nix", done.output.split()[-1], _NIX, "daemon --force-untrusted is needed")]
+
+
+async def _busybox() -> list[Finding]:
+    done = await run(["busybox", "true"])
+    advice = "" if done.status == 0 else "install a static busybox"
+    return [Finding("static busybox", advice)]
+
+
+async def _settings() -> list[Finding]:
+    load()
+    return [Finding(f"settings in {paths.CONFIG}")]
+
+
+async def _hooks() -> list[Finding]:
+    findings = []
+    for name in ("pre-start", "start-host", "stop", "init"):
+        path = f"{paths.HOOKS}/{name}"
+        advice = "" if os.access(path, os.X_OK) else "cannot be run; install inx again"
+        findings.append(Finding(path, advice))
+    return findings
+
+
+async def _sidecar() -> list[Finding]:
+    done = await run(["systemctl", "is-active", "inx-sidecar.socket"])
+    advice = "" if done.status == 0 else "run 'systemctl enable --now inx-sidecar.socket'"
+    return [Finding("inx-sidecar.socket is active", advice)]
+
+
+async def _incus() -> list[Finding]:
+    return [_at_least("Incus", await incus.server_version(), _INCUS, "the 6.0 series or newer")]
+
+
+async def _profile() -> list[Finding]:
+    with open(paths.PROFILE, "rb") as file:
+        wanted = yaml.safe_load(file)["config"]["raw.lxc"]
+    found = [profile for profile in await incus.profiles() if _mentions_hooks(profile["config"])]
+    if not found:
+        advice = f"missing; run 'incus profile create inx < {paths.PROFILE}'"
+        return [Finding("profile with the hooks", advice)]
+    return [
+        Finding(
+            f"profile {profile['name']!r} of project {profile.get('project', 'default')!r}",
+            missing_lines(wanted, profile["config"]["raw.lxc"]),
+        )
+        for profile in found
+    ]
+
+
+async def _instances() -> list[Finding]:
+    """Instances that look like inx's but whose raw.lxc lost the hooks, and so would not start."""
+    with open(paths.PROFILE, "rb") as file:
+        wanted = yaml.safe_load(file)["config"]["raw.lxc"]
+    findings = []
+    names = {profile["name"] for profile in await incus.profiles()
+             if _mentions_hooks(profile["config"])}  # fmt: skip
+    for instance in await incus.instances():
+        config = instance["expanded_config"]
+        if names & set(instance["profiles"]) or any(k.startswith("user.inx.") for k in config):
+            advice = missing_lines(wanted, config.get("raw.lxc", ""))
+            subject = f"instance {instance['name']!r} of project {instance['project']!r}"
+            findings.append(Finding(subject, advice))
+    return findings
+
+
+def _mentions_hooks(config: Mapping[str, Any]) -> bool:
+    return f"{paths.HOOKS}/" in config.get("raw.lxc", "")
+
+
+def missing_lines(wanted: str, present: str) -> str:
+    """Advice if `present`, a raw.lxc, lacks lines of `wanted`: setting it replaces, never adds."""
+    have = {"".join(line.split()) for line in present.splitlines()}
+    lost = [line for line in wanted.splitlines() if line and "".join(line.split()) not in have]
+    if not lost:
+        return ""
+    return f"raw.lxc lacks {', '.join(repr(line) for line in lost)}; add to it, do not replace it"
+
+
+def _at_least(what: str, text: str, wanted: tuple[int, int], why: str) -> Finding:
+    match = re.match(r"(\d+)\.(\d+)", text)
+    enough = match is not None and (int(match[1]), int(match[2])) >= wanted
+    advice = "" if enough else f"{wanted[0]}.{wanted[1]} or newer is needed: {why}"
+    return Finding(f"{what} {text}", advice)
+
+
+_LOOKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
+    _kernel, _nix, _owners_mapped, _busybox, _settings, _hooks, _sidecar, _incus, _profile,
+    _instances,
+)  # fmt: skip

@@ -1,0 +1,85 @@
+"""Run a function in a forked child: what it does to its namespaces and its user stays there."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+from inx_sidecar.errors import InstanceError, InxError, MountError
+
+_SECONDS: Final = 20.0
+_MESSAGE_MAX: Final = 1 << 16
+_FDS_MAX: Final = 16
+
+# A value that JSON can carry, and file descriptors to hand to the parent.
+Result = tuple[Any, list[int]]
+
+
+async def call(function: Callable[[], Result], what: str) -> Result:
+    """The result of `function`; MountError saying that `what` failed if it raises or hangs.
+
+    An InxError comes through as it is. The child must not use the event loop.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        _child(function, theirs)
+    theirs.close()
+    ours.setblocking(False)
+    try:
+        await _readable(ours)
+        message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_MAX, _FDS_MAX)
+    except TimeoutError:
+        raise MountError(f"{what} took over {_SECONDS:.0f} s") from None
+    finally:
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    answer = json.loads(message or '{"bug": "the child ended without a word"}')
+    if "ok" in answer:
+        return answer["ok"], list(fds)
+    if "bug" in answer:
+        raise RuntimeError(answer["bug"])
+    kinds: dict[str, type[InxError]] = {"InstanceError": InstanceError, "MountError": MountError}
+    if answer["kind"] in kinds:
+        raise kinds[answer["kind"]](answer["text"])
+    raise MountError(f"{what}: {answer['text']}")
+
+
+def _child(function: Callable[[], Result], channel: socket.socket) -> None:
+    try:
+        value, fds = function()
+        answer: dict[str, Any] = {"ok": value}
+    except InxError as error:
+        answer, fds = {"kind": type(error).__name__, "text": str(error)}, []
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        answer, fds = {"kind": "OSError", "text": f"{error.strerror}{where}"}, []
+    except BaseException:
+        answer, fds = {"bug": traceback.format_exc()[-_MESSAGE_MAX // 2 :]}, []
+    try:
+        socket.send_fds(channel, [json.dumps(answer).encode()], fds)
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+async def _readable(channel: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(channel, _settle, ready)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            await ready
+    finally:
+        loop.remove_reader(channel)

@@ -1,0 +1,182 @@
+"""The generations of a container's system: Nix profile links that live in its own rootfs.
+
+`system` -> `system-N-link` -> store path, as Nix writes them, so that snapshots, copies and exports
+carry the system and its history, and `nix-env --list-generations` and `nixos-rebuild --rollback`
+work inside. Two more links belong to inx: `system-source` tells by a fingerprint which source was
+built last, `system-pinned` that `user.inx.generation` chose the current one.
+
+The container can write all of them: links are read as text and never followed, and are written
+only by a process that has become the container's root.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from inx_sidecar import paths
+from inx_sidecar.errors import InstanceError
+from inx_sidecar.storepath import STORE_PATH
+from inx_sidecar.syscalls import (
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    openat2,
+    opened,
+)
+
+_LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
+_SOURCE: Final = "system-source"
+_PINNED: Final = "system-pinned"
+_MAX_ENTRIES: Final = 20_000
+
+
+@dataclass(frozen=True)
+class Generations:
+    """What the links say; `links` holds only those that name a top-level store path."""
+
+    links: Mapping[int, str] = field(default_factory=dict)
+    current: int | None = None
+    fingerprint: str | None = None
+    pinned: bool = False
+
+    @property
+    def system(self) -> str | None:
+        return None if self.current is None else self.links[self.current]
+
+    @property
+    def newest(self) -> int | None:
+        return max(self.links, default=None)
+
+
+@dataclass(frozen=True)
+class Select:
+    """Make generation `number` the current one."""
+
+    number: int
+    pinned: bool
+
+    def apply(self, dir_fd: int) -> int:
+        _replace(dir_fd, "system", f"system-{self.number}-link")
+        if self.pinned:
+            _replace(dir_fd, _PINNED, str(self.number))
+        else:
+            _remove(dir_fd, _PINNED)
+        return self.number
+
+
+@dataclass(frozen=True)
+class Append:
+    """Make `toplevel` a new generation and the current one, then drop old ones beyond `keep`."""
+
+    toplevel: str
+    fingerprint: str
+    keep: int
+
+    def apply(self, dir_fd: int) -> int:
+        present = read_links(dir_fd)
+        number = present.current
+        # Like Nix: the same system again is not a new generation.
+        if number is None or present.system != self.toplevel:
+            number = _next_number(dir_fd)
+            _replace(dir_fd, f"system-{number}-link", self.toplevel)
+        _replace(dir_fd, "system", f"system-{number}-link")
+        _replace(dir_fd, _SOURCE, self.fingerprint)
+        _remove(dir_fd, _PINNED)
+        for old in superfluous({*present.links, number}, number, self.keep):
+            _remove(dir_fd, f"system-{old}-link")
+        return number
+
+
+Change = Select | Append
+
+
+def superfluous(numbers: Iterable[int], current: int, keep: int) -> list[int]:
+    """Which generations to drop so that `keep` remain: the oldest, never the current one."""
+    others = sorted(set(numbers) - {current}, reverse=True)
+    return sorted(others[keep - 1 :])
+
+
+def read(rootfs: str, instance: str) -> Generations:
+    """The generations in the root file system of a stopped or running instance."""
+    try:
+        root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
+    with opened(root):
+        try:
+            profiles = openat2(
+                root,
+                paths.PROFILES_INSIDE,
+                os.O_RDONLY | os.O_DIRECTORY,
+                RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
+            )
+        except FileNotFoundError:
+            return Generations()
+        except OSError as error:
+            raise in_the_way(paths.PROFILES_INSIDE, instance, error) from None
+    with opened(profiles):
+        return read_links(profiles)
+
+
+def read_links(dir_fd: int) -> Generations:
+    links: dict[int, str] = {}
+    with os.scandir(dir_fd) as entries:
+        for count, entry in enumerate(entries):
+            if count == _MAX_ENTRIES:
+                raise InstanceError(
+                    f"/{paths.PROFILES_INSIDE} inside holds over {_MAX_ENTRIES} entries; "
+                    "remove what does not belong there"
+                )
+            match = _LINK.fullmatch(entry.name)
+            target = _text(dir_fd, entry.name) if match else None
+            if match and target and STORE_PATH.fullmatch(target):
+                links[int(match[1])] = target
+    chosen = _LINK.fullmatch(os.path.basename(_text(dir_fd, "system") or ""))
+    current = int(chosen[1]) if chosen and int(chosen[1]) in links else None
+    return Generations(
+        links=links,
+        current=current,
+        fingerprint=_text(dir_fd, _SOURCE),
+        pinned=_text(dir_fd, _PINNED) is not None,
+    )
+
+
+def in_the_way(path: str, instance: str, error: OSError) -> InstanceError:
+    """Something in the instance's file system keeps inx from using `path`."""
+    return InstanceError(
+        f"/{path} of {instance!r} cannot be used ({error.strerror}): "
+        "a link or a file inside the instance stands in its place; remove it"
+    )
+
+
+def _text(dir_fd: int, name: str) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError:
+        return None
+
+
+def _next_number(dir_fd: int) -> int:
+    """Above every name that looks like a generation, also those that lead nowhere."""
+    matches = (_LINK.fullmatch(name) for name in os.listdir(dir_fd))
+    return 1 + max((int(match[1]) for match in matches if match), default=0)
+
+
+def _replace(dir_fd: int, name: str, target: str) -> None:
+    temporary = f".inx-{secrets.token_hex(8)}"
+    os.symlink(target, temporary, dir_fd=dir_fd)
+    try:
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError:
+        os.unlink(temporary, dir_fd=dir_fd)
+        raise
+
+
+def _remove(dir_fd: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,103 @@
+"""What LXC runs at every start and stop: hand LXC's facts to the sidecar and pass its answer on.
+
+Kept to a few milliseconds: imports only what it needs. LXC reads a hook's output ten times and then
+waits for ever for it to end (lxc src/lxc/utils.c, run_buffer), so the output goes to a log first.
+Incus shows only "Script exited with status N": the reason is added to the instance's lxc.log,
+which `incus info NAME --show-log` prints.
+"""
+
+import os
+import socket
+import sys
+import time
+
+from inx_sidecar import paths
+
+FACTS = ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH", "LXC_CONFIG_FILE")
+DEADLINE_SECONDS = 30.0
+UNREACHABLE = 25
+
+
+def main() -> int:
+    kind = sys.argv[1]
+    _redirect_output()
+    facts = [f"{name}={os.environ.get(name, '')}" for name in FACTS]
+    status, message = _ask("\0".join([kind, *facts]).encode(errors="surrogateescape"))
+    if status and kind == "stop":
+        # Nobody can be stopped from stopping; the next start puts right what was missed.
+        sys.stderr.write(f"{message}\n")
+        return 0
+    if status:
+        _tell(message)
+    return status
+
+
+def _ask(request: bytes) -> tuple[int, str]:
+    """The sidecar's answer; a sidecar that dies meanwhile is asked again, up to the deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+                channel.settimeout(left)
+                channel.connect(paths.SOCKET)
+                channel.sendall(request)
+                channel.shutdown(socket.SHUT_WR)
+                answer = b""
+                while chunk := channel.recv(65536):
+                    answer += chunk
+        except TimeoutError:
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            return UNREACHABLE, (
+                "the inx sidecar is not reachable; run 'systemctl start inx-sidecar.socket' and "
+                "see 'journalctl -u inx-sidecar'"
+            )
+        except ConnectionError:
+            continue
+        if answer:
+            status, _, message = answer.decode(errors="replace").partition("\n")
+            return int(status), message
+    return UNREACHABLE, (
+        f"the inx sidecar did not answer within {DEADLINE_SECONDS:.0f} s; see "
+        "'journalctl -u inx-sidecar'"
+    )
+
+
+def _tell(message: str) -> None:
+    name = os.environ.get("LXC_NAME", "")
+    now = time.time()
+    stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"
+    line = f"lxc {name} {stamp} ERROR    inx - {message}\n"
+    sys.stderr.write(line)
+    path = _log_file(os.environ.get("LXC_CONFIG_FILE", ""))
+    if path:
+        with open(path, "a") as log:
+            log.write(line)
+
+
+def _log_file(config: str) -> str:
+    try:
+        with open(config) as lines:
+            for line in lines:
+                key, _, value = line.partition("=")
+                if key.strip() == "lxc.log.file":
+                    return value.strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _redirect_output() -> None:
+    """Point fd 1 and 2 at our own log; without one, at nothing."""
+    try:
+        os.makedirs(paths.LOG, mode=0o700, exist_ok=True)
+        log = os.open(f"{paths.LOG}/hooks.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError:
+        log = os.open("/dev/null", os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Incus' REST API on its unix socket: the few requests that the sidecar makes.
+
+Never called while a hook waits: Incus may be waiting for that hook.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+import h11
+
+from inx_sidecar import paths
+from inx_sidecar.errors import InxError
+
+_SECONDS: Final = 60.0
+
+
+class IncusError(InxError):
+    """Incus refused a request; `code` is its HTTP status, 0 if it cannot be reached."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+async def server_version() -> str:
+    answer = await _request("GET", "/1.0")
+    return str(answer["metadata"]["environment"]["server_version"])
+
+
+async def profiles() -> list[Mapping[str, Any]]:
+    """Every profile of every project."""
+    answer = await _request("GET", "/1.0/profiles?recursion=1&all-projects=true")
+    return list(answer["metadata"])
+
+
+async def instances() -> list[Mapping[str, Any]]:
+    """Every instance of every project, with its expanded configuration, without its state."""
+    answer = await _request("GET", "/1.0/instances?recursion=1&all-projects=true")
+    return list(answer["metadata"])
+
+
+async def set_config(project: str, name: str, config: Mapping[str, str]) -> None:
+    """Change keys of an instance's configuration and leave the others alone."""
+    url = f"/1.0/instances/{quote(name, safe='')}?project={quote(project, safe='')}"
+    answer = await _request("PATCH", url, {"config": dict(config)})
+    if answer.get("type") == "async":
+        done = await _request("GET", f"{answer['operation']}/wait?timeout={int(_SECONDS)}")
+        if done["metadata"].get("err"):
+            raise IncusError(str(done["metadata"]["err"]), 400)
+
+
+async def _request(method: str, url: str, body: object = None) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(_SECONDS):
+            raw = await _exchange(method, url, b"" if body is None else json.dumps(body).encode())
+    except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
+        raise IncusError(f"Incus does not answer on {paths.INCUS_SOCKET}: {error}") from None
+    answer = json.loads(raw)
+    if answer.get("type") == "error":
+        raise IncusError(str(answer.get("error")), int(answer.get("error_code", 0)))
+    return dict(answer)
+
+
+async def _exchange(method: str, url: str, body: bytes) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(paths.INCUS_SOCKET)
+    connection = h11.Connection(h11.CLIENT)
+    try:
+        headers = [("Host", "incus"), ("Connection", "close"), ("Content-Length", str(len(body)))]
+        request = h11.Request(method=method, target=url, headers=headers)
+        for part in (request, h11.Data(data=body), h11.EndOfMessage()):
+            writer.write(connection.send(part) or b"")
+        await writer.drain()
+        answer = bytearray()
+        while True:
+            match connection.next_event():
+                case h11.NEED_DATA:
+                    connection.receive_data(await reader.read(65536))
+                case h11.Data(data=data):
+                    answer += data
+                case h11.EndOfMessage() | h11.ConnectionClosed():
+                    return bytes(answer)
+    finally:
+        writer.close()

@@ -1,0 +1,65 @@
+"""The instance that a hook speaks of: what LXC says in LXC_*, and Incus in backup.yaml.
+
+Incus writes backup.yaml beside the rootfs right before every start, readable by root alone, with
+the expanded configuration. Hooks must not ask the API: it waits for the very start they are in.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+from inx_sidecar.errors import InstanceError
+
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One Incus instance; `uuid` survives rename and restore and is new in a copy."""
+
+    name: str
+    project: str
+    uuid: str
+    rootfs: str
+    privileged: bool
+    config: Mapping[str, str]
+
+    @property
+    def lxc_name(self) -> str:
+        """As LXC, logs and GC roots call it (incus internal/server/project/project.go)."""
+        return self.name if self.project == "default" else f"{self.project}_{self.name}"
+
+
+def read_instance(lxc_name: str, rootfs: str) -> Instance:
+    """The instance whose root file system is `rootfs`, the value of LXC_ROOTFS_PATH."""
+    path = f"{os.path.dirname(os.path.realpath(rootfs))}/backup.yaml"
+    try:
+        with open(path, "rb") as file:
+            document = yaml.load(file, Loader=_LOADER)
+    except (OSError, yaml.YAMLError) as error:
+        raise InstanceError(f"cannot read {path} of {lxc_name!r}: {error}") from None
+    try:
+        return _instance(document["container"], rootfs)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InstanceError(f"{path} of {lxc_name!r} is not what Incus writes: {error!r}") from None
+
+
+def _instance(api: Mapping[str, Any], rootfs: str) -> Instance:
+    config = {str(key): str(value) for key, value in api["expanded_config"].items()}
+    name, project, uuid = api["name"], api["project"], config["volatile.uuid"]
+    if not (_UUID.fullmatch(uuid) and _NAME.fullmatch(name) and _NAME.fullmatch(project)):
+        raise ValueError(f"{project}/{name}/{uuid}")
+    return Instance(
+        name=name,
+        project=project,
+        uuid=uuid,
+        rootfs=rootfs,
+        privileged=config.get("security.privileged") in ("true", "1", "yes", "on"),
+        config=config,
+    )

@@ -1,0 +1,344 @@
+"""What happens to an instance: prepare a start, attach to it, build for it, let go of it.
+
+Every step begins by looking at what is there, so that it can be repeated: LXC calls again after a
+sidecar died, and a new sidecar takes over instances that wait.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+
+from inx_sidecar import bootstrap, builds, generations, mounts, paths, roots
+from inx_sidecar.config import Wish, parse
+from inx_sidecar.errors import InxError, SystemMissingError, UnsupportedError
+from inx_sidecar.generations import Append, Generations
+from inx_sidecar.instance import Instance, read_instance
+from inx_sidecar.mounts import Container, HostDirectory
+from inx_sidecar.plan import Boot, Build, Plan, decide
+from inx_sidecar.process import run
+from inx_sidecar.settings import Settings, load
+from inx_sidecar.status import Reporter, Status
+from inx_sidecar.storepath import check_toplevel, resolve, valid_paths
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of an instance: what it is, what is asked for and what will be done."""
+
+    instance: Instance
+    wish: Wish
+    present: Generations
+    plan: Plan
+    settings: Settings
+
+    @property
+    def daemon(self) -> bool:
+        """A privileged container's root is the host's root: it gets no daemon unless asked for."""
+        return not self.instance.privileged if self.wish.daemon is None else self.wish.daemon
+
+
+@dataclass
+class _Life:
+    """What the sidecar holds for one instance; all of it can be had again from the disk."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    start: Start | None = None
+    attached: asyncio.Event = field(default_factory=asyncio.Event)
+    container: Container | None = None
+    build: asyncio.Task[None] | None = None
+
+
+class Lifecycle:
+    """All instances that the sidecar knows of."""
+
+    def __init__(self) -> None:
+        self._lives: dict[str, _Life] = {}
+        self._reporter = Reporter()
+        self._builds: asyncio.Semaphore | None = None
+
+    async def pre_start(self, lxc_name: str, rootfs: str) -> None:
+        """Decide what this start does, or refuse it; begin a build if one is needed."""
+        instance = read_instance(lxc_name, rootfs)
+        life = self._life(instance.uuid)
+        async with life.lock:
+            try:
+                await _end_build(life)
+                _release(life)
+                life.start = await self._prepare(instance)
+            except InxError as error:
+                self._reporter.report(instance, Status(f"failed: {error}"))
+                raise
+            if isinstance(life.start.plan, Build):
+                self._begin_build(life, life.start, life.start.plan)
+
+    async def start_host(self, lxc_name: str, rootfs: str, pid: int) -> None:
+        """Attach what the container needs; its init has not begun yet."""
+        instance = read_instance(lxc_name, rootfs)
+        life = self._life(instance.uuid)
+        async with life.lock:
+            # A sidecar that came up after pre-start knows nothing of it: decide anew.
+            if life.start is None:
+                life.start = await self._prepare(instance)
+                if isinstance(life.start.plan, Build):
+                    self._begin_build(life, life.start, life.start.plan)
+            start = life.start
+            _release(life)
+            life.container = Container(pid, instance.lxc_name)
+            try:
+                await self._attach(life.container, start)
+            except InxError as error:
+                self._reporter.report(instance, Status(f"failed: {error}"))
+                raise
+            _remember(instance, pid)
+            life.attached.set()
+
+    async def stop(self, lxc_name: str, rootfs: str, target: str) -> None:
+        """The container ends; with `target` "reboot" it comes back at once."""
+        instance = read_instance(lxc_name, rootfs)
+        life = self._life(instance.uuid)
+        async with life.lock:
+            await _end_build(life)
+            _release(life)
+            life.start = None
+            if target != "reboot":
+                await _systemctl("stop", _daemon_units(instance.uuid))
+                shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
+        log.info("%s: stopped", instance.lxc_name)
+
+    async def resume(self) -> None:
+        """Take over the instances that run: builds go on for those that wait for one."""
+        for uuid in sorted(os.listdir(paths.RUN)):
+            remembered = _recall(uuid)
+            if remembered is None:
+                continue
+            lxc_name, rootfs, pid = remembered
+            try:
+                await self._resume(uuid, lxc_name, rootfs, pid)
+            except InxError as error:
+                log.error("%s: %s", lxc_name, error)
+
+    async def _resume(self, uuid: str, lxc_name: str, rootfs: str, pid: int) -> None:
+        life = self._life(uuid)
+        async with life.lock:
+            if life.container is not None:
+                return
+            life.container = Container(pid, lxc_name)
+            life.attached.set()
+            if bootstrap.is_waiting(uuid):
+                instance = read_instance(lxc_name, rootfs)
+                life.start = start = await self._decide(instance)
+                plan = start.plan
+                if isinstance(plan, Boot):
+                    await self._go(life, start, plan)
+                else:
+                    self._begin_build(life, start, plan)
+        log.info("%s: taken over", lxc_name)
+
+    async def close(self) -> None:
+        """Leave everything as it is for the next sidecar, but end the builds."""
+        for life in self._lives.values():
+            await _end_build(life)
+            _release(life)
+
+    def _life(self, uuid: str) -> _Life:
+        return self._lives.setdefault(uuid, _Life())
+
+    async def _prepare(self, instance: Instance) -> Start:
+        start = await self._decide(instance)
+        uuid = instance.uuid
+        for directory in (paths.auto_dir(uuid), paths.daemon_socket_dir(uuid)):
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+        ready = isinstance(start.plan, Boot)
+        bootstrap.prepare(uuid, ready=ready)
+        if start.daemon:
+            await _systemctl("start", [paths.daemon_socket_unit(uuid)])
+        log.info("%s: %s", instance.lxc_name, start.plan.describe())
+        return start
+
+    async def _decide(self, instance: Instance) -> Start:
+        settings = load()
+        wish = parse(instance.config, instance.name, settings.default_flake)
+        settings.check_allowed(wish.source)
+        present = generations.read(instance.rootfs, instance.name)
+        plan = decide(wish, present, instance.name, valid_paths, resolve)
+        start = Start(instance, wish, present, plan, settings)
+        await _keep_roots(start)
+        if isinstance(plan, Boot):
+            check_toplevel(plan.system, f"the system of {instance.name!r}")
+            if not valid_paths({plan.system}):
+                raise SystemMissingError(
+                    f"{plan.system} of {instance.name!r} was collected while it started; try again"
+                )
+        return start
+
+    async def _attach(self, container: Container, start: Start) -> None:
+        uuid = start.instance.uuid
+        directories = [
+            HostDirectory(paths.STORE, "nix/store"),
+            HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE),
+        ]
+        if start.daemon:
+            directories.append(
+                HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket")
+            )
+        plan = start.plan
+        change = plan.change if isinstance(plan, Boot) else None
+        mapped = await mounts.attach(container, directories, change)
+        if not mapped:
+            log.warning("%s: %s", container.name, _UNMAPPED)
+        if isinstance(plan, Boot):
+            after = generations.read(start.instance.rootfs, container.name)
+            await self._settled(start, after, "ready" if mapped else f"ready ({_UNMAPPED})")
+
+    async def _settled(self, start: Start, after: Generations, text: str) -> None:
+        """The container has its system: root what it has now and say so."""
+        await _keep_roots(start, after)
+        status = Status(text, after.system or "", after.current)
+        self._reporter.report(start.instance, status)
+
+    def _begin_build(self, life: _Life, start: Start, plan: Build) -> None:
+        self._reporter.report(start.instance, Status("building"))
+        if self._builds is None:
+            self._builds = asyncio.Semaphore(start.settings.max_builds)
+        life.build = asyncio.create_task(self._build(life, start, plan, self._builds))
+
+    async def _build(self, life: _Life, start: Start, plan: Build, turn: asyncio.Semaphore) -> None:
+        """Build, then let the waiting init go on; runs beside the start and after it."""
+        instance, source = start.instance, start.wish.source
+        console = bootstrap.Console(instance.uuid)
+        try:
+            try:
+                system = await self._built(start, plan, console, turn)
+                change: generations.Change | None
+                change = Append(system, plan.fingerprint, start.wish.keep)
+                boot, text = Boot(system, change), "ready"
+            except InxError as error:
+                log.error("%s: %s", instance.lxc_name, error)
+                if plan.fallback is None:
+                    self._reporter.report(instance, Status(f"failed: {error}"))
+                    console.failed(str(error))
+                    return
+                system = start.present.links[plan.fallback.number]
+                text = f"failed: {error}; started generation {plan.fallback.number}"
+                boot = Boot(system, plan.fallback)
+            await life.attached.wait()
+            async with life.lock:
+                await self._go(life, start, boot, text, console)
+            log.info("%s: %s from %s", instance.lxc_name, text, source)
+        except InxError as error:
+            log.error("%s: %s", instance.lxc_name, error)
+            self._reporter.report(instance, Status(f"failed: {error}"))
+            console.failed(str(error))
+        except asyncio.CancelledError:
+            console.close()
+            raise
+
+    async def _built(
+        self, start: Start, plan: Build, console: bootstrap.Console, turn: asyncio.Semaphore
+    ) -> str:
+        instance, wish = start.instance, start.wish
+        if turn.locked():
+            console.print(f"inx: waiting for other builds ({start.settings.max_builds} at a time)")
+        async with turn:
+            console.print(f"inx: building the system of {instance.name!r} from {wish.source}")
+            try:
+                system = await builds.build(
+                    instance.uuid, instance.name, wish.source, plan.missing, start.settings,
+                    console.print,
+                )  # fmt: skip
+            except asyncio.CancelledError:
+                await builds.stop(instance.uuid)
+                raise
+        console.print(f"inx: starting {system}")
+        return system
+
+    async def _go(
+        self,
+        life: _Life,
+        start: Start,
+        boot: Boot,
+        text: str = "ready",
+        console: bootstrap.Console | None = None,
+    ) -> None:
+        """Write the generation into the container that waits and let its init go on."""
+        assert life.container is not None
+        instance = start.instance
+        # The build's link roots the system until the instance's own root stands.
+        await _keep_roots(start, extra=boot.system)
+        builds.forget(instance.uuid)
+        if boot.change is not None:
+            await mounts.write_generation(life.container, boot.change)
+        after = generations.read(instance.rootfs, instance.name)
+        notice = text if text != "ready" else ""
+        (console or bootstrap.Console(instance.uuid)).ready(notice)
+        await self._settled(start, after, text)
+
+
+_UNMAPPED = "store owned by nobody: its file system cannot map owners"
+
+
+async def _keep_roots(
+    start: Start, after: Generations | None = None, extra: str | None = None
+) -> None:
+    """Root every generation, and what is about to become one or already runs."""
+    present = after or start.present
+    wanted = {f"system-{number}": path for number, path in present.links.items()}
+    if isinstance(start.plan, Boot):
+        wanted["booted-system"] = start.plan.system
+    if extra is not None:
+        wanted["booted-system"] = extra
+    elif after is not None and after.system is not None:
+        wanted["booted-system"] = after.system
+    await roots.keep(start.instance.lxc_name, start.instance.uuid, wanted)
+
+
+def _release(life: _Life) -> None:
+    if life.container is not None:
+        life.container.close()
+        life.container = None
+    life.attached.clear()
+
+
+async def _end_build(life: _Life) -> None:
+    if life.build is not None:
+        life.build.cancel()
+        await asyncio.gather(life.build, return_exceptions=True)
+        life.build = None
+
+
+def _daemon_units(uuid: str) -> list[str]:
+    return [paths.daemon_socket_unit(uuid), paths.daemon_service_unit(uuid)]
+
+
+async def _systemctl(verb: str, units: list[str]) -> None:
+    done = await run(["systemctl", verb, "--quiet", *units])
+    if done.status:
+        raise UnsupportedError(f"'{done.command}' failed: {done.output}")
+
+
+def _remember(instance: Instance, pid: int) -> None:
+    """For a sidecar that comes after this one."""
+    path = f"{paths.run_dir(instance.uuid)}/running.json"
+    with open(f"{path}.new", "w") as file:
+        json.dump([instance.lxc_name, instance.rootfs, pid, _started(pid)], file)
+    os.rename(f"{path}.new", path)
+
+
+def _recall(uuid: str) -> tuple[str, str, int] | None:
+    try:
+        with open(f"{paths.run_dir(uuid)}/running.json") as file:
+            lxc_name, rootfs, pid, started = json.load(file)
+        return (lxc_name, rootfs, pid) if _started(pid) == started else None
+    except (OSError, ValueError):
+        return None
+
+
+def _started(pid: int) -> int:
+    """When the process began, in clock ticks since boot: tells it from a later one (proc(5))."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19])

@@ -1,0 +1,245 @@
+"""Attach host directories inside a container, read-only for good, and never on the host.
+
+Every mount is made detached, so the host's mount table never shows it and nothing has to be
+cleaned up. Each passes through the *lock step*: a mount that enters a mount namespace owned by a
+less privileged user namespace has its flags locked by the kernel (mount_namespaces(7)); otherwise
+the container's root could remount /nix/store writable and write the host's store as root.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from inx_sidecar import forked, paths
+from inx_sidecar.errors import InstanceError, MountError
+from inx_sidecar.generations import Change, in_the_way
+from inx_sidecar.syscalls import (
+    AT_FDCWD,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    MOUNT_ATTR_IDMAP,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_PRIVATE,
+    MS_REC,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    openat2,
+    opened,
+    setns,
+    unshare,
+)
+
+_NIX_STATE: Final = "nix/var/nix"
+_WRITABLE: Final = ("profiles", "gcroots")
+_READ_ONLY: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+
+
+@dataclass(frozen=True)
+class HostDirectory:
+    """`source` of the host appears read-only at `target`, a path below the container's root."""
+
+    source: str
+    target: str
+
+    def describe(self) -> str:
+        return f"{self.source} at /{self.target}"
+
+
+class Container:
+    """The namespaces of a running container, held open, so that its PID cannot be mistaken."""
+
+    def __init__(self, pid: int, name: str) -> None:
+        self.name = name
+        try:
+            self.pidfd = os.pidfd_open(pid)
+            try:
+                self.user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                self.mount = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                os.close(self.pidfd)
+                raise
+        except OSError as error:
+            raise InstanceError(f"process {pid} of {name!r} is gone: {error.strerror}") from None
+        own = os.stat("/proc/self/ns/user")
+        self.privileged = os.path.samestat(os.fstat(self.user), own)
+
+    def close(self) -> None:
+        for fd in (self.pidfd, self.user, self.mount):
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def enter(self) -> None:
+        """Become the container's root, with its rights and no others; only in a forked child."""
+        if not self.privileged:
+            setns(self.user, CLONE_NEWUSER)
+        setns(self.mount, CLONE_NEWNS)
+        if not self.privileged:
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        os.umask(0o022)
+
+
+async def attach(
+    container: Container, directories: Sequence[HostDirectory], change: Change | None
+) -> bool:
+    """Attach `directories` and apply `change` to the profile; True if owners are mapped.
+
+    Also makes the container's own /nix/var/nix read-only but for profiles and gcroots: Nix takes a
+    writable one as a sign to open a store of its own instead of asking the daemon, and would then
+    take the whole shared store for garbage.
+    """
+    clones = [_clone(directory, container) for directory in directories]
+    fds = [fd for fd, _ in clones]
+    try:
+        _, locked = await forked.call(lambda: _lock(fds, container), "locking the mounts")
+    finally:
+        for fd in fds:
+            os.close(fd)
+    targets = [directory.target for directory in directories]
+    try:
+        await forked.call(
+            lambda: _attach_inside(container, list(zip(locked, targets, strict=True)), change),
+            f"attaching the store of {container.name!r}",
+        )
+    finally:
+        for fd in locked:
+            os.close(fd)
+    return all(mapped for _, mapped in clones)
+
+
+async def write_generation(container: Container, change: Change) -> int:
+    """Apply `change` to the profile of a container that runs; the number of the generation."""
+
+    def write() -> forked.Result:
+        container.enter()
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return _apply(root, container.name, change), []
+
+    number, _ = await forked.call(write, f"writing the generation of {container.name!r}")
+    return int(number)
+
+
+def _clone(directory: HostDirectory, container: Container) -> tuple[int, bool]:
+    """A detached read-only copy of the mount, and whether its owners are mapped.
+
+    Private: a copy of a shared mount is its peer, and mounts made on one show on the other.
+    """
+    try:
+        fd = open_tree(AT_FDCWD, directory.source)
+        mount_setattr(fd, _READ_ONLY, propagation=MS_PRIVATE)
+    except OSError as error:
+        raise MountError(f"cannot mount {directory.source}: {error.strerror}") from None
+    if container.privileged:
+        return fd, True
+    try:
+        mount_setattr(fd, MOUNT_ATTR_IDMAP, userns_fd=container.user)
+    except OSError as error:
+        # overlayfs, 9p and others cannot map owners (mount_setattr(2), EINVAL).
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            os.close(fd)
+            raise MountError(
+                f"cannot map the owners of {directory.source}: {error.strerror}"
+            ) from None
+        return fd, False
+    return fd, True
+
+
+def _lock(fds: Sequence[int], container: Container) -> forked.Result:
+    """In a child: the same mounts, their flags locked."""
+    unshare(CLONE_NEWNS)
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("inx", paths.RUN, "tmpfs", 0, "mode=755")
+    for number, fd in enumerate(fds):
+        place = f"{paths.RUN}/{number}"
+        os.mkdir(place)
+        with opened(os.open(place, os.O_PATH | os.O_CLOEXEC)) as target:
+            move_mount(fd, target)
+    if container.privileged:
+        # Its own user namespace is the host's; any lesser one makes the kernel lock the flags.
+        unshare(CLONE_NEWUSER)
+    else:
+        setns(container.user, CLONE_NEWUSER)
+    unshare(CLONE_NEWNS)
+    return None, [open_tree(AT_FDCWD, f"{paths.RUN}/{number}") for number in range(len(fds))]
+
+
+def _attach_inside(
+    container: Container, mounts: Sequence[tuple[int, str]], change: Change | None
+) -> forked.Result:
+    """In a child: become the container's root, then make and fill the mount points."""
+    container.enter()
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = container.name
+    for target in (*(target for _, target in mounts), *(f"{_NIX_STATE}/{w}" for w in _WRITABLE)):
+        os.close(_directory(root, target, name))
+    if change is not None:
+        _apply(root, name, change)
+    _protect_nix_state(root, name)
+    for fd, target in mounts:
+        with opened(_directory(root, target, name)) as place:
+            move_mount(fd, place)
+    return None, []
+
+
+def _protect_nix_state(root: int, name: str) -> None:
+    with opened(_directory(root, _NIX_STATE, name)) as place:
+        state = open_tree(place, "")
+        own = [open_tree(_directory(place, directory, name), "") for directory in _WRITABLE]
+        mount_setattr(state, _READ_ONLY, propagation=MS_PRIVATE)
+        move_mount(state, place)
+    for fd, directory in zip(own, _WRITABLE, strict=True):
+        mount_setattr(fd, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, propagation=MS_PRIVATE)
+        with opened(_directory(root, f"{_NIX_STATE}/{directory}", name)) as place:
+            move_mount(fd, place)
+
+
+def _apply(root: int, name: str, change: Change) -> int:
+    with opened(_directory(root, paths.PROFILES_INSIDE, name)) as path_fd:
+        profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
+    with opened(profiles):
+        try:
+            return change.apply(profiles)
+        except OSError as error:
+            raise in_the_way(f"{paths.PROFILES_INSIDE}/{error.filename}", name, error) from None
+
+
+def _directory(start: int, path: str, name: str) -> int:
+    """Open `path` below `start`, making what is missing; links anywhere in it are refused."""
+    fd = os.dup(start)
+    walked = ""
+    for part in path.split("/"):
+        walked = f"{walked}/{part}".lstrip("/")
+        with opened(fd) as parent:
+            try:
+                try:
+                    fd = _open_directory(parent, part)
+                except FileNotFoundError:
+                    os.mkdir(part, 0o755, dir_fd=parent)
+                    fd = _open_directory(parent, part)
+            except OSError as error:
+                raise in_the_way(walked, name, error) from None
+    return fd
+
+
+def _open_directory(parent: int, name: str) -> int:
+    return openat2(
+        parent,
+        name,
+        os.O_PATH | os.O_DIRECTORY,
+        RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
+    )

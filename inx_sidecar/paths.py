@@ -1,0 +1,70 @@
+"""Where things live on the host. Nothing else in the package spells out these paths."""
+
+from typing import Final
+
+STORE: Final = "/nix/store"
+NIX_DB: Final = "/nix/var/nix/db/db.sqlite"
+GC_LOCK: Final = "/nix/var/nix/gc.lock"
+GC_SOCKET: Final = "/nix/var/nix/gc-socket/socket"
+GCROOTS: Final = "/nix/var/nix/gcroots/inx"
+
+CONFIG: Final = "/etc/inx/config.toml"
+HOOKS: Final = "/etc/inx/hooks"
+PROFILE: Final = "/etc/inx/profile.yaml"
+
+RUN: Final = "/run/inx"
+SOCKET: Final = "/run/inx/sidecar.sock"
+STATE: Final = "/var/lib/inx"
+LOG: Final = "/var/log/inx"
+
+INCUS_SOCKET: Final = "/var/lib/incus/unix.socket"
+
+# Inside a container.
+PROFILES_INSIDE: Final = "nix/var/nix/profiles"
+BOOT_INSIDE: Final = "dev/.inx"
+
+
+def run_dir(uuid: str) -> str:
+    """What lives as long as the instance runs: gone after a reboot of the host."""
+    return f"{RUN}/{uuid}"
+
+
+def boot_dir(uuid: str) -> str:
+    """Shown inside as /dev/.inx: the bootstrap init and what it waits for."""
+    return f"{RUN}/{uuid}/boot"
+
+
+def daemon_socket_dir(uuid: str) -> str:
+    """Shown inside as /nix/var/nix/daemon-socket."""
+    return f"{RUN}/{uuid}/daemon-socket"
+
+
+def state_dir(uuid: str) -> str:
+    """What lives as long as the instance exists."""
+    return f"{STATE}/{uuid}"
+
+
+def auto_dir(uuid: str) -> str:
+    """The roots that Nix clients of the instance register with its own nix-daemon."""
+    return f"{STATE}/{uuid}/auto"
+
+
+def build_dir(uuid: str) -> str:
+    """Owned by the user who builds: Nix puts its result link here."""
+    return f"{STATE}/{uuid}/build"
+
+
+def build_log(uuid: str) -> str:
+    return f"{LOG}/{uuid}.build.log"
+
+
+def daemon_socket_unit(uuid: str) -> str:
+    return f"inx-nix-daemon@{uuid}.socket"
+
+
+def daemon_service_unit(uuid: str) -> str:
+    return f"inx-nix-daemon@{uuid}.service"
+
+
+def build_unit(uuid: str) -> str:
+    return f"inx-build-{uuid}.service"

@@ -1,0 +1,97 @@
+"""Decide what a start does: a pure function of the wish, the generations and the store."""
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+from inx_sidecar.config import System, Wish
+from inx_sidecar.errors import SystemMissingError
+from inx_sidecar.generations import Append, Change, Generations, Select
+
+
+@dataclass(frozen=True)
+class Boot:
+    """The system is in the store: start it, after writing `change` to the profile, if any."""
+
+    system: str
+    change: Change | None = None
+
+    def describe(self) -> str:
+        return f"boot {self.system}"
+
+
+@dataclass(frozen=True)
+class Build:
+    """The system has to be built or fetched first; PID 1 waits for it.
+
+    `missing` is a store path that is wanted but gone: fetching it is tried before a build.
+    `fallback` is a generation that can be started if all fails.
+    """
+
+    fingerprint: str
+    missing: str | None = None
+    fallback: Select | None = None
+
+    def describe(self) -> str:
+        return f"fetch {self.missing}" if self.missing else "build"
+
+
+Plan = Boot | Build
+
+
+def decide(
+    wish: Wish,
+    present: Generations,
+    instance: str,
+    valid: Callable[[Set[str]], Set[str]],
+    resolve: Callable[[str, str], str],
+) -> Plan:
+    """What starting `instance` takes; SystemMissingError if it cannot start at all.
+
+    `valid` tells which store paths are complete, `resolve` where a System leads.
+    """
+    if wish.generation is not None:
+        return _pinned(wish.generation, wish, present, instance, valid)
+    current = present.newest if present.pinned else present.current
+    system = None if current is None else present.links[current]
+    usable = system is not None and system in valid({system})
+    select = None if current is None else Select(current, pinned=False)
+
+    if isinstance(wish.source, System):
+        target = resolve(wish.source.path, instance)
+        fingerprint = wish.fingerprint(target)
+        if fingerprint != present.fingerprint or not usable:
+            if target not in valid({target}):
+                return Build(fingerprint, missing=target, fallback=select if usable else None)
+            return Boot(target, Append(target, fingerprint, wish.keep))
+    else:
+        fingerprint = wish.fingerprint()
+        if fingerprint != present.fingerprint:
+            return Build(fingerprint, fallback=select if usable else None)
+        if not usable:
+            return Build(fingerprint, missing=system)
+    assert system is not None
+    return Boot(system, select if current != present.current or present.pinned else None)
+
+
+def _pinned(
+    number: int,
+    wish: Wish,
+    present: Generations,
+    instance: str,
+    valid: Callable[[Set[str]], Set[str]],
+) -> Plan:
+    system = present.links.get(number)
+    if system is None:
+        have = ", ".join(map(str, sorted(present.links))) or "none"
+        raise SystemMissingError(
+            f"user.inx.generation is {number}, but {instance!r} has no such generation (it has "
+            f"{have}); unset the key to start the newest"
+        )
+    if system not in valid({system}):
+        raise SystemMissingError(
+            f"generation {number} of {instance!r} is {system}, which is no longer in the store; "
+            "unset user.inx.generation to start the newest"
+        )
+    change = Select(number, pinned=True)
+    settled = present.pinned and present.current == number
+    return Boot(system, None if settled else change)

@@ -1,0 +1,124 @@
+"""GC roots of an instance on the host: `gcroots/inx/NAME.UUID/ROOT -> /nix/store/...`
+
+They are direct roots outside `auto/`, which Nix never removes by itself, and are written by host
+root alone. A collection that runs at that moment is told of every new one by Nix's own rule
+(libstore/gc.cc, addTempRoot): if gc.lock cannot be taken shared, a collector holds it, and listens
+on gc-socket for paths to spare, answering each with "1".
+"""
+
+import asyncio
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from inx_sidecar import paths
+from inx_sidecar.errors import RootError
+
+_COLLECTOR_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """What turns the present roots into the wanted ones."""
+
+    add: Mapping[str, str]
+    drop: tuple[str, ...]
+
+
+def reconcile(wanted: Mapping[str, str], present: Mapping[str, str]) -> Change:
+    return Change(
+        add={name: path for name, path in wanted.items() if present.get(name) != path},
+        drop=tuple(sorted(present.keys() - wanted.keys())),
+    )
+
+
+def directory(lxc_name: str, uuid: str) -> str:
+    """Named for the reader of `nix-store --gc --print-roots`; the uuid makes it unique."""
+    return f"{paths.GCROOTS}/{lxc_name}.{uuid}"
+
+
+def read(root_directory: str) -> dict[str, str]:
+    try:
+        names = os.listdir(root_directory)
+    except FileNotFoundError:
+        return {}
+    return {name: os.readlink(f"{root_directory}/{name}") for name in names}
+
+
+async def keep(lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> None:
+    """Make `wanted` (root name to store path) the roots of the instance; adds come first.
+
+    When this returns, no collection, not even one that runs, deletes a path that was valid before.
+    """
+    root_directory = directory(lxc_name, uuid)
+    change = reconcile(wanted, read(root_directory))
+    try:
+        if change.add:
+            os.makedirs(root_directory, mode=0o755, exist_ok=True)
+        for name, path in change.add.items():
+            temporary = f"{root_directory}/.{secrets.token_hex(8)}"
+            os.symlink(path, temporary)
+            os.rename(temporary, f"{root_directory}/{name}")
+        await _tell_collector(change.add.values())
+        for name in change.drop:
+            os.unlink(f"{root_directory}/{name}")
+    except OSError as error:
+        raise RootError(
+            f"cannot keep the system of {lxc_name!r} in {root_directory}: {error.strerror or error}"
+        ) from None
+    for other in former_directories(lxc_name, uuid):
+        shutil.rmtree(other)
+
+
+def former_directories(lxc_name: str, uuid: str) -> list[str]:
+    """Directories of the same instance under names that it had before."""
+    try:
+        names = os.listdir(paths.GCROOTS)
+    except FileNotFoundError:
+        return []
+    return [
+        f"{paths.GCROOTS}/{name}"
+        for name in names
+        if name.endswith(f".{uuid}") and name != f"{lxc_name}.{uuid}"
+    ]
+
+
+async def _tell_collector(store_paths: Iterable[str]) -> None:
+    for path in store_paths:
+        while not _no_collector():
+            try:
+                async with asyncio.timeout(_COLLECTOR_SECONDS):
+                    if await _spare(path):
+                        break
+            except TimeoutError:
+                raise RootError(f"the garbage collector did not confirm {path}") from None
+
+
+def _no_collector() -> bool:
+    lock = os.open(paths.GC_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+async def _spare(path: str) -> bool:
+    """Ask the running collector to spare `path`; False if it has just ended."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(paths.GC_SOCKET)
+        try:
+            writer.write(path.encode() + b"\n")
+            await writer.drain()
+            return await reader.read(1) == b"1"
+        finally:
+            writer.close()
+    except (FileNotFoundError, ConnectionError):
+        # The collector opens its socket after it takes the lock, and closes it before.
+        await asyncio.sleep(0)
+        return False

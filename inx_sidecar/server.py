@@ -1,0 +1,118 @@
+"""The sidecar's socket and loop: one request per connection, from root alone, answered in turn."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import traceback
+from typing import Final
+
+from inx_sidecar import bootstrap
+from inx_sidecar.errors import InxError, UnsupportedError, one_line
+from inx_sidecar.lifecycle import Lifecycle
+
+_REQUEST_MAX: Final = 1 << 16
+_FIRST_PASSED_FD: Final = 3
+
+log = logging.getLogger(__name__)
+
+
+def listening_socket() -> socket.socket:
+    """The socket that systemd passes (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        raise UnsupportedError(
+            "the sidecar is started by its socket: run 'systemctl start inx-sidecar.socket'"
+        )
+    listener = socket.socket(fileno=_FIRST_PASSED_FD)
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(listener: socket.socket) -> None:
+    """Answer hooks until SIGTERM."""
+    lifecycle = Lifecycle()
+    bootstrap.install_busybox()
+    await lifecycle.resume()
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if _peer_uid(writer) == 0:
+                writer.write(await _answer(lifecycle, await reader.read(_REQUEST_MAX)))
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    # From Python 3.13 on the server removes its socket at the end; this one is systemd's.
+    keep = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+    server = await asyncio.start_unix_server(client, sock=listener, **keep)
+    _notify("READY=1")
+    async with server:
+        await stopping.wait()
+    _notify("STOPPING=1")
+    await lifecycle.close()
+
+
+async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
+    """Status and message: an expected failure's own, 1 for a bug, which goes to the journal."""
+    try:
+        await _handle(lifecycle, request.decode())
+    except InxError as error:
+        log.error("%s", error)
+        return f"{error.status}\n{error}".encode()
+    except Exception:
+        log.error("%s", traceback.format_exc())
+        return b"1\nthe inx sidecar failed; see 'journalctl -u inx-sidecar'"
+    return b"0\n"
+
+
+async def _handle(lifecycle: Lifecycle, request: str) -> None:
+    kind, *pairs = request.split("\0")
+    facts = dict(pair.split("=", 1) for pair in pairs)
+    name, rootfs = facts["LXC_NAME"], facts["LXC_ROOTFS_PATH"]
+    match kind:
+        case "pre-start":
+            await lifecycle.pre_start(name, rootfs)
+        case "start-host":
+            await lifecycle.start_host(name, rootfs, int(facts["LXC_PID"]))
+        case "stop":
+            await lifecycle.stop(name, rootfs, facts["LXC_TARGET"])
+        case _:
+            raise UnsupportedError(f"unknown hook {one_line(kind)!r}: are hooks and sidecar equal?")
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    credentials = writer.get_extra_info("socket").getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def _notify(state: str) -> None:
+    """sd_notify(3)"""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.sendto(state.encode(), address.replace("@", "\0", 1))
+
+
+class _Journal(logging.Formatter):
+    """Lines with systemd's level prefix (sd-daemon(3)); the journal adds the time."""
+
+    LEVELS: Final = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = self.LEVELS.get(record.levelno, "<7>")
+        return "\n".join(level + line for line in super().format(record).splitlines())
+
+
+def log_to_journal() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Journal("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

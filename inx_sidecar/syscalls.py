@@ -1,0 +1,161 @@
+"""Linux system calls that Python lacks, under their kernel names.
+
+Each wrapper returns a file descriptor or None and raises OSError with the path; numbers from 424 up
+are the same on every architecture (include/uapi/asm-generic/unistd.h). Flags are those of
+include/uapi/linux/{mount,openat2,sched}.h.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+
+MOUNT_ATTR_RDONLY: Final = 0x01
+MOUNT_ATTR_NOSUID: Final = 0x02
+MOUNT_ATTR_NODEV: Final = 0x04
+MOUNT_ATTR_IDMAP: Final = 0x100000
+
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_IN_ROOT: Final = 0x10
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUSER: Final = 0x10000000
+
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 1 << 18
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+_libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
+_libc.unshare.argtypes = [ctypes.c_int]
+
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_OPENAT2: Final = 437
+_MOUNT_SETATTR: Final = 442
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def _check(result: int, path: str) -> int:
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), path)
+    return result
+
+
+def open_tree(dir_fd: int, path: str, flags: int = 0) -> int:
+    """A detached copy of the mount at `path`; an empty path means `dir_fd` itself."""
+    flags |= OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+    if not path:
+        flags |= AT_EMPTY_PATH
+    return _check(
+        _libc.syscall(
+            ctypes.c_long(_OPEN_TREE),
+            ctypes.c_int(dir_fd),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.c_uint(flags),
+        ),
+        path,
+    )
+
+
+def move_mount(mount_fd: int, target_fd: int) -> None:
+    """Attach the detached mount `mount_fd` on top of what `target_fd` refers to."""
+    _check(
+        _libc.syscall(
+            ctypes.c_long(_MOVE_MOUNT),
+            ctypes.c_int(mount_fd),
+            ctypes.c_char_p(b""),
+            ctypes.c_int(target_fd),
+            ctypes.c_char_p(b""),
+            ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH),
+        ),
+        f"/proc/self/fd/{target_fd}",
+    )
+
+
+def mount_setattr(
+    mount_fd: int, attr_set: int, *, userns_fd: int = 0, propagation: int = 0
+) -> None:
+    """Set attributes of the mount; with MOUNT_ATTR_IDMAP, map owners by `userns_fd`."""
+    attr = _MountAttr(attr_set=attr_set, userns_fd=userns_fd, propagation=propagation)
+    _check(
+        _libc.syscall(
+            ctypes.c_long(_MOUNT_SETATTR),
+            ctypes.c_int(mount_fd),
+            ctypes.c_char_p(b""),
+            ctypes.c_uint(AT_EMPTY_PATH),
+            ctypes.byref(attr),
+            ctypes.c_size_t(ctypes.sizeof(attr)),
+        ),
+        f"/proc/self/fd/{mount_fd}",
+    )
+
+
+def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=0, resolve=resolve)
+    return _check(
+        _libc.syscall(
+            ctypes.c_long(_OPENAT2),
+            ctypes.c_int(dir_fd),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        ),
+        path,
+    )
+
+
+@contextmanager
+def opened(fd: int) -> Iterator[int]:
+    """Close `fd` at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
+    _check(
+        _libc.mount(*(os.fsencode(s) for s in (source, target, fstype)), flags, os.fsencode(data)),
+        target,
+    )
+
+
+def setns(fd: int, kind: int) -> None:
+    """os.setns exists from Python 3.12 on."""
+    _check(_libc.setns(fd, kind), f"/proc/self/fd/{fd}")
+
+
+def unshare(flags: int) -> None:
+    """os.unshare exists from Python 3.12 on."""
+    _check(_libc.unshare(flags), "")

@@ -30,9 +30,9 @@ def run() -> None:
 @main.command()
 def check() -> None:
     """Look whether this host has what inx needs: one line each, 'ok' or what to do."""
-    from inx_sidecar import check as checks
+    from inx_sidecar.check import everything
 
-    findings = asyncio.run(checks.everything())
+    findings = asyncio.run(everything())
     for finding in findings:
         click.echo(finding.describe())
     sys.exit(0 if all(finding.ok for finding in findings) else 1)

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import traceback
-from typing import Final
+from typing import Any, Final
 
 from inx_sidecar import bootstrap
 from inx_sidecar.errors import InxError, UnsupportedError, one_line
@@ -50,7 +50,7 @@ async def serve(listener: socket.socket) -> None:
             writer.close()
 
     # From Python 3.13 on the server removes its socket at the end; this one is systemd's.
-    keep = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+    keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     server = await asyncio.start_unix_server(client, sock=listener, **keep)
     _notify("READY=1")
     async with server:

@@ -1,0 +1,5 @@
+# The same systems without flakes: `nix-build -A web`.
+let
+  flake = (import ./flake.nix).outputs { self = flake; };
+in
+builtins.mapAttrs (_: nixos: nixos.config.system.build.toplevel) flake.nixosConfigurations

@@ -1,0 +1,204 @@
+"""From `incus launch` to a running system, for every source that user.inx.* can name."""
+
+import pytest
+from disposable import Host
+from incus import Incus
+
+pytestmark = pytest.mark.main
+
+
+def test_launch_with_the_default_flake_and_the_instances_name(incus: Incus) -> None:
+    name = incus.init(name="web")
+    assert incus.start(name).stderr == ""
+    incus.wait_ready(name)
+    system = incus.run(name, "readlink", "/run/current-system").stdout.strip()
+    assert "-nixos-system-web-" in system
+    assert incus.get(name, "user.inx.status.system") == system
+    assert incus.get(name, "user.inx.status.generation") == "1"
+
+
+def test_launch_from_a_flake_with_an_attribute(incus: Incus) -> None:
+    flake = incus.flake("some.name", greeting="from an attribute")
+    name = incus.launch(flake=f"{flake}#some.name")
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "from an attribute"
+
+
+def test_launch_from_a_flake_by_url(incus: Incus) -> None:
+    name = incus.launch(flake=f"path:{incus.flake(incus.name())}")
+    assert incus.state(name) == "RUNNING"
+
+
+def test_launch_from_a_file(incus: Incus) -> None:
+    directory = incus.flake()
+    path = f"{directory}/systems.nix"
+    text = """let
+      gathered = builtins.fromJSON (builtins.readFile ./deps.json);
+      deps = builtins.mapAttrs (n: v: if n == "system" then v else builtins.storePath v) gathered;
+    in { %s = import ./system.nix { name = "by-file"; inherit deps; }; }
+    """
+    incus.host.sh('cat >"$P"', env={"P": path}, input=text % incus.prefix)
+    name = incus.launch(file=path)
+    assert "by-file" in incus.run(name, "readlink", "/run/current-system").stdout
+    other = incus.launch(name=incus.name("b"), file=path, attr=incus.prefix)
+    assert incus.get(other, "user.inx.status.system") == incus.get(name, "user.inx.status.system")
+
+
+def build(incus: Incus, greeting: str) -> str:
+    """A link on the host that leads to a system the host has built."""
+    flake = incus.flake("built", greeting=greeting)
+    link = f"/srv/{incus.prefix}-result"
+    incus.host.sh(
+        'nix --extra-experimental-features "nix-command flakes" build -o "$L" '
+        '"$F#nixosConfigurations.built.config.system.build.toplevel"',
+        env={"L": link, "F": flake},
+    )
+    return link
+
+
+def test_launch_from_a_store_path(incus: Incus) -> None:
+    system = incus.host.run(["readlink", build(incus, "path")]).stdout.strip()
+    name = incus.launch(system=system)
+    assert incus.run(name, "readlink", "/run/current-system").stdout.strip() == system
+
+
+def test_launch_from_a_link_follows_the_link_at_every_start(incus: Incus) -> None:
+    link = build(incus, "first")
+    name = incus.launch(system=link)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "first"
+    build(incus, "second")
+    incus.restart_into(name, generation=2)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "second"
+
+
+def test_launch_the_empty_image(incus: Incus) -> None:
+    """For clients that insist on an image."""
+    name = incus.adopt(incus.name())
+    flake = incus.flake(name)
+    incus("launch", "inx", name, "--profile", "inx", "-c", f"user.inx.flake={flake}")
+    incus.wait_ready(name)
+    images = incus.json("image", "list", "--format", "json")
+    assert next(image["size"] for image in images if image["aliases"][0]["name"] == "inx") < 2000
+
+
+def test_a_start_without_a_change_evaluates_nothing(incus: Incus, host: Host) -> None:
+    flake = incus.flake()
+    name = incus.launch(flake=f"{flake}#web")
+    incus("stop", name)
+    host.run(["rm", "-r", flake])
+    host.run(["systemctl", "stop", "nix-daemon.socket", "nix-daemon.service"])
+    try:
+        incus.start(name)
+        assert incus.run(name, "cat", "/etc/NIXOS").returncode == 0
+        incus.wait_status(name, "ready$")
+    finally:
+        host.run(["systemctl", "start", "nix-daemon.socket"])
+
+
+def test_a_changed_source_is_built_at_the_next_start(incus: Incus) -> None:
+    flake = incus.flake("one", "two")
+    name = incus.launch(flake=f"{flake}#one")
+    incus.set(name, f"user.inx.flake={flake}#two")
+    incus.restart_into(name, generation=2)
+    assert "-two-" in incus.run(name, "readlink", "/run/current-system").stdout
+
+
+def test_a_new_update_value_builds_the_same_source_again(incus: Incus) -> None:
+    name = incus.launch(flake=f"{incus.flake(greeting='old')}#web")
+    incus.flake(greeting="new")
+    incus.restart_into(name, generation=1)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "old"
+    incus.set(name, "user.inx.update=2")
+    incus.restart_into(name, generation=2)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "new"
+
+
+def test_a_failed_rebuild_starts_the_last_good_generation_and_says_so(incus: Incus) -> None:
+    name = incus.launch(flake=f"{incus.flake()}#web")
+    incus("stop", name)
+    incus.set(name, "user.inx.flake=/srv/gone#web")
+    incus.start(name)
+    status = incus.wait_status(name, "failed: ")
+    assert "started generation 1" in status and "/srv/gone" in status
+    incus.wait_inside(name)
+    assert "/srv/gone" in incus.console(name)
+
+
+def test_a_rebuild_that_gives_the_same_system_is_no_new_generation(incus: Incus) -> None:
+    name = incus.launch(flake=f"{incus.flake()}#web")
+    incus.set(name, "user.inx.update=again")
+    incus.restart_into(name, generation=1)
+    links = incus.sh(name, "ls /nix/var/nix/profiles").stdout.split()
+    assert links == ["system", "system-1-link", "system-source"]
+
+
+def test_old_generations_are_pruned_to_keep(incus: Incus) -> None:
+    name = incus.launch(flake=f"{incus.flake(greeting='0')}#web", keep="2")
+    for number in range(2, 5):
+        incus.flake(greeting=str(number))
+        incus.set(name, f"user.inx.update={number}")
+        incus.restart_into(name, generation=number)
+    links = incus.sh(name, "ls /nix/var/nix/profiles").stdout.split()
+    assert [link for link in links if link.endswith("-link")] == ["system-3-link", "system-4-link"]
+    root = f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"
+    assert incus.host.run(["ls", root]).stdout.split() == ["booted-system", "system-3", "system-4"]
+
+
+def test_a_generation_can_be_pinned_and_released(incus: Incus) -> None:
+    name = incus.launch(flake=f"{incus.flake(greeting='one')}#web")
+    incus.flake(greeting="two")
+    incus.set(name, "user.inx.update=2")
+    incus.restart_into(name, generation=2)
+    incus.set(name, "user.inx.generation=1")
+    incus.restart_into(name, generation=1)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "one"
+    incus.set(name, "user.inx.generation=")
+    incus.restart_into(name, generation=2)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "two"
+    incus("stop", name)
+    incus.set(name, "user.inx.generation=7")
+    assert incus.start(name, check=False).returncode != 0
+    assert "user.inx.generation is 7" in incus.log(name)
+    assert incus.wait_status(name, "failed: user.inx.generation is 7")
+
+
+def test_the_system_and_what_runs_survive_a_collection(incus: Incus, host: Host) -> None:
+    running = incus.launch(flake=f"{incus.flake(greeting='keep me')}#web")
+    stopped = incus.launch(name=incus.name("s"), flake=f"/srv/{incus.prefix}#web", update="1")
+    incus("stop", stopped)
+    host.run(["nix-collect-garbage"])
+    assert incus.run(running, "cat", "/etc/greeting").stdout == "keep me"
+    incus.start(stopped)
+    incus.wait_inside(stopped)
+    assert incus.run(stopped, "cat", "/etc/greeting").stdout == "keep me"
+
+
+def test_a_switch_inside_is_respected_by_the_next_start(incus: Incus) -> None:
+    """Like nixos-rebuild: a new generation by nix-env, then switch-to-configuration."""
+    name = incus.launch(flake=f"{incus.flake(greeting='mine')}#web")
+    other = incus.launch(name=incus.name("b"), flake="/etc/nixos#second")
+    system = incus.get(other, "user.inx.status.system")
+    incus.run(name, "nix-env", "--profile", "/nix/var/nix/profiles/system", "--set", system)
+    incus.run(name, f"{system}/bin/switch-to-configuration", "switch")
+    assert (
+        "2   "
+        in incus.sh(name, "nix-env --list-generations -p /nix/var/nix/profiles/system").stdout
+    )
+    incus.restart_into(name, generation=2)
+    assert incus.run(name, "readlink", "/run/current-system").stdout.strip() == system
+    incus.sh(name, "nix-env --rollback -p /nix/var/nix/profiles/system")
+    incus.restart_into(name, generation=1)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "mine"
+
+
+def test_a_collected_system_is_built_again(incus: Incus, host: Host) -> None:
+    """As after an import on a host that never had it."""
+    name = incus.launch(flake=f"{incus.flake(greeting='again')}#web")
+    incus("stop", name)
+    host.run(["rm", "-r", f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"])
+    system = incus.get(name, "user.inx.status.system")
+    host.run(["nix-store", "--delete", system])
+    incus.start(name)
+    incus.wait_inside(name)
+    incus.wait_ready(name)
+    assert incus.run(name, "cat", "/etc/greeting").stdout == "again"
+    assert incus.get(name, "user.inx.status.generation") == "1"

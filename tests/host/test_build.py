@@ -1,0 +1,201 @@
+"""While a build runs, and when it fails: Incus answers as ever, and the reason is one sentence."""
+
+import json
+import time
+
+import pytest
+from disposable import Host
+from incus import Incus
+
+pytestmark = pytest.mark.main
+
+# A toplevel whose build says so and then takes its time; `token` makes it new each time.
+SLOW = """nixosConfigurations.slow.config.system.build.toplevel = derivation {
+  name = "nixos-system-slow-1";
+  system = deps.system;
+  token = "%s";
+  builder = "${deps.busybox}/bin/sh";
+  args = [ "-c" ''
+    echo 'step one of the slow build' >&2
+    ${deps.busybox}/bin/sleep %d
+    ${deps.busybox}/bin/mkdir $out
+    ${deps.busybox}/bin/ln -s %s/init $out/init
+  '' ];
+};"""
+
+
+def slow_flake(incus: Incus, seconds: int) -> str:
+    """A system that takes `seconds` to build, and then runs as the example's "second" does."""
+    second = incus.host.sh(
+        'nix --extra-experimental-features "nix-command flakes" build --print-out-paths '
+        f"-o /srv/{incus.prefix}-second "
+        "/etc/nixos#nixosConfigurations.second.config.system.build.toplevel"
+    ).stdout.strip()
+    init = (
+        f"${{builtins.appendContext {json.dumps(second)} {{ {json.dumps(second)}.path = true; }}}}"
+    )
+    return incus.flake_text(SLOW % (incus.prefix, seconds, init), f"/srv/{incus.prefix}")
+
+
+def timed(incus: Incus, *args: str) -> float:
+    begin = time.monotonic()
+    incus(*args)
+    return time.monotonic() - begin
+
+
+def wait_building(incus: Incus, name: str) -> None:
+    incus.eventually(
+        lambda: "step one of the slow build" in incus.console(name), lambda: incus.story()
+    )
+
+
+def builds_that_run(host: Host) -> str:
+    return host.sh(
+        "systemctl list-units --plain --no-legend 'inx-build-*'; pgrep -fa 'nix build' || :"
+    ).stdout
+
+
+def test_incus_answers_while_a_build_runs(incus: Incus, host: Host) -> None:
+    """launch returns at once; list, info, exec of others and config are as fast as without."""
+    other = incus.launch(name=incus.name("other"), flake="/etc/nixos#web")
+    usual = {verb: timed(incus, *verb.split()) for verb in ("list", f"info {other}")}
+    name = incus.init(flake=f"{slow_flake(incus, 20)}#slow")
+    assert timed(incus, "start", name) < 5
+    wait_building(incus, name)
+    assert incus.status(name) == "building"
+    assert timed(incus, "list") < max(1.0, 3 * usual["list"])
+    assert timed(incus, "info", name) < max(1.0, 3 * usual[f"info {other}"])
+    assert incus.state(name) == "RUNNING"
+    assert timed(incus, "stop", name) < 3, "the bootstrap init ends on SIGPWR"
+    assert builds_that_run(host) == ""
+    incus.start(name)
+    wait_building(incus, name)
+    assert timed(incus, "stop", "-f", name) < 3
+    incus.start(name)
+    wait_building(incus, name)
+    assert timed(incus, "restart", "-f", name) < 4
+    wait_building(incus, name)
+    assert timed(incus, "delete", "-f", name) < 3
+    assert builds_that_run(host) == "", "nothing is built for an instance that is gone"
+
+
+def test_a_slow_build_ends_in_a_running_system(incus: Incus) -> None:
+    name = incus.init(flake=f"{slow_flake(incus, 3)}#slow")
+    incus.start(name)
+    wait_building(incus, name)
+    incus.wait_ready(name)
+    console = incus.console(name)
+    assert "building the system of" in console and "inx: starting /nix/store/" in console
+    assert "Welcome to second" in console
+
+
+BROKEN = {
+    "no such flake": ("/srv/nowhere#web", "nixosConfigurations.web = 1;", "/srv/nowhere"),
+    "no such attribute": ("#other", "nixosConfigurations.web = 1;", "other"),
+    "evaluation error": (
+        "#web",
+        'nixosConfigurations.web.config.system.build.toplevel = throw "the sky is falling";',
+        "the sky is falling",
+    ),
+    "syntax error": ("#web", "nixosConfigurations = {;", "syntax error"),
+    "build failure": (
+        "#web",
+        """nixosConfigurations.web.config.system.build.toplevel = derivation {
+             name = "broken"; system = deps.system; builder = "${deps.busybox}/bin/sh";
+             args = [ "-c" "echo it does not compile >&2; exit 3" ]; };""",
+        "exit code 3",
+    ),
+    "not a system": (
+        "#web",
+        'nixosConfigurations.web.config.system.build.toplevel = builtins.toFile "x" "y";',
+        "",
+    ),
+    "no init": (
+        "#web",
+        """nixosConfigurations.web.config.system.build.toplevel = derivation {
+             name = "empty"; system = deps.system; builder = "${deps.busybox}/bin/mkdir";
+             args = [ (placeholder "out") ]; };""",
+        "has no 'init'",
+    ),
+    "another machine": (
+        "#web",
+        """nixosConfigurations.web.config.system.build.toplevel = derivation {
+             name = "arm"; system = "armv5tel-linux"; builder = "/bin/sh"; };""",
+        "armv5tel-linux",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_source_stops_the_instance_with_one_sentence(incus: Incus, what: str) -> None:
+    ref, outputs, reason = BROKEN[what]
+    directory = incus.flake_text(outputs, f"/srv/{incus.prefix}")
+    ref = ref if ref.startswith("/") else directory + ref
+    name = incus.init(flake=ref)
+    incus.start(name)
+    incus.wait_state(name, "STOPPED")
+    status = incus.wait_status(name, "failed: ")
+    sentence = status.removeprefix("failed: ")
+    assert reason in sentence and name in sentence and ref in sentence
+    for text in (incus.console(name), incus.log(name)):
+        lines = [line for line in text.splitlines() if sentence[:300] in line]
+        assert len(lines) == 1, text
+
+
+def test_a_refused_start_says_why_at_once(incus: Incus) -> None:
+    """What needs no build is refused by pre-start: incus start itself fails."""
+    for key, value in (
+        ("user.inx.flake", "relative/../path; rm -rf /"),
+        ("user.inx.system", "/etc/passwd"),
+        ("user.inx.system", "/nix/store/00000000000000000000000000000000-gone"),
+        ("user.inx.typo", "x"),
+        ("user.inx.store", "isolated"),
+    ):
+        name = incus.init(name=incus.name(str(abs(hash(value)) % 10**6)))
+        incus.set(name, f"{key}={value}")
+        failed = incus.start(name, check=False)
+        assert failed.returncode != 0 and "--show-log" in failed.stderr
+        said = [line for line in incus.log(name).splitlines() if " inx - " in line]
+        assert len(said) == 1
+        sentence = said[0].partition(" inx - ")[2]
+        assert value.split(";")[0] in sentence or key in sentence
+        assert incus.wait_status(name, "failed: ") == f"failed: {sentence}"[:408]
+
+
+def test_two_hundred_bad_values_are_refused_by_name(incus: Incus, host: Host) -> None:
+    """Through real Incus: the key is named, nothing hangs, and no hook leaves a traceback."""
+    bad = ("-x", "--option", "a b", "$(id)", "`id`", "'", '"', "\\", "a;b", "#", "x#", "x#-y",
+           "x#a b", "..", "./x", "/x/../y", "path:x", "~/x", "/nix/store/x", "\n", "a\nb",
+           "é", "x" * 3000, "0", "-1", "1e3", "1001", "yes", "TRUE", "\x1b[31m")  # fmt: skip
+    keys = ("flake", "file", "attr", "system", "store", "daemon", "generation", "keep")
+    cases = [(key, value) for key in keys for value in bad]
+    allowed = {("flake", "yes"), ("flake", "TRUE"), ("keep", "1001")}
+    name = incus.init()
+    script = """
+import json, subprocess, sys
+name, cases = json.load(sys.stdin)
+api = ["incus", "query", "-X", "PATCH", "-d"]
+for key, value in cases:
+    config = {f"user.inx.{k}": "" for k in %r} | {f"user.inx.{key}": value}
+    if key == "attr":
+        config["user.inx.file"] = "/srv/x.nix"
+    subprocess.run([*api, json.dumps({"config": config}), f"/1.0/instances/{name}"], check=True)
+    done = subprocess.run(["incus", "start", name], capture_output=True, text=True)
+    shown = subprocess.run(["incus", "info", name, "--show-log"], capture_output=True, text=True)
+    said = [l.partition(" inx - ")[2] for l in shown.stdout.splitlines() if " inx - " in l]
+    if done.returncode == 0:
+        subprocess.run(["incus", "stop", "-f", name])
+    print(json.dumps([key, value, done.returncode, said]), flush=True)
+""" % (keys,)
+    results = host.run(
+        ["python3", "-c", script], input=json.dumps([name, cases]), timeout=280
+    ).stdout.splitlines()
+    assert len(results) == len(cases) >= 200
+    for line in results:
+        key, value, status, said = json.loads(line)
+        if status:
+            assert len(said) == 1 and f"user.inx.{key}" in said[0], line
+        else:
+            assert (key, value) in allowed or value.strip() == "", line
+    journal = host.run(["journalctl", "-u", "inx-sidecar", "--no-pager"]).stdout
+    assert "Traceback" not in journal

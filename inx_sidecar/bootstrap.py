@@ -1,9 +1,10 @@
 """/dev/.inx of a container: the bootstrap init, and how it learns that the system is there.
 
 The directory lives on the host in /run/inx/UUID/boot and is shown inside read-only. `ready` or
-`failed` say how it ended; until then init reads the fifo `console`, which carries the build's log.
-The sidecar holds the fifo open, marks the end first and removes it after: an init that comes late
-finds no fifo and looks at the marks again, one that reads gets the end of file.
+`failed` say how it ended and hold what init has to print then; before, it reads the fifo `console`,
+which carries the build's log. The sidecar holds the fifo open, marks the end first and removes it
+after: an init that comes late finds no fifo and looks at the marks again, one that reads gets the
+end of file.
 """
 
 import os
@@ -76,9 +77,16 @@ class Console:
         os.close(self._fifo)
 
     def _end(self, mark: str, text: str) -> None:
-        _write(self._directory, mark, text)
+        _write(self._directory, mark, text, unread=self._unread())
         os.unlink(f"{self._directory}/{_CONSOLE}")
         os.close(self._fifo)
+
+    def _unread(self) -> bytes:
+        """What an init that comes late has missed."""
+        try:
+            return os.read(self._fifo, 1 << 20)
+        except BlockingIOError:
+            return b""
 
 
 def is_waiting(uuid: str) -> bool:
@@ -86,9 +94,9 @@ def is_waiting(uuid: str) -> bool:
     return os.path.exists(f"{paths.boot_dir(uuid)}/{_CONSOLE}")
 
 
-def _write(directory: str, mark: str, text: str) -> None:
+def _write(directory: str, mark: str, text: str, unread: bytes = b"") -> None:
     temporary = f"{directory}/.{mark}"
-    with open(temporary, "w") as file:
-        file.write(f"inx: {one_line(text)}\r\n" if text else "")
+    with open(temporary, "wb") as file:
+        file.write(unread + (f"inx: {one_line(text)}\r\n".encode() if text else b""))
     os.chmod(temporary, 0o444)
     os.rename(temporary, f"{directory}/{mark}")

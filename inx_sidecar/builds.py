@@ -106,7 +106,7 @@ def commands(source: Source, missing: str | None, link: str) -> list[list[str]]:
         case Flake():
             tries.append(
                 ["nix", "--extra-experimental-features", "nix-command flakes",
-                 "build", "--print-build-logs", "--log-format", "raw",
+                 "build", "--log-format", "raw-with-logs",
                  "--out-link", link, "--", source.installable()]
             )  # fmt: skip
         case NixFile():
@@ -179,6 +179,8 @@ def _as_service(uuid: str, user: Builder, command: list[str], settings: Settings
         *_SANDBOX,
         f"MemoryMax={settings.build_memory_max}",
         f"RuntimeMaxSec={settings.build_timeout}",
+        # A Nix client that is asked to end waits for its build; one that is gone takes it along.
+        "KillSignal=SIGKILL",
     ]
     environment = {
         "HOME": user.home, "PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8",

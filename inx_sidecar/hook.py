@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 
-from inx_sidecar import paths
+from inx_sidecar import lxclog, paths
 
 FACTS = ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH", "LXC_CONFIG_FILE")
 DEADLINE_SECONDS = 30.0
@@ -64,27 +64,8 @@ def _ask(request: bytes) -> tuple[int, str]:
 
 
 def _tell(message: str) -> None:
-    name = os.environ.get("LXC_NAME", "")
-    now = time.time()
-    stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"
-    line = f"lxc {name} {stamp} ERROR    inx - {message}\n"
-    sys.stderr.write(line)
-    path = _log_file(os.environ.get("LXC_CONFIG_FILE", ""))
-    if path:
-        with open(path, "a") as log:
-            log.write(line)
-
-
-def _log_file(config: str) -> str:
-    try:
-        with open(config) as lines:
-            for line in lines:
-                key, _, value = line.partition("=")
-                if key.strip() == "lxc.log.file":
-                    return value.strip()
-    except OSError:
-        pass
-    return ""
+    config, name = (os.environ.get(fact, "") for fact in ("LXC_CONFIG_FILE", "LXC_NAME"))
+    sys.stderr.write(lxclog.append(config, name, message))
 
 
 def _redirect_output() -> None:

@@ -20,15 +20,28 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What LXC tells a hook: LXC_NAME, LXC_ROOTFS_PATH and LXC_CONFIG_FILE."""
+
+    lxc_name: str
+    rootfs: str
+    lxc_config: str
+
+
+@dataclass(frozen=True)
 class Instance:
     """One Incus instance; `uuid` survives rename and restore and is new in a copy."""
 
     name: str
     project: str
     uuid: str
-    rootfs: str
+    facts: Facts
     privileged: bool
     config: Mapping[str, str]
+
+    @property
+    def rootfs(self) -> str:
+        return self.facts.rootfs
 
     @property
     def lxc_name(self) -> str:
@@ -36,21 +49,22 @@ class Instance:
         return self.name if self.project == "default" else f"{self.project}_{self.name}"
 
 
-def read_instance(lxc_name: str, rootfs: str) -> Instance:
-    """The instance whose root file system is `rootfs`, the value of LXC_ROOTFS_PATH."""
-    path = f"{os.path.dirname(os.path.realpath(rootfs))}/backup.yaml"
+def read_instance(facts: Facts) -> Instance:
+    """The instance that LXC speaks of."""
+    lxc_name = facts.lxc_name
+    path = f"{os.path.dirname(os.path.realpath(facts.rootfs))}/backup.yaml"
     try:
         with open(path, "rb") as file:
             document = yaml.load(file, Loader=_LOADER)
     except (OSError, yaml.YAMLError) as error:
         raise InstanceError(f"cannot read {path} of {lxc_name!r}: {error}") from None
     try:
-        return _instance(document["container"], rootfs)
+        return _instance(document["container"], facts)
     except (KeyError, TypeError, ValueError) as error:
         raise InstanceError(f"{path} of {lxc_name!r} is not what Incus writes: {error!r}") from None
 
 
-def _instance(api: Mapping[str, Any], rootfs: str) -> Instance:
+def _instance(api: Mapping[str, Any], facts: Facts) -> Instance:
     config = {str(key): str(value) for key, value in api["expanded_config"].items()}
     name, project, uuid = api["name"], api["project"], config["volatile.uuid"]
     if not (_UUID.fullmatch(uuid) and _NAME.fullmatch(name) and _NAME.fullmatch(project)):
@@ -59,7 +73,7 @@ def _instance(api: Mapping[str, Any], rootfs: str) -> Instance:
         name=name,
         project=project,
         uuid=uuid,
-        rootfs=rootfs,
+        facts=facts,
         privileged=config.get("security.privileged") in ("true", "1", "yes", "on"),
         config=config,
     )

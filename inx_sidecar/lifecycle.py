@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
-from inx_sidecar import bootstrap, builds, generations, mounts, paths, roots
+from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths, roots
 from inx_sidecar.config import Wish, parse
 from inx_sidecar.errors import InxError, SystemMissingError, UnsupportedError
 from inx_sidecar.generations import Append, Generations
-from inx_sidecar.instance import Instance, read_instance
+from inx_sidecar.instance import Facts, Instance, read_instance
 from inx_sidecar.mounts import Container, HostDirectory
 from inx_sidecar.plan import Boot, Build, Plan, decide
 from inx_sidecar.process import run
@@ -61,9 +61,9 @@ class Lifecycle:
         self._reporter = Reporter()
         self._builds: asyncio.Semaphore | None = None
 
-    async def pre_start(self, lxc_name: str, rootfs: str) -> None:
+    async def pre_start(self, facts: Facts) -> None:
         """Decide what this start does, or refuse it; begin a build if one is needed."""
-        instance = read_instance(lxc_name, rootfs)
+        instance = read_instance(facts)
         life = self._life(instance.uuid)
         async with life.lock:
             try:
@@ -76,9 +76,9 @@ class Lifecycle:
             if isinstance(life.start.plan, Build):
                 self._begin_build(life, life.start, life.start.plan)
 
-    async def start_host(self, lxc_name: str, rootfs: str, pid: int) -> None:
+    async def start_host(self, facts: Facts, pid: int) -> None:
         """Attach what the container needs; its init has not begun yet."""
-        instance = read_instance(lxc_name, rootfs)
+        instance = read_instance(facts)
         life = self._life(instance.uuid)
         async with life.lock:
             # A sidecar that came up after pre-start knows nothing of it: decide anew.
@@ -97,9 +97,9 @@ class Lifecycle:
             _remember(instance, pid)
             life.attached.set()
 
-    async def stop(self, lxc_name: str, rootfs: str, target: str) -> None:
+    async def stop(self, facts: Facts, target: str) -> None:
         """The container ends; with `target` "reboot" it comes back at once."""
-        instance = read_instance(lxc_name, rootfs)
+        instance = read_instance(facts)
         life = self._life(instance.uuid)
         async with life.lock:
             await _end_build(life)
@@ -116,28 +116,28 @@ class Lifecycle:
             remembered = _recall(uuid)
             if remembered is None:
                 continue
-            lxc_name, rootfs, pid = remembered
+            facts, pid = remembered
             try:
-                await self._resume(uuid, lxc_name, rootfs, pid)
+                await self._resume(uuid, facts, pid)
             except InxError as error:
-                log.error("%s: %s", lxc_name, error)
+                log.error("%s: %s", facts.lxc_name, error)
 
-    async def _resume(self, uuid: str, lxc_name: str, rootfs: str, pid: int) -> None:
+    async def _resume(self, uuid: str, facts: Facts, pid: int) -> None:
         life = self._life(uuid)
         async with life.lock:
             if life.container is not None:
                 return
-            life.container = Container(pid, lxc_name)
+            life.container = Container(pid, facts.lxc_name)
             life.attached.set()
             if bootstrap.is_waiting(uuid):
-                instance = read_instance(lxc_name, rootfs)
+                instance = read_instance(facts)
                 life.start = start = await self._decide(instance)
                 plan = start.plan
                 if isinstance(plan, Boot):
                     await self._go(life, start, plan)
                 else:
                     self._begin_build(life, start, plan)
-        log.info("%s: taken over", lxc_name)
+        log.info("%s: taken over", facts.lxc_name)
 
     async def close(self) -> None:
         """Leave everything as it is for the next sidecar, but end the builds."""
@@ -218,11 +218,9 @@ class Lifecycle:
                 change = Append(system, plan.fingerprint, start.wish.keep)
                 boot, text = Boot(system, change), "ready"
             except InxError as error:
-                log.error("%s: %s", instance.lxc_name, error)
                 if plan.fallback is None:
-                    self._reporter.report(instance, Status(f"failed: {error}"))
-                    console.failed(str(error))
-                    return
+                    raise
+                _tell(instance, error)
                 system = start.present.links[plan.fallback.number]
                 text = f"failed: {error}; started generation {plan.fallback.number}"
                 boot = Boot(system, plan.fallback)
@@ -231,7 +229,7 @@ class Lifecycle:
                 await self._go(life, start, boot, text, console)
             log.info("%s: %s from %s", instance.lxc_name, text, source)
         except InxError as error:
-            log.error("%s: %s", instance.lxc_name, error)
+            _tell(instance, error)
             self._reporter.report(instance, Status(f"failed: {error}"))
             console.failed(str(error))
         except asyncio.CancelledError:
@@ -297,6 +295,12 @@ async def _keep_roots(
     await roots.keep(start.instance.lxc_name, start.instance.uuid, wanted)
 
 
+def _tell(instance: Instance, error: InxError) -> None:
+    """Where the operator looks: the journal and `incus info --show-log`."""
+    log.error("%s: %s", instance.lxc_name, error)
+    lxclog.append(instance.facts.lxc_config, instance.lxc_name, str(error))
+
+
 def _release(life: _Life) -> None:
     if life.container is not None:
         life.container.close()
@@ -325,15 +329,15 @@ def _remember(instance: Instance, pid: int) -> None:
     """For a sidecar that comes after this one."""
     path = f"{paths.run_dir(instance.uuid)}/running.json"
     with open(f"{path}.new", "w") as file:
-        json.dump([instance.lxc_name, instance.rootfs, pid, _started(pid)], file)
+        json.dump([*astuple(instance.facts), pid, _started(pid)], file)
     os.rename(f"{path}.new", path)
 
 
-def _recall(uuid: str) -> tuple[str, str, int] | None:
+def _recall(uuid: str) -> tuple[Facts, int] | None:
     try:
         with open(f"{paths.run_dir(uuid)}/running.json") as file:
-            lxc_name, rootfs, pid, started = json.load(file)
-        return (lxc_name, rootfs, pid) if _started(pid) == started else None
+            *facts, pid, started = json.load(file)
+        return (Facts(*facts), pid) if _started(pid) == started else None
     except (OSError, ValueError):
         return None
 

@@ -60,9 +60,9 @@ async def run(
             last = [*last[-199:], line]
         status = await process.wait()
     except BaseException:
+        # Not waited for: asyncio would wait for all that hold the pipe, too.
         if process.returncode is None:
             process.kill()
-            await process.wait()
         raise
     return Completed(tuple(argv), status, "\n".join(last))
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from inx_sidecar import bootstrap
 from inx_sidecar.errors import InxError, UnsupportedError, one_line
+from inx_sidecar.instance import Facts
 from inx_sidecar.lifecycle import Lifecycle
 
 _REQUEST_MAX: Final = 1 << 16
@@ -74,15 +75,15 @@ async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
 
 async def _handle(lifecycle: Lifecycle, request: str) -> None:
     kind, *pairs = request.split("\0")
-    facts = dict(pair.split("=", 1) for pair in pairs)
-    name, rootfs = facts["LXC_NAME"], facts["LXC_ROOTFS_PATH"]
+    facts = dict(pair.partition("=")[::2] for pair in pairs)
+    where = Facts(facts["LXC_NAME"], facts["LXC_ROOTFS_PATH"], facts["LXC_CONFIG_FILE"])
     match kind:
         case "pre-start":
-            await lifecycle.pre_start(name, rootfs)
+            await lifecycle.pre_start(where)
         case "start-host":
-            await lifecycle.start_host(name, rootfs, int(facts["LXC_PID"]))
+            await lifecycle.start_host(where, int(facts["LXC_PID"]))
         case "stop":
-            await lifecycle.stop(name, rootfs, facts["LXC_TARGET"])
+            await lifecycle.stop(where, facts["LXC_TARGET"])
         case _:
             raise UnsupportedError(f"unknown hook {one_line(kind)!r}: are hooks and sidecar equal?")
 

@@ -19,6 +19,7 @@ class Incus:
         self.host = host
         self.prefix = prefix
         self._launched: list[tuple[str, str]] = []
+        self._consoles: dict[str, str] = {}
 
     def name(self, suffix: str = "") -> str:
         return f"{self.prefix}-{suffix}" if suffix else self.prefix
@@ -51,9 +52,11 @@ class Incus:
         self.wait_ready(name, project)
         return name
 
-    def run(self, name: str, *argv: str, check: bool = True, **more: Any) -> CompletedProcess[str]:
+    def run(
+        self, name: str, *argv: str, project: str = "default", check: bool = True, **more: Any
+    ) -> CompletedProcess[str]:
         """Run a program inside, with the environment that incus gives."""
-        return self("exec", name, "--", *argv, check=check, **more)
+        return self("exec", name, "--project", project, "--", *argv, check=check, **more)
 
     def sh(self, name: str, script: str, **more: Any) -> CompletedProcess[str]:
         return self.run(name, "sh", "-euc", script, **more)
@@ -85,7 +88,10 @@ class Incus:
         return self("info", name, "--show-log", "--project", project, check=False).stdout
 
     def console(self, name: str, project: str = "default") -> str:
-        return self("console", name, "--show-log", "--project", project, check=False).stdout
+        """All that the console showed: Incus gives out each part of a running one only once."""
+        new = self("console", name, "--show-log", "--project", project, check=False).stdout
+        self._consoles[name] = self._consoles.get(name, "") + new
+        return self._consoles[name]
 
     def wait_ready(self, name: str, project: str = "default") -> None:
         """Until the sidecar says so and the system has come up."""
@@ -170,5 +176,11 @@ class Incus:
         return "\n".join(parts)
 
     def clean_up(self) -> None:
-        for project, name in self._launched:
-            self("delete", "-f", name, "--project", project, check=False)
+        rows = "".join(f"{project} {name}\n" for project, name in self._launched)
+        script = """
+            while read -r project name; do
+                incus delete -f "$name" --project "$project" </dev/null &
+            done
+            wait
+        """
+        self.host.sh(script, input=rows)

@@ -28,6 +28,20 @@ def incus(host: Host, request: pytest.FixtureRequest) -> Iterator[Incus]:
     incus.clean_up()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_traceback(host: Host) -> Iterator[None]:
+    """What the sidecar and the hooks did not foresee is a bug, whether or not a test saw it."""
+    script = """
+        journalctl --quiet --no-pager --unit=inx-sidecar --cursor-file=/root/inx-seen
+        cat /var/log/inx/hooks.log 2>/dev/null || :
+        : >/var/log/inx/hooks.log || :
+    """
+    host.sh(script)
+    yield
+    said = host.sh(script).stdout
+    assert "Traceback" not in said, said[said.index("Traceback") - 500 :][:4000]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,

@@ -1,0 +1,25 @@
+"""Unit tests decide: only what asks for `processes` may start one."""
+
+import os
+import subprocess
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def processes() -> None:
+    """Asked for by a test that starts programs: linters, an interpreter of its own."""
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "processes" in request.fixturenames:
+        return
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a unit test starts no process")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    for name in ("fork", "posix_spawn", "system"):
+        monkeypatch.setattr(os, name, refuse)

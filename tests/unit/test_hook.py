@@ -1,0 +1,307 @@
+"""What LXC runs: it hands on facts, and makes the answer a status and a line in the log."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from disposable import REPO
+
+from inx_sidecar import hook, paths
+
+pytestmark = pytest.mark.main
+
+HANG = None
+
+
+class Sidecar:
+    """A socket that answers each connection with the next of `answers`; HANG answers never."""
+
+    def __init__(self, path: str) -> None:
+        self.answers: list[bytes | None] = []
+        self.requests: list[bytes] = []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self._hung: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            channel, _ = self.listener.accept()
+            request = b""
+            while chunk := channel.recv(4096):
+                request += chunk
+            if request == b"end":
+                channel.close()
+                return
+            self.requests.append(request)
+            answer = self.answers.pop(0)
+            if answer is HANG:
+                self._hung.append(channel)
+                continue
+            channel.sendall(answer)
+            channel.close()
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.connect(self.listener.getsockname())
+            channel.sendall(b"end")
+        self._thread.join()
+        for channel in (self.listener, *self._hung):
+            channel.close()
+
+
+@pytest.fixture
+def lxc_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment that LXC gives a hook, and the lxc.log of the instance."""
+    log = tmp_path / "lxc.log"
+    log.write_text("earlier\n")
+    config = tmp_path / "lxc.conf"
+    config.write_text(f"lxc.apparmor.profile = x\nlxc.log.file = {log}\nlxc.log.level = warn\n")
+    monkeypatch.setattr(paths, "SOCKET", str(tmp_path / "sock"))
+    monkeypatch.setattr(paths, "LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("LXC_NAME", "web")
+    monkeypatch.setenv("LXC_PID", "42")
+    monkeypatch.setenv("LXC_ROOTFS_PATH", "/var/lib/incus/containers/web/rootfs")
+    monkeypatch.setenv("LXC_CONFIG_FILE", str(config))
+    monkeypatch.delenv("LXC_TARGET", raising=False)
+    return log
+
+
+@pytest.fixture
+def sidecar(lxc_log: Path) -> Iterator[Sidecar]:
+    sidecar = Sidecar(paths.SOCKET)
+    yield sidecar
+    sidecar.close()
+
+
+@pytest.fixture(autouse=True)
+def _own_output() -> Iterator[None]:
+    """A hook turns fd 1 and 2 to its own log; the test run wants them back."""
+    saved = os.dup(1), os.dup(2)
+    yield
+    for fd, number in zip(saved, (1, 2), strict=True):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, kind: str = "pre-start") -> int:
+    with monkeypatch.context() as patch, open(2, "w", closefd=False) as stderr:
+        patch.setattr(sys, "argv", ["hook", kind])
+        patch.setattr(sys, "stderr", stderr)
+        stderr.reconfigure(errors="backslashreplace")  # as Python's own
+        return hook.main()
+
+
+def own_log() -> str:
+    return Path(paths.LOG, "hooks.log").read_text()
+
+
+def test_a_hook_hands_on_what_lxc_says(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+    sidecar.answers = [b"0\n"]
+    assert run(monkeypatch, "start-host") == 0
+    kind, *facts = sidecar.requests[0].decode().split("\0")
+    assert kind == "start-host"
+    assert dict(fact.split("=", 1) for fact in facts) == {
+        "LXC_NAME": "web",
+        "LXC_PID": "42",
+        "LXC_TARGET": "",
+        "LXC_ROOTFS_PATH": "/var/lib/incus/containers/web/rootfs",
+        "LXC_CONFIG_FILE": os.environ["LXC_CONFIG_FILE"],
+    }
+
+
+def test_a_hook_is_silent_when_all_is_well(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sidecar.answers = [b"0\n"]
+    assert run(monkeypatch) == 0
+    assert lxc_log.read_text() == "earlier\n" and own_log() == ""
+
+
+def test_a_refusal_is_the_status_and_a_line_in_the_instances_log(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sidecar.answers = ["20\nuser.inx.flake is 'é'".encode()]
+    assert run(monkeypatch) == 20
+    line = r"lxc web \d{14}\.\d{3} ERROR    inx - user\.inx\.flake is 'é'\n"
+    assert re.fullmatch("earlier\n" + line, lxc_log.read_text())
+    assert re.fullmatch(line, own_log())
+
+
+def test_a_long_answer_arrives_whole(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sidecar.answers = [b"24\n" + b"x" * 200_000]
+    assert run(monkeypatch) == 24
+    assert "x" * 200_000 in lxc_log.read_text()
+
+
+def test_a_sidecar_that_dies_meanwhile_is_asked_again(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sidecar.answers = [b"", b"", b"0\n"]
+    assert run(monkeypatch) == 0
+    assert len(sidecar.requests) == 3 and len(set(sidecar.requests)) == 1
+
+
+def test_a_sidecar_that_resets_the_connection_is_asked_again(
+    lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies with the request unread, and the socket lives on in systemd."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(paths.SOCKET)
+        listener.listen()
+
+        def serve() -> None:
+            listener.accept()[0].close()
+            channel, _ = listener.accept()
+            with channel:
+                while channel.recv(4096):
+                    pass
+                channel.sendall(b"0\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert run(monkeypatch) == 0
+        thread.join()
+
+
+def test_without_a_socket_the_advice_is_to_start_it(
+    lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch) == hook.UNREACHABLE
+    assert "run 'systemctl start inx-sidecar.socket'" in lxc_log.read_text()
+
+
+def test_a_socket_that_nobody_serves_is_not_waited_for(
+    lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(paths.SOCKET)
+    begin = time.monotonic()
+    assert run(monkeypatch) == hook.UNREACHABLE
+    assert time.monotonic() - begin < 1
+
+
+def test_a_start_does_not_wait_for_ever(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook, "DEADLINE_SECONDS", 0.2)
+    sidecar.answers = [HANG]
+    assert run(monkeypatch) == hook.UNREACHABLE
+    assert "did not answer within" in lxc_log.read_text()
+
+
+def test_a_sidecar_that_always_dies_is_given_up_at_the_deadline(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook, "DEADLINE_SECONDS", 0.2)
+    sidecar.answers = [b""] * 1_000_000
+    assert run(monkeypatch) == hook.UNREACHABLE
+
+
+@pytest.mark.parametrize("answer", [b"22\nno such instance", b"", HANG])
+def test_a_stop_never_fails(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    monkeypatch.setattr(hook, "DEADLINE_SECONDS", 0.2)
+    sidecar.answers = [answer] * 1_000_000
+    assert run(monkeypatch, "stop") == 0
+    assert lxc_log.read_text() == "earlier\n" and own_log() != ""
+
+
+def test_a_stop_without_a_socket_does_not_fail(
+    lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "stop") == 0
+
+
+@pytest.mark.parametrize("config", [None, "", "/gone/lxc.conf", "/"])
+def test_without_a_log_the_status_still_comes_through(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    sidecar.answers = [b"22\nbroken"]
+    if config is None:
+        monkeypatch.delenv("LXC_CONFIG_FILE")
+    else:
+        monkeypatch.setenv("LXC_CONFIG_FILE", config)
+    assert run(monkeypatch) == 22
+    assert "broken" in own_log()
+
+
+def test_a_configuration_that_names_no_log_is_fine(
+    sidecar: Sidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lxc.conf").write_text("lxc.log.level = warn\nlxc.log.file =\n")
+    sidecar.answers = [b"22\nbroken"]
+    assert run(monkeypatch) == 22
+
+
+def test_a_configuration_that_is_no_text_is_read_all_the_same(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """raw.lxc and environment.* stand in it too."""
+    config = Path(os.environ["LXC_CONFIG_FILE"])
+    config.write_bytes(b"lxc.environment = A=\xff\n" + config.read_bytes())
+    sidecar.answers = [b"22\nbroken"]
+    assert run(monkeypatch) == 22
+    assert "inx - broken\n" in lxc_log.read_text()
+
+
+def test_a_log_directory_that_cannot_be_made_stops_no_hook(
+    sidecar: Sidecar, tmp_path: Path, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").write_text("a file")
+    sidecar.answers = [b"0\n", b"22\nbroken"]
+    assert run(monkeypatch) == 0
+    assert run(monkeypatch) == 22
+    assert "broken" in lxc_log.read_text()
+
+
+def test_the_own_log_is_for_root_alone(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+    sidecar.answers = [b"0\n"]
+    run(monkeypatch)
+    assert Path(paths.LOG, "hooks.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_environment_that_is_no_text_is_handed_on(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "LXC_NAME", "w\udcff\n")
+    sidecar.answers = [b"0\n", b"22\nbroken"]
+    assert run(monkeypatch) == 0
+    assert b"\0LXC_NAME=w\xff\n\0" in sidecar.requests[0]
+    assert run(monkeypatch) == 22
+    assert b"broken" in lxc_log.read_bytes()
+
+
+def test_a_hook_as_lxc_runs_it(sidecar: Sidecar, lxc_log: Path, processes: None) -> None:
+    """With no locale, a name that is no text, and fd 1 and 2 closed to it."""
+    code = """if True:
+        import sys
+        sys.path.insert(0, sys.argv.pop())
+        from inx_sidecar import hook, paths
+        paths.LOG, paths.SOCKET = sys.argv.pop(), sys.argv.pop()
+        sys.exit(hook.main())
+    """
+    sidecar.answers = [b"23\nbroken"]
+    environment = {"LXC_NAME": "\udcff", "LXC_CONFIG_FILE": os.environ["LXC_CONFIG_FILE"]}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, "pre-start", paths.SOCKET, paths.LOG, str(REPO)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (23, b"", b""), own_log()
+    assert sidecar.requests[0].startswith(b"pre-start\0LXC_NAME=\xff\0LXC_PID=\0")
+    assert b"broken" in lxc_log.read_bytes()

@@ -1,0 +1,90 @@
+"""Whatever arrives at the socket, one status and one line go back."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from inx_sidecar.errors import InstanceError, UnsupportedError
+from inx_sidecar.lifecycle import Lifecycle
+from inx_sidecar.server import _answer, _Journal
+
+pytestmark = pytest.mark.main
+
+FACTS = "\0".join(f"{name}=" for name in ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH"))
+MALFORMED = {
+    "nothing": b"",
+    "a kind alone": b"pre-start",
+    "zeros": b"\0" * 100,
+    "bytes": b"\xff\xfe\x80",
+    "bytes in a fact": b"pre-start\0LXC_NAME=\xff\0LXC_ROOTFS_PATH=\xff\0LXC_CONFIG_FILE=",
+    "no equals sign": b"pre-start\0LXC_NAME",
+    "no name": b"pre-start\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
+    "no rootfs": b"pre-start\0LXC_NAME=web\0LXC_CONFIG_FILE=",
+    "no pid": b"start-host\0LXC_NAME=web\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
+    "an empty pid": b"start-host\0LXC_NAME=web\0LXC_PID=\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
+    "a pid that is none": b"start-host\0LXC_NAME=w\0LXC_PID=x\0LXC_ROOTFS_PATH=\0LXC_CONFIG_FILE=",
+    "no target": b"stop\0LXC_NAME=web\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
+    "an unknown kind": f"mount\n\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
+    "a kind in capitals": f"STOP\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
+    "too much": b"x" * 65536,
+    "too much in a fact": b"stop\0LXC_TARGET=\0LXC_CONFIG_FILE=\0LXC_ROOTFS_PATH=/x\0LXC_NAME="
+    + b"x" * 65000,
+}
+
+
+def answer(request: bytes) -> tuple[int, str]:
+    status, _, message = asyncio.run(_answer(Lifecycle(), request)).decode().partition("\n")
+    assert message and message.isprintable(), "one line"
+    assert len(message) <= 1000
+    return int(status), message
+
+
+@pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_request_is_answered(request_: bytes) -> None:
+    assert answer(request_)[0] > 0
+
+
+@pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_request_is_no_bug_of_the_sidecar(
+    request_: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hooks and sidecar of different versions, or a hand at work."""
+    assert answer(request_)[0] >= 20
+    assert "Traceback" not in caplog.text
+
+
+def test_an_unknown_kind_is_named() -> None:
+    status, message = answer(MALFORMED["an unknown kind"])
+    assert status == UnsupportedError.status and "unknown hook 'mount'" in message
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"container: []", b"\xff\0", b"{", b"a: *x"])
+def test_an_instance_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "backup.yaml").write_bytes(content)
+    facts = f"LXC_NAME=web\0LXC_ROOTFS_PATH={tmp_path}/rootfs\0LXC_CONFIG_FILE=\0LXC_TARGET="
+    for kind in ("pre-start", "start-host\0LXC_PID=1", "stop"):
+        status, message = answer(f"{kind}\0{facts}".encode())
+        assert status == InstanceError.status
+        assert f"{tmp_path}/backup.yaml of 'web'" in message
+
+
+@pytest.mark.parametrize(
+    "expanded", ["[]", "{}", "null", "{volatile.uuid: x}", "{volatile.uuid: ../../etc}", "x"]
+)
+def test_a_backup_file_that_incus_never_wrote_is_named(tmp_path: Path, expanded: str) -> None:
+    text = f"container: {{name: web, project: default, expanded_config: {expanded}}}"
+    (tmp_path / "backup.yaml").write_text(text)
+    facts = f"LXC_NAME=web\0LXC_ROOTFS_PATH={tmp_path}/rootfs\0LXC_CONFIG_FILE="
+    status, message = answer(f"pre-start\0{facts}".encode())
+    assert status == InstanceError.status and "is not what Incus writes" in message
+
+
+def test_every_line_for_the_journal_has_its_level() -> None:
+    text = "web: one\ntwo"
+    for level, prefix in ((logging.ERROR, "<3>"), (logging.INFO, "<6>"), (logging.DEBUG, "<7>")):
+        record = logging.LogRecord("x", level, "", 0, text, None, None)
+        shown = _Journal("%(message)s").format(record)
+        assert shown == f"{prefix}web: one\n{prefix}two"

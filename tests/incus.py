@@ -88,9 +88,13 @@ class Incus:
         return self("info", name, "--show-log", "--project", project, check=False).stdout
 
     def console(self, name: str, project: str = "default") -> str:
-        """All that the console showed: Incus gives out each part of a running one only once."""
+        """All that the console showed: Incus gives out each part of a running one only once.
+
+        One that has stopped is shown from its beginning, but not before Incus has put it away.
+        """
         new = self("console", name, "--show-log", "--project", project, check=False).stdout
-        self._consoles[name] = self._consoles.get(name, "") + new
+        before = self._consoles.get(name, "")
+        self._consoles[name] = new if new.startswith(before) else before + new
         return self._consoles[name]
 
     def wait_ready(self, name: str, project: str = "default") -> None:

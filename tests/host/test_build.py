@@ -139,6 +139,7 @@ def test_a_broken_source_stops_the_instance_with_one_sentence(incus: Incus, what
     status = incus.wait_status(name, "failed: ")
     sentence = status.removeprefix("failed: ")
     assert reason in sentence and name in sentence and ref in sentence
+    incus.eventually(lambda: sentence[:300] in incus.console(name), lambda: incus.story())
     for text in (incus.console(name), incus.log(name)):
         lines = [line for line in text.splitlines() if sentence[:300] in line]
         assert len(lines) == 1, text

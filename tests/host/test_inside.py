@@ -1,0 +1,241 @@
+"""What someone inside a container finds: the store, a Nix that works bare, a system that holds."""
+
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from disposable import Host
+from incus import Incus
+
+pytestmark = pytest.mark.main
+
+BIN = "/run/current-system/sw/bin"
+PERSON = ["--user", "1000", "--group", "1000"]
+PASSWD = """root:x:0:0:root:/root:/bin/sh
+person:x:1000:1000:person:/home/person:/bin/sh
+nobody:x:65534:65534:nobody:/:/bin/false
+"""
+# What `nix-build` and others are given: pure, offline and without bash.
+DERIVATION = """{ text ? "inside" }:
+let gathered = builtins.fromJSON (builtins.readFile ./deps.json);
+in derivation {
+  name = "probe-${text}";
+  system = gathered.system;
+  builder = "${builtins.storePath gathered.busybox}/bin/sh";
+  args = [ "-c" "echo ${text} >$out" ];
+}
+"""
+MOUNTS = {
+    "/nix/store": "ro",
+    "/nix/var/nix": "ro",
+    "/nix/var/nix/daemon-socket": "ro",
+    "/nix/var/nix/profiles": "rw",
+    "/nix/var/nix/gcroots": "rw",
+    "/dev/.inx": "ro",
+}
+
+
+def launch(incus: Incus, **config: str) -> str:
+    """An instance with a user `person` and the probe in /etc/probe."""
+    name = incus.launch(flake=f"{incus.flake(passwd=PASSWD)}#web", **config)
+    incus.sh(name, "mkdir -p /etc/probe /home/person; chown 1000:1000 /home/person")
+    push(incus, name, "/etc/probe/default.nix", DERIVATION)
+    deps = incus.host.run(["cat", "/etc/nixos/deps.json"]).stdout
+    push(incus, name, "/etc/probe/deps.json", deps)
+    return name
+
+
+def push(incus: Incus, name: str, path: str, text: str) -> None:
+    incus.sh(name, f"cat >{path}", input=text)
+
+
+def bare(
+    incus: Incus, name: str, tool: str, *args: str, check: bool = True, user: bool = False
+) -> CompletedProcess[str]:
+    """Run one of Nix's programs with no environment at all."""
+    who = PERSON if user else []
+    argv = ["exec", name, *who, "--", "env", "-i", f"{BIN}/{tool}", *args]
+    return incus(*argv, check=check)
+
+
+def auto(incus: Incus, name: str) -> set[str]:
+    """The paths that the instance has registered as roots on the host."""
+    directory = f"/var/lib/inx/{incus.uuid(name)}/auto"
+    return set(incus.host.sh(f"find {directory} -type l -printf '%l\\n'").stdout.split())
+
+
+def test_the_store_is_roots_and_every_mount_has_its_flags(incus: Incus) -> None:
+    name = launch(incus)
+    assert incus.run(name, "id").stdout.strip() == "uid=0(root) gid=0(root)"
+    foreign = incus.sh(
+        name, "find /nix /dev/.inx ! -user 0; find /nix/store/* /dev/.inx ! -group 0"
+    ).stdout
+    assert foreign == ""
+    table = incus.run(name, "cat", "/proc/self/mountinfo").stdout.splitlines()
+    found = {
+        fields[4]: (fields[5].split(","), fields) for line in table if (fields := line.split())
+    }
+    inx = {path for path in found if path.startswith(("/nix", "/dev/.inx"))}
+    assert inx == set(MOUNTS)
+    for path, access in MOUNTS.items():
+        flags, fields = found[path]
+        assert {access, "nosuid", "nodev"} <= set(flags), (path, flags)
+        assert not any(word.startswith("master:") for word in fields), "the host's peer"
+
+
+def test_a_setuid_program_in_the_store_gives_nothing(incus: Incus, host: Host) -> None:
+    """Nix takes the bit away; what has it all the same, by hand, has no effect inside."""
+    name = launch(incus)
+    program = f"/nix/store/{incus.prefix}-setuid"
+    host.sh('cp /usr/bin/busybox "$P"; chmod 4755 "$P"', env={"P": program})
+    try:
+        assert incus.run(name, "stat", "-c", "%a %u", program).stdout.strip() == "4755 0"
+        assert incus("exec", name, *PERSON, "--", program, "id", "-u").stdout.strip() == "1000"
+    finally:
+        host.run(["rm", program])
+
+
+def test_nix_works_with_no_environment(incus: Incus, host: Host) -> None:
+    name = launch(incus)
+    before = host.run(["ls", "/nix/var/nix/gcroots/auto"]).stdout
+    assert "Store URL: daemon" in bare(incus, name, "nix", "store", "info").stderr
+
+    output = bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/one").stdout.strip()
+    assert incus.run(name, "cat", output).stdout == "inside\n"
+    bare(incus, name, "nix", "build", "-f", "/etc/probe", "-o", "/root/two")
+    bare(incus, name, "nix-store", "--add-root", "/root/three", "--realise", output)
+    profile = "/nix/var/nix/profiles/mine"
+    bare(incus, name, "nix-env", "--profile", profile, "--set", output)
+    assert incus.run(name, "readlink", "-f", profile).stdout.strip() == output
+    assert auto(incus, name) == {"/root/one", "/root/two", "/root/three", f"{profile}-1-link"}
+    assert host.run(["ls", "/nix/var/nix/gcroots/auto"]).stdout == before
+
+    # nix-shell starts a bash, which this small system lacks.
+    push(incus, name, "/root/shell", '#!/bin/sh\n. "$2"\n')
+    incus.run(name, "chmod", "+x", "/root/shell")
+    shell = ["env", "-i", "NIX_BUILD_SHELL=/root/shell", f"{BIN}/nix-shell", "/etc/probe"]
+    assert incus.run(name, *shell, "--run", "echo in $name").stdout == "in probe-inside\n"
+
+
+def test_nix_works_for_users_and_for_services(incus: Incus) -> None:
+    name = launch(incus)
+    bare(incus, name, "nix-build", "/etc/probe", "-o", "/home/person/one", user=True)
+    bare(incus, name, "nix", "build", "-f", "/etc/probe", "-o", "/home/person/two", user=True)
+    bare(incus, name, "nix-env", "-p", "/home/person/p", "--set", "/home/person/one", user=True)
+    assert "Store URL: daemon" in bare(incus, name, "nix", "store", "info", user=True).stderr
+    # As init starts a service: a session of its own, no terminal, nobody's child, nothing set.
+    incus.sh(
+        name,
+        f"env -i {BIN}/setsid {BIN}/sh -c 'env -i {BIN}/nix-build /etc/probe -o /root/service "
+        ">/root/log 2>&1; echo $? >/root/status' </dev/null >/dev/null 2>&1 &",
+    )
+    incus.eventually(
+        lambda: incus.run(name, "cat", "/root/status", check=False).stdout == "0\n",
+        lambda: incus.sh(name, "cat /root/status /root/log", check=False).stdout,
+    )
+    home = "/home/person"
+    assert auto(incus, name) == {f"{home}/one", f"{home}/two", f"{home}/p-1-link", "/root/service"}
+
+
+def test_incus_exec_finds_programs_without_a_login_shell(incus: Incus) -> None:
+    """By /etc/NIXOS, Incus adds the system's directory to PATH."""
+    name = launch(incus)
+    assert BIN in incus.run(name, "printenv", "PATH").stdout.split(":")[-1]
+    assert incus.run(name, "nix", "--version").stdout.startswith("nix (Nix) ")
+
+
+def test_no_collection_can_be_started_inside(incus: Incus, host: Host) -> None:
+    name = launch(incus)
+    output = bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/one").stdout.strip()
+    incus.run(name, "rm", "/root/one")
+    garbage = host.sh("echo $RANDOM >/root/junk; nix-store --add /root/junk").stdout.strip()
+    before = host.run(["find", "/nix/store", "-maxdepth", "1"]).stdout
+    for tool, *args in (
+        ["nix-collect-garbage"],
+        ["nix-collect-garbage", "-d"],
+        ["nix-store", "--gc"],
+        ["nix", "store", "gc"],
+        ["nix-store", "--delete", output],
+    ):
+        done = bare(incus, name, tool, *args, check=False)
+        assert done.returncode != 0
+        assert "cannot bind to socket at '/nix/var/nix/gc-socket/socket'" in done.stderr
+    assert host.run(["find", "/nix/store", "-maxdepth", "1"]).stdout == before
+    assert garbage in before and output in before
+
+
+def test_a_look_at_the_roots_inside_forgets_none(incus: Incus) -> None:
+    """Nix drops links that lead nowhere, and its daemon does not see the container's files."""
+    name = launch(incus)
+    bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/one")
+    listed = bare(incus, name, "nix-store", "--gc", "--print-roots")
+    assert "removing stale link" not in listed.stderr + listed.stdout
+    assert auto(incus, name) == {"/root/one"}
+
+
+def test_without_a_daemon_nix_says_that_there_is_none(incus: Incus, host: Host) -> None:
+    name = launch(incus, daemon="false")
+    assert host.run(["ls", f"/run/inx/{incus.uuid(name)}"]).stdout.split().count("socket") == 0
+    said: dict[str, str] = {}
+    for user in False, True:
+        done = bare(incus, name, "nix", "store", "info", check=False, user=user)
+        assert done.returncode != 0
+        said["person" if user else "root"] = done.stderr
+    for text in said.values():
+        assert "/nix/var/nix/daemon-socket/socket" in text, said
+
+
+@pytest.mark.parametrize("daemon", ["true", "false"])
+def test_nobody_gets_a_store_database_of_their_own(incus: Incus, daemon: str) -> None:
+    name = launch(incus, daemon=daemon)
+    for store in "local", "auto":
+        bare(incus, name, "nix", "--store", store, "path-info", "--all", check=False)
+    bare(incus, name, "nix-store", "--init", check=False)
+    made = incus.sh(name, "mkdir /nix/var/nix/db || touch /nix/var/nix/db", check=False)
+    assert "Read-only file system" in made.stderr
+    listed = incus.run(name, "ls", "/nix/var/nix").stdout.split()
+    assert listed == ["daemon-socket", "gcroots", "profiles"]
+
+
+def test_every_way_to_restart_keeps_the_store_and_the_daemon(incus: Incus) -> None:
+    name = launch(incus)
+    bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/one")
+
+    def restarted(do: list[str], **options: Any) -> None:
+        # Gone with the old init: /run is made anew.
+        incus.run(name, "touch", "/run/before")
+        incus(*do, check=False, **options)
+        incus.eventually(
+            lambda: (
+                incus.sh(name, f"test ! -e /run/before; test -e {BIN}", check=False).returncode == 0
+            ),
+            lambda: f"{do}: {incus.story()}",
+        )
+        bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/two")
+        assert incus.sh(name, "cat /root/one /root/two").stdout == "inside\ninside\n"
+        table = incus.run(name, "cat", "/proc/self/mountinfo").stdout.split()
+        assert [table.count(path) for path in MOUNTS] == [1] * len(MOUNTS)
+
+    restarted(["exec", name, "--", "busybox", "reboot", "-f"])
+    restarted(["exec", name, "--", "reboot"])
+    restarted(["restart", name])
+    restarted(["restart", "-f", name])
+    incus("exec", name, "--", "kill", "-TERM", "1", check=False)
+    incus.wait_state(name, "STOPPED")
+    incus.start(name)
+    incus.wait_ready(name)
+    assert auto(incus, name) == {"/root/one", "/root/two"}
+
+
+def test_an_instance_sees_nothing_of_the_others(incus: Incus) -> None:
+    names = [launch(incus), incus.launch(name=incus.name("b"), flake="/etc/nixos#second")]
+    other = incus.uuid(names[1])
+    look = """
+        ls -A /dev/.inx /dev/.inx/.. /nix/var/nix/daemon-socket /nix/var/nix/daemon-socket/..
+        find / -xdev -name "$OTHER*"
+        grep -r "$OTHER" /proc/self/mountinfo /proc/*/environ /proc/*/cmdline || :
+    """
+    seen = incus("exec", names[0], "--env", f"OTHER={other}", "--", "sh", "-uc", look).stdout
+    assert other not in seen and "sidecar.sock" not in seen
+    files = incus.sh(names[0], "ls -A /dev/.inx /nix/var/nix/daemon-socket").stdout.split("\n\n")
+    assert [part.split()[1:] for part in files] == [["busybox", "init", "ready"], ["socket"]]

@@ -1,0 +1,155 @@
+"""What a forked child does comes back: a value, descriptors, an error; and the child never stays."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from inx_sidecar import errors, forked
+from inx_sidecar.errors import InstanceError, InxError, MountError
+
+pytestmark = pytest.mark.main
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, InxError) and kind is not InxError
+]
+
+
+def call(function: Callable[[], forked.Result]) -> forked.Result:
+    """The result, after a look that no child and no descriptor is left."""
+    before = left()
+    try:
+        return asyncio.run(forked.call(function, "the work"))
+    finally:
+        assert left()[0] == before[0], "a child is left"
+
+
+def left() -> tuple[str, set[str]]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return file.read(), set(os.listdir("/proc/self/fd"))
+
+
+def test_a_value_comes_back() -> None:
+    value = {"number": 1, "list": [None, True, "é\n"]}
+    assert call(lambda: (value, [])) == (value, [])
+
+
+def test_it_ran_in_another_process() -> None:
+    assert call(lambda: (os.getpid(), []))[0] != os.getpid()
+
+
+def test_descriptors_come_back_and_stay_usable() -> None:
+    def make() -> forked.Result:
+        fds = [os.memfd_create(name) for name in "abc"]
+        for number, fd in enumerate(fds):
+            os.pwrite(fd, str(number).encode(), 0)
+        return None, fds
+
+    _, fds = call(make)
+    assert [os.pread(fd, 9, 0) for fd in fds] == [b"0", b"1", b"2"]
+    for fd in fds:
+        os.close(fd)
+
+
+def test_nothing_stays_open() -> None:
+    before = left()
+    call(lambda: (None, []))
+    with pytest.raises(MountError):
+        call(lambda: fail(OSError(1, "x")))
+    assert left() == before
+
+
+def fail(error: BaseException) -> NoReturn:
+    raise error
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
+def test_an_error_of_ours_comes_through_as_it_is(kind: type[InxError]) -> None:
+    with pytest.raises(InxError) as caught:
+        call(lambda: fail(kind("what the operator reads")))
+    assert type(caught.value) is kind and str(caught.value) == "what the operator reads"
+
+
+def test_an_os_error_tells_what_and_where() -> None:
+    with pytest.raises(MountError, match=r"the work: No such file or directory \(/gone\)"):
+        call(lambda: (os.stat("/gone").st_size, []))
+    with pytest.raises(MountError, match=r"the work: Operation not permitted$"):
+        call(lambda: fail(PermissionError(1, "Operation not permitted")))
+
+
+def test_a_bug_comes_with_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*in fail.*ValueError: my bug"):
+        call(lambda: fail(ValueError("my bug")))
+
+
+def test_a_value_that_json_cannot_carry_is_a_bug() -> None:
+    with pytest.raises(RuntimeError):
+        call(lambda: (object(), []))
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), AssertionError("x")])
+def test_nothing_leaves_the_child_but_through_the_channel(error: BaseException) -> None:
+    with pytest.raises(RuntimeError, match=type(error).__name__):
+        call(lambda: fail(error))
+
+
+def test_a_child_that_vanishes_is_a_bug() -> None:
+    with pytest.raises(RuntimeError, match="without a word"):
+        call(lambda: os._exit(0))
+
+    def crash() -> forked.Result:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return None, []
+
+    with pytest.raises(RuntimeError, match="without a word"):
+        call(crash)
+
+
+def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked, "_SECONDS", 0.1)
+
+    def hang() -> forked.Result:
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+        time.sleep(60)
+        return None, []
+
+    begin = time.monotonic()
+    with pytest.raises(MountError, match="the work took over"):
+        call(hang)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_caller_that_is_cancelled_takes_the_child_with_it() -> None:
+    async def main() -> None:
+        task = asyncio.create_task(forked.call(lambda: (time.sleep(60), []), "the work"))
+        await asyncio.sleep(0.05)
+        assert left()[0]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not left()[0]
+
+    asyncio.run(main())
+
+
+def test_others_go_on_while_a_child_works() -> None:
+    async def main() -> float:
+        begin = time.monotonic()
+        work = [forked.call(lambda: (time.sleep(0.3), []), "the work") for _ in range(5)]
+        await asyncio.gather(*work)
+        return time.monotonic() - begin
+
+    assert asyncio.run(main()) < 1.2
+
+
+def test_a_long_message_is_an_error_still() -> None:
+    with pytest.raises(InstanceError):
+        call(lambda: fail(InstanceError("x" * 200_000)))
+    with pytest.raises(RuntimeError, match="my bug"):
+        call(lambda: fail(ValueError("é" * 200_000 + "my bug")))

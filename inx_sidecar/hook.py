@@ -1,13 +1,15 @@
 """What LXC runs at every start and stop: hand LXC's facts to the sidecar and pass its answer on.
 
-Kept to a few milliseconds: imports only what it needs. LXC reads a hook's output ten times and then
-waits for ever for it to end (lxc src/lxc/utils.c, run_buffer), so the output goes to a log first.
-Incus shows only "Script exited with status N": the reason is added to the instance's lxc.log,
-which `incus info NAME --show-log` prints.
+Kept to a few milliseconds: it imports next to nothing. `_socket` is what `socket` wraps, and that
+takes as long to import as Python takes to start.
+
+LXC reads a hook's output ten times and then waits for ever for it to end (lxc src/lxc/utils.c,
+run_buffer), so the output goes to a log first. Incus shows only "Script exited with status N": the
+reason is added to the instance's lxc.log, which `incus info NAME --show-log` prints.
 """
 
+import _socket
 import os
-import socket
 import sys
 import time
 
@@ -37,14 +39,7 @@ def _ask(request: bytes) -> tuple[int, str]:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-                channel.settimeout(left)
-                channel.connect(paths.SOCKET)
-                channel.sendall(request)
-                channel.shutdown(socket.SHUT_WR)
-                answer = b""
-                while chunk := channel.recv(65536):
-                    answer += chunk
+            answer = _exchange(request, left)
         except TimeoutError:
             break
         except (FileNotFoundError, ConnectionRefusedError):
@@ -61,6 +56,21 @@ def _ask(request: bytes) -> tuple[int, str]:
         f"the inx sidecar did not answer within {DEADLINE_SECONDS:.0f} s; see "
         "'journalctl -u inx-sidecar'"
     )
+
+
+def _exchange(request: bytes, seconds: float) -> bytes:
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        channel.settimeout(seconds)
+        channel.connect(paths.SOCKET)
+        channel.sendall(request)
+        channel.shutdown(_socket.SHUT_WR)
+        answer = b""
+        while chunk := channel.recv(65536):
+            answer += chunk
+        return answer
+    finally:
+        channel.close()
 
 
 def _tell(message: str) -> None:

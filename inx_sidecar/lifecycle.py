@@ -51,6 +51,8 @@ class _Life:
     attached: asyncio.Event = field(default_factory=asyncio.Event)
     container: Container | None = None
     build: asyncio.Task[None] | None = None
+    # systemctl at work on the instance's nix-daemon; LXC has other things to do meanwhile.
+    units: asyncio.Task[InxError | None] | None = None
 
 
 class Lifecycle:
@@ -69,7 +71,7 @@ class Lifecycle:
             try:
                 await _end_build(life)
                 _release(life)
-                life.start = await self._prepare(instance)
+                life.start = await self._prepare(life, instance)
             except InxError as error:
                 self._reporter.report(instance, Status(f"failed: {error}"))
                 raise
@@ -83,13 +85,14 @@ class Lifecycle:
         async with life.lock:
             # A sidecar that came up after pre-start knows nothing of it: decide anew.
             if life.start is None:
-                life.start = await self._prepare(instance)
+                life.start = await self._prepare(life, instance)
                 if isinstance(life.start.plan, Build):
                     self._begin_build(life, life.start, life.start.plan)
             start = life.start
             _release(life)
             life.container = Container(pid, instance.lxc_name)
             try:
+                await _settle_units(life)
                 await self._attach(life.container, start)
             except InxError as error:
                 self._reporter.report(instance, Status(f"failed: {error}"))
@@ -106,8 +109,8 @@ class Lifecycle:
             _release(life)
             life.start = None
             if target != "reboot":
-                await _systemctl("stop", _daemon_units(instance.uuid))
                 shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
+                _begin_units(life, "stop", _daemon_units(instance.uuid))
         log.info("%s: stopped", instance.lxc_name)
 
     async def resume(self) -> None:
@@ -144,19 +147,22 @@ class Lifecycle:
         for life in self._lives.values():
             await _end_build(life)
             _release(life)
+            if life.units is not None:
+                await life.units
 
     def _life(self, uuid: str) -> _Life:
         return self._lives.setdefault(uuid, _Life())
 
-    async def _prepare(self, instance: Instance) -> Start:
+    async def _prepare(self, life: _Life, instance: Instance) -> Start:
         start = await self._decide(instance)
         uuid = instance.uuid
+        await _settle_units(life)
         for directory in (paths.auto_dir(uuid), paths.daemon_socket_dir(uuid)):
             os.makedirs(directory, mode=0o755, exist_ok=True)
         ready = isinstance(start.plan, Boot)
         bootstrap.prepare(uuid, ready=ready)
         if start.daemon:
-            await _systemctl("start", [paths.daemon_socket_unit(uuid)])
+            _begin_units(life, "start", [paths.daemon_socket_unit(uuid)])
         log.info("%s: %s", instance.lxc_name, start.plan.describe())
         return start
 
@@ -319,10 +325,22 @@ def _daemon_units(uuid: str) -> list[str]:
     return [paths.daemon_socket_unit(uuid), paths.daemon_service_unit(uuid)]
 
 
-async def _systemctl(verb: str, units: list[str]) -> None:
-    done = await run(["systemctl", verb, "--quiet", *units])
-    if done.status:
-        raise UnsupportedError(f"'{done.command}' failed: {done.output}")
+def _begin_units(life: _Life, verb: str, units: list[str]) -> None:
+    async def systemctl() -> InxError | None:
+        done = await run(["systemctl", verb, "--quiet", *units])
+        if done.status:
+            return UnsupportedError(f"'{done.command}' failed: {done.output}")
+        return None
+
+    life.units = asyncio.create_task(systemctl())
+
+
+async def _settle_units(life: _Life) -> None:
+    if life.units is not None:
+        error = await life.units
+        life.units = None
+        if error is not None:
+            raise error
 
 
 def _remember(instance: Instance, pid: int) -> None:

@@ -1,27 +1,28 @@
-"""Where things live on the host. Nothing else in the package spells out these paths."""
+"""Where things live on the host. Nothing else in the package spells out these paths.
 
-from typing import Final
+Imported by the hooks: keep it light.
+"""
 
-STORE: Final = "/nix/store"
-NIX_DB: Final = "/nix/var/nix/db/db.sqlite"
-GC_LOCK: Final = "/nix/var/nix/gc.lock"
-GC_SOCKET: Final = "/nix/var/nix/gc-socket/socket"
-GCROOTS: Final = "/nix/var/nix/gcroots/inx"
+STORE = "/nix/store"
+NIX_DB = "/nix/var/nix/db/db.sqlite"
+GC_LOCK = "/nix/var/nix/gc.lock"
+GC_SOCKET = "/nix/var/nix/gc-socket/socket"
+GCROOTS = "/nix/var/nix/gcroots/inx"
 
-CONFIG: Final = "/etc/inx/config.toml"
-HOOKS: Final = "/etc/inx/hooks"
-PROFILE: Final = "/etc/inx/profile.yaml"
+CONFIG = "/etc/inx/config.toml"
+HOOKS = "/etc/inx/hooks"
+PROFILE = "/etc/inx/profile.yaml"
 
-RUN: Final = "/run/inx"
-SOCKET: Final = "/run/inx/sidecar.sock"
-STATE: Final = "/var/lib/inx"
-LOG: Final = "/var/log/inx"
+RUN = "/run/inx"
+SOCKET = "/run/inx/sidecar.sock"
+STATE = "/var/lib/inx"
+LOG = "/var/log/inx"
 
-INCUS_SOCKET: Final = "/var/lib/incus/unix.socket"
+INCUS_SOCKET = "/var/lib/incus/unix.socket"
 
 # Inside a container.
-PROFILES_INSIDE: Final = "nix/var/nix/profiles"
-BOOT_INSIDE: Final = "dev/.inx"
+PROFILES_INSIDE = "nix/var/nix/profiles"
+BOOT_INSIDE = "dev/.inx"
 
 
 def run_dir(uuid: str) -> str:

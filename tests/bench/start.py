@@ -1,0 +1,65 @@
+"""`incus start` with inx against the same system without hooks; and where the time goes.
+
+The other container has the store by a static lxc.mount.entry and boots the same toplevel. Both
+start in turn, so that whatever else the machine does hits both.
+"""
+
+import json
+
+from disposable import Host
+
+ROUNDS = 30
+
+STATIC = """lxc.init.cmd = {system}/init
+lxc.mount.entry = /nix/store nix/store none bind,ro,create=dir,idmap=container 0 0
+"""
+
+# Runs in the host: entering it costs more than what is measured.
+MEASURE = """
+import json, os, statistics, subprocess, sys, time
+names, rounds = json.load(sys.stdin)
+run = subprocess.run
+def timed(*argv, **more):
+    begin = time.perf_counter()
+    run(argv, check=True, stdin=subprocess.DEVNULL, **more)
+    return 1000 * (time.perf_counter() - begin)
+times = {name: [] for name in names}
+for _ in range(rounds):
+    for name in names:
+        times[name].append(timed("incus", "start", name))
+        run(["incus", "stop", "-f", name], check=True)
+facts = {"LXC_NAME": "inx", "LXC_CONFIG_FILE": "/run/incus/inx/lxc.conf",
+         "LXC_ROOTFS_PATH": "/var/lib/incus/storage-pools/default/containers/inx/rootfs"}
+client = "import inx_sidecar.hook"
+times["pre-start hook"] = [timed("/etc/inx/hooks/pre-start", env=facts) for _ in range(rounds)]
+times["hook python"] = [timed("/opt/inx/bin/python", "-I", "-c", client) for _ in range(rounds)]
+print(json.dumps({key: statistics.median(value) for key, value in times.items()}))
+"""
+
+
+def measure(host: Host) -> dict[str, float]:
+    """Medians in milliseconds, and the ratio of the two starts."""
+    host.sh("incus launch --empty inx --profile inx -c user.inx.flake=/etc/nixos#web </dev/null")
+    system = ""
+    while not system:
+        system = host.sh("incus config get inx user.inx.status.system").stdout.strip()
+    host.sh(
+        "incus init --empty static </dev/null; "
+        'incus config set static raw.lxc="$RAW"; incus stop -f inx',
+        env={"RAW": STATIC.format(system=system)},
+    )
+    given = json.dumps([["static", "inx"], ROUNDS])
+    done = host.run(["python3", "-c", MEASURE], input=given, timeout=600)
+    numbers: dict[str, float] = json.loads(done.stdout)
+    return numbers | {"ratio": numbers["inx"] / numbers["static"]}
+
+
+def table(numbers: dict[str, float]) -> str:
+    rows = [
+        ("incus start, static mounts, no hooks", f"{numbers['static']:.1f} ms"),
+        ("incus start, inx", f"{numbers['inx']:.1f} ms"),
+        ("ratio", f"{numbers['ratio']:.2f} (at most 1.3)"),
+        ("pre-start hook, with the sidecar's answer", f"{numbers['pre-start hook']:.1f} ms"),
+        ("  of it Python and imports", f"{numbers['hook python']:.1f} ms"),
+    ]
+    return "\n".join(f"{what:<44} {value}" for what, value in rows)

@@ -67,6 +67,7 @@ class Lifecycle:
         """Decide what this start does, or refuse it; begin a build if one is needed."""
         instance = read_instance(facts)
         life = self._life(instance.uuid)
+        self._reporter.learn(instance)
         async with life.lock:
             try:
                 await _end_build(life)

@@ -6,7 +6,6 @@ busy, so a refused write is tried again, ever more slowly, until it succeeds or 
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,12 +40,19 @@ class Reporter:
     def __init__(self) -> None:
         self._wanted: dict[str, tuple[Instance, dict[str, str]]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._last: dict[str, dict[str, str]] = {}
+
+    def learn(self, instance: Instance) -> None:
+        """`instance` has just been read: Incus holds what its configuration says."""
+        if instance.uuid not in self._tasks:
+            self._last[instance.uuid] = {key: instance.config.get(key, "") for key in _KEYS}
 
     def report(self, instance: Instance, status: Status) -> None:
         uuid = instance.uuid
         config = status.config()
-        if uuid not in self._tasks and differs(instance.config, config) is False:
+        if self._last.get(uuid) == config:
             return
+        self._last[uuid] = config
         self._wanted[uuid] = (instance, config)
         if uuid not in self._tasks:
             self._tasks[uuid] = asyncio.create_task(self._write(uuid))
@@ -69,7 +75,3 @@ class Reporter:
                     delay = min(delay * 2, _LAST_DELAY)
         finally:
             del self._tasks[uuid]
-
-
-def differs(present: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    return any(present.get(key, "") != value for key, value in wanted.items())

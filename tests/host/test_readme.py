@@ -1,0 +1,100 @@
+"""Every command that README.md shows is run, in its order."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from disposable import REPO, Host, tree
+from incus import Incus
+
+pytestmark = pytest.mark.main
+
+
+def commands(section: str) -> list[str]:
+    """The lines of the `sh` blocks below the heading `section`."""
+    text = (REPO / "README.md").read_text()
+    _, _, rest = text.partition(f"# {section}\n")
+    assert rest, f"README.md has no section {section}"
+    body = re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+def test_no_block_of_commands_is_forgotten() -> None:
+    sections = ("Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Uninstall")
+    text = (REPO / "README.md").read_text()
+    assert text.count("```sh\n") == len(sections)
+    assert all(commands(section) for section in sections)
+
+
+def test_the_packages_to_install_exist(tmp_path: Path) -> None:
+    """apt-get looks them up as on a host of its own, with this machine's network."""
+    apt, install = commands("Any Linux with systemd, Incus and Nix")
+    assert install == "./install"
+    script = f"""
+    mount -t overlay overlay -o lowerdir={tree()},upperdir={tmp_path}/up,workdir={tmp_path}/work \\
+        {tmp_path}/root
+    cp /etc/resolv.conf {tmp_path}/root/etc/ 2>/dev/null || :
+    chroot {tmp_path}/root apt-get -q update
+    chroot {tmp_path}/root {apt.replace("install", "install --simulate --yes", 1)}
+    """
+    for name in ("up", "work", "root"):
+        (tmp_path / name).mkdir()
+    argv = ["unshare", "--mount", "bash", "-euc", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_to_use(incus: Incus, host: Host) -> None:
+    incus.adopt("web")
+    for line in commands("Use"):
+        host.sh(line)
+        if "launch" in line or "restart" in line:
+            incus.wait_ready("web")
+    assert incus("list", "-f", "csv", "-c", "n", "^web$").stdout == ""
+
+
+def test_the_first_example_of_the_page(incus: Incus, host: Host) -> None:
+    (line,) = re.findall(r"^incus launch .*$", (REPO / "README.md").read_text(), re.MULTILINE)[:1]
+    incus.adopt("web")
+    host.sh(line)
+    incus.wait_ready("web")
+
+
+def test_try_it_here() -> None:
+    example, tests = commands("Try it here")
+    assert tests == "tests/run"
+    done = subprocess.run([example], cwd=REPO, capture_output=True, text=True, check=False)
+    try:
+        assert done.returncode == 0, done.stdout + done.stderr
+        for proof in (
+            "refused, as it should be",
+            "built inside web",
+            "| web  | RUNNING |",
+            "hello",
+        ):
+            assert proof in done.stdout
+    finally:
+        Host("demo").down()
+
+
+def test_install_again_and_uninstall(host: Host) -> None:
+    """The last of this file: the host is without inx for a moment."""
+    (uninstall,) = commands("Uninstall")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/root/wheels"}
+    host.sh("incus launch --empty keep --profile inx -c user.inx.flake=/etc/nixos#web </dev/null")
+    host.sh("cd /root/inx; ./install", env=offline)
+    assert host.sh("incus list keep -f csv -c s").stdout.strip() == "RUNNING"
+    refused = host.run(["sh", "-c", f"cd /root/inx; {uninstall}"], check=False)
+    assert refused.returncode == 1 and "delete them first" in refused.stderr
+    host.sh("incus delete -f keep")
+    host.sh(f"cd /root/inx; {uninstall}")
+    left = "ls -d /opt/inx /etc/inx/hooks /etc/systemd/system/inx* /run/inx 2>/dev/null || :"
+    assert host.sh(left).stdout == ""
+    assert host.sh("incus profile list -f csv; incus image list -f csv").stdout.count("inx") == 0
+    assert host.sh("systemctl list-units --plain --no-legend 'inx*'").stdout == ""
+    host.sh("cd /root/inx; ./install", env=offline)

@@ -80,6 +80,11 @@ class Incus:
     def info(self, name: str, project: str = "default") -> dict[str, Any]:
         return dict(self.json("query", f"/1.0/instances/{name}?project={project}"))
 
+    def pid(self, name: str) -> int:
+        """Of the instance's init, as the host numbers it; 0 if it does not run."""
+        state = self("query", f"/1.0/instances/{name}/state", check=False).stdout
+        return int(json.loads(state)["pid"]) if state else 0
+
     def uuid(self, name: str, project: str = "default") -> str:
         return self.get(name, "volatile.uuid", project)
 

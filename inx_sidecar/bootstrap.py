@@ -49,13 +49,17 @@ def prepare(uuid: str, *, ready: bool, notice: str = "") -> None:
 
 
 class Console:
-    """The writing end of `console`; lines are dropped while nobody reads and the pipe is full."""
+    """The writing end of `console`; lines are dropped while nobody reads and the pipe is full.
+
+    The first of `ready`, `failed` and `close` counts; after it the others do nothing.
+    """
 
     def __init__(self, uuid: str) -> None:
         self._directory = paths.boot_dir(uuid)
         path = f"{self._directory}/{_CONSOLE}"
         # Reading and writing: opening waits for nobody, and a reader that leaves breaks nothing.
         self._fifo = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._closed = False
 
     def print(self, line: str) -> None:
         shown = "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
@@ -74,12 +78,15 @@ class Console:
 
     def close(self) -> None:
         """Leave init waiting: the instance stops, or another sidecar takes over."""
-        os.close(self._fifo)
+        if not self._closed:
+            self._closed = True
+            os.close(self._fifo)
 
     def _end(self, mark: str, text: str) -> None:
-        _write(self._directory, mark, text, unread=self._unread())
-        os.unlink(f"{self._directory}/{_CONSOLE}")
-        os.close(self._fifo)
+        if not self._closed:
+            _write(self._directory, mark, text, unread=self._unread())
+            os.unlink(f"{self._directory}/{_CONSOLE}")
+            self.close()
 
     def _unread(self) -> bytes:
         """What an init that comes late has missed."""

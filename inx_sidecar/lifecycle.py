@@ -84,13 +84,15 @@ class Lifecycle:
         instance = read_instance(facts)
         life = self._life(instance.uuid)
         async with life.lock:
+            if life.container is not None and life.container.pid == pid:
+                return  # asked again: the answer was lost with the sidecar before this one
+            _release(life)
             # A sidecar that came up after pre-start knows nothing of it: decide anew.
             if life.start is None:
                 life.start = await self._prepare(life, instance)
                 if isinstance(life.start.plan, Build):
                     self._begin_build(life, life.start, life.start.plan)
             start = life.start
-            _release(life)
             life.container = Container(pid, instance.lxc_name)
             try:
                 await _settle_units(life)
@@ -131,7 +133,11 @@ class Lifecycle:
         async with life.lock:
             if life.container is not None:
                 return
-            life.container = Container(pid, facts.lxc_name)
+            container = Container(pid, facts.lxc_name)
+            if _recall(uuid) is None:
+                container.close()  # it ended meanwhile, and the number is another's
+                return
+            life.container = container
             life.attached.set()
             if bootstrap.is_waiting(uuid):
                 instance = read_instance(facts)
@@ -239,9 +245,11 @@ class Lifecycle:
             _tell(instance, error)
             self._reporter.report(instance, Status(f"failed: {error}"))
             console.failed(str(error))
-        except asyncio.CancelledError:
+        except Exception:
+            log.exception("%s: the build ended in a bug", instance.lxc_name)
+            console.failed("inx failed; see 'journalctl -u inx-sidecar' on the host")
+        finally:
             console.close()
-            raise
 
     async def _built(
         self, start: Start, plan: Build, console: bootstrap.Console, turn: asyncio.Semaphore
@@ -285,6 +293,8 @@ class Lifecycle:
 
 
 _UNMAPPED = "store owned by nobody: its file system cannot map owners"
+# A container may write as many links as it likes; this many of them are rooted.
+_MAX_GENERATIONS = 1000
 
 
 async def _keep_roots(
@@ -292,7 +302,8 @@ async def _keep_roots(
 ) -> None:
     """Root every generation, and what is about to become one or already runs."""
     present = after or start.present
-    wanted = {f"system-{number}": path for number, path in present.links.items()}
+    newest = sorted(present.links, reverse=True)[:_MAX_GENERATIONS]
+    wanted = {f"system-{number}": present.links[number] for number in newest}
     if isinstance(start.plan, Boot):
         wanted["booted-system"] = start.plan.system
     if extra is not None:

@@ -58,14 +58,14 @@ class Container:
     """The namespaces of a running container, held open, so that its PID cannot be mistaken."""
 
     def __init__(self, pid: int, name: str) -> None:
+        self.pid = pid
         self.name = name
         try:
-            self.pidfd = os.pidfd_open(pid)
+            self.user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self.user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
                 self.mount = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                os.close(self.pidfd)
+                os.close(self.user)
                 raise
         except OSError as error:
             raise InstanceError(f"process {pid} of {name!r} is gone: {error.strerror}") from None
@@ -73,7 +73,7 @@ class Container:
         self.privileged = os.path.samestat(os.fstat(self.user), own)
 
     def close(self) -> None:
-        for fd in (self.pidfd, self.user, self.mount):
+        for fd in (self.user, self.mount):
             os.close(fd)
 
     def __enter__(self) -> Self:

@@ -43,7 +43,7 @@ async def serve(listener: socket.socket) -> None:
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if _peer_uid(writer) == 0:
-                writer.write(await _answer(lifecycle, await reader.read(_REQUEST_MAX)))
+                writer.write(await _answer(lifecycle, await _request(reader)))
                 await writer.drain()
         except ConnectionError:
             pass
@@ -58,6 +58,14 @@ async def serve(listener: socket.socket) -> None:
         await stopping.wait()
     _notify("STOPPING=1")
     await lifecycle.close()
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
+    """All that the hook sends, to the end that it marks."""
+    request = b""
+    while len(request) < _REQUEST_MAX and (chunk := await reader.read(_REQUEST_MAX)):
+        request += chunk
+    return request
 
 
 async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:

@@ -98,7 +98,8 @@ class Console:
 
 def is_waiting(uuid: str) -> bool:
     """Whether an init waits there, or will: neither mark has been set."""
-    return os.path.exists(f"{paths.boot_dir(uuid)}/{_CONSOLE}")
+    present = set(os.listdir(paths.boot_dir(uuid)))
+    return _CONSOLE in present and not {_READY, _FAILED} & present
 
 
 def _write(directory: str, mark: str, text: str, unread: bytes = b"") -> None:

@@ -69,15 +69,19 @@ def sole_owner(path: str) -> int | None:
         if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not sticky:
             return None
         owners.add(found.st_uid)
+    # In a sticky directory nobody can exchange what is another's, but anyone can put something
+    # beside it, for the flake or file to import.
+    end = os.path.realpath(path)
+    home = end if os.path.isdir(end) else os.path.dirname(end)
     others = owners - {0}
-    if len(others) > 1:
+    if len(others) > 1 or os.stat(home).st_mode & 0o022:
         return None
     return others.pop() if others else 0
 
 
 def _way(path: str) -> Iterable[str]:
     """Every directory and link that looking up `path` passes, and where it ends."""
-    todo = [part for part in reversed(path.split("/")) if part]
+    todo = _parts(path)
     here = ""
     links = 0
     yield "/"
@@ -92,9 +96,14 @@ def _way(path: str) -> Iterable[str]:
             links += 1
             target = os.readlink(step)
             here = "" if target.startswith("/") else here
-            todo += [p for p in reversed(target.split("/")) if p and p != "."]
+            todo += _parts(target)
         else:
             here = step
+
+
+def _parts(path: str) -> list[str]:
+    """The steps of `path`, the first one last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def commands(source: Source, missing: str | None, link: str) -> list[list[str]]:
@@ -196,15 +205,19 @@ def _as_service(uuid: str, user: Builder, command: list[str], settings: Settings
     ]  # fmt: skip
 
 
-_ERROR: Final = re.compile(r"^\s*error:\s*(.*)$", re.MULTILINE)
+# What Nix itself says begins a line, or an indented one in a trace; from 2.32 on the reason of a
+# failed build is on the line below.
+_ERROR: Final = re.compile(r"^ *error: *(\S.*(?:\n +Reason: .*)?)$", re.MULTILINE)
+_ENDED_FROM_OUTSIDE: Final = "it was ended from outside, or by build_memory_max or build_timeout"
 
 
 def reason(done: Completed) -> str:
-    """One sentence of why Nix failed: the last `error:` with text is the innermost cause."""
-    found = [text for text in _ERROR.findall(done.output) if text.strip()]
-    if found:
-        return str(found[-1]).strip().rstrip(".:")
-    if done.status in (137, 143) or done.status < 0:
-        return "it was killed, or ran into build_memory_max or build_timeout"
+    """One sentence of why Nix failed: the builder that did, or the innermost, last error."""
+    found: list[str] = [" ".join(text.split()) for text in _ERROR.findall(done.output)]
+    builders = [text for text in found if "builder for" in text or "builder failed" in text]
+    if found and "interrupted by the user" not in found[-1]:
+        return (builders or found)[-1].rstrip(".:;")
+    if found or done.status in (137, 143) or done.status < 0:
+        return _ENDED_FROM_OUTSIDE
     lines = [line for line in done.output.splitlines() if line.strip()]
     return lines[-1].strip() if lines else f"{done.argv[0]} ended with status {done.status}"

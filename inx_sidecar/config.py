@@ -24,6 +24,8 @@ _ATTR: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,255}")
 # An attribute path as nix-build -A takes it.
 _ATTR_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_'-]*(?:\.[A-Za-z0-9_][A-Za-z0-9_'-]*)*")
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:")
+# ID, ID/REF or ID/REF/REV.
+_REGISTRY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,2}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
     given = {k: v for k, v in config.items() if k.startswith(PREFIX) and v != ""}
     for key in given:
         if key not in _KEYS and not _WRITTEN_BY_SIDECAR.fullmatch(key):
-            raise ConfigError(f"unknown key {key!r}; {_known()}")
+            raise ConfigError(f"unknown key {_shown(key, 450)}; {_known()}")
     if given.get(f"{PREFIX}store") == "isolated":
         raise ConfigError("user.inx.store=isolated is not available yet; use 'shared'")
     values = {key: _KEYS[key](key, value) for key, value in given.items() if key in _KEYS}
@@ -160,15 +162,16 @@ def check_flake(key: str, value: str) -> str:
     ref, mark, attr = value.partition("#")
     if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
         raise _bad(key, value, "REF or REF#ATTR, for example /etc/nixos or github:owner/repo#web")
-    if ref.startswith("/"):
-        if not _PATH.fullmatch(ref.partition("?")[0]):
-            raise _bad(key, value, "a path without '.' and '..'")
-    elif not _SCHEME.match(ref) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*(/[\w.-]+)*", ref):
+    # Nix resolves steps in paths, %2e%2e as well: they could lead out of an allowed prefix.
+    path = re.sub("%2e", ".", ref.partition("?")[0], flags=re.IGNORECASE)
+    if {".", ".."} & set(re.split("[/:]", path)):
+        raise _bad(key, value, "a reference without the steps '.' and '..'")
+    if not ref.startswith("/") and not _SCHEME.match(ref) and not _REGISTRY.fullmatch(ref):
         raise _bad(key, value, "an absolute path, a URL or a name of the flake registry")
-    elif re.match(r"(path|git\+file):(//)?(?!/)", ref):
+    if re.match(r"(path|git\+file):(//)?(?!/)", ref):
         raise _bad(key, value, "an absolute path: the sidecar has no working directory")
-    elif ref.startswith(("path:", "git+file:")) and ".." in ref.partition("?")[0].split("/"):
-        raise _bad(key, value, "a path without '..'")
+    if ref.startswith(("/", "path:", "git+file:")) and "%" in path:
+        raise _bad(key, value, "a path without '%'")
     return value
 
 
@@ -219,8 +222,11 @@ def _bool(value: str | None) -> bool | None:
 
 
 def _bad(key: str, value: str, allowed: str) -> ConfigError:
-    shown = value if len(value) <= 200 else value[:200] + "..."
-    return ConfigError(f"{key} is {shown!r}; allowed: {allowed}")
+    return ConfigError(f"{key} is {_shown(value)}; allowed: {allowed}")
+
+
+def _shown(text: str, most: int = 200) -> str:
+    return repr(text if len(text) <= most else text[:most] + "...")
 
 
 _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {

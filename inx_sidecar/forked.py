@@ -10,11 +10,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from inx_sidecar.errors import InstanceError, InxError, MountError
+from inx_sidecar.errors import InxError, MountError
 
 _SECONDS: Final = 20.0
 _MESSAGE_MAX: Final = 1 << 16
 _FDS_MAX: Final = 16
+_TRACE_MAX: Final = 4000
 
 # A value that JSON can carry, and file descriptors to hand to the parent.
 Result = tuple[Any, list[int]]
@@ -45,9 +46,9 @@ async def call(function: Callable[[], Result], what: str) -> Result:
         return answer["ok"], list(fds)
     if "bug" in answer:
         raise RuntimeError(answer["bug"])
-    kinds: dict[str, type[InxError]] = {"InstanceError": InstanceError, "MountError": MountError}
-    if answer["kind"] in kinds:
-        raise kinds[answer["kind"]](answer["text"])
+    for kind in InxError.__subclasses__():
+        if kind.__name__ == answer["kind"]:
+            raise kind(answer["text"])
     raise MountError(f"{what}: {answer['text']}")
 
 
@@ -61,7 +62,7 @@ def _child(function: Callable[[], Result], channel: socket.socket) -> None:
         where = f" ({error.filename})" if error.filename else ""
         answer, fds = {"kind": "OSError", "text": f"{error.strerror}{where}"}, []
     except BaseException:
-        answer, fds = {"bug": traceback.format_exc()[-_MESSAGE_MAX // 2 :]}, []
+        answer, fds = {"bug": traceback.format_exc()[-_TRACE_MAX:]}, []
     try:
         socket.send_fds(channel, [json.dumps(answer).encode()], fds)
     finally:

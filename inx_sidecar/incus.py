@@ -20,6 +20,8 @@ _SECONDS: Final = 60.0
 class IncusError(InxError):
     """Incus refused a request; `code` is its HTTP status, 0 if it cannot be reached."""
 
+    status = 28
+
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
         self.code = code

@@ -60,7 +60,7 @@ def read_instance(facts: Facts) -> Instance:
         raise InstanceError(f"cannot read {path} of {lxc_name!r}: {error}") from None
     try:
         return _instance(document["container"], facts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InstanceError(f"{path} of {lxc_name!r} is not what Incus writes: {error!r}") from None
 
 

@@ -16,7 +16,7 @@ def append(config: str, lxc_name: str, message: str) -> str:
     stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"
     line = f"lxc {lxc_name} {stamp} ERROR    inx - {message}\n"
     try:
-        with open(_log_file(config), "r+") as log:
+        with open(_log_file(config), "r+", errors="surrogateescape") as log:
             log.seek(0, 2)
             log.write(line)
     except OSError:
@@ -25,7 +25,7 @@ def append(config: str, lxc_name: str, message: str) -> str:
 
 
 def _log_file(config: str) -> str:
-    with open(config) as lines:
+    with open(config, errors="surrogateescape") as lines:
         for line in lines:
             key, _, value = line.partition("=")
             if key.strip() == "lxc.log.file":

@@ -9,6 +9,7 @@ the container's root could remount /nix/store writable and write the host's stor
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -103,23 +104,18 @@ async def attach(
     writable one as a sign to open a store of its own instead of asking the daemon, and would then
     take the whole shared store for garbage.
     """
-    clones = [_clone(directory, container) for directory in directories]
-    fds = [fd for fd, _ in clones]
-    try:
-        _, locked = await forked.call(lambda: _lock(fds, container), "locking the mounts")
-    finally:
-        for fd in fds:
-            os.close(fd)
-    targets = [directory.target for directory in directories]
-    try:
+    with ExitStack() as fds:
+        clones = [fds.enter_context(opened(_clone(directory))) for directory in directories]
+        mapped = [_map_owners(fd, container) for fd in clones]
+        _, locked = await forked.call(lambda: _lock(clones, container), "locking the mounts")
+        for fd in locked:
+            fds.callback(os.close, fd)
+        targets = [directory.target for directory in directories]
         await forked.call(
             lambda: _attach_inside(container, list(zip(locked, targets, strict=True)), change),
             f"attaching the store of {container.name!r}",
         )
-    finally:
-        for fd in locked:
-            os.close(fd)
-    return all(mapped for _, mapped in clones)
+    return all(mapped)
 
 
 async def write_generation(container: Container, change: Change) -> int:
@@ -134,29 +130,35 @@ async def write_generation(container: Container, change: Change) -> int:
     return int(number)
 
 
-def _clone(directory: HostDirectory, container: Container) -> tuple[int, bool]:
-    """A detached read-only copy of the mount, and whether its owners are mapped.
+def _clone(directory: HostDirectory) -> int:
+    """A detached read-only copy of the mount.
 
     Private: a copy of a shared mount is its peer, and mounts made on one show on the other.
     """
     try:
         fd = open_tree(AT_FDCWD, directory.source)
-        mount_setattr(fd, _READ_ONLY, propagation=MS_PRIVATE)
+        try:
+            mount_setattr(fd, _READ_ONLY, propagation=MS_PRIVATE)
+        except OSError:
+            os.close(fd)
+            raise
     except OSError as error:
         raise MountError(f"cannot mount {directory.source}: {error.strerror}") from None
+    return fd
+
+
+def _map_owners(fd: int, container: Container) -> bool:
+    """Show the owners of the mount as the container numbers them; False if that cannot be had."""
     if container.privileged:
-        return fd, True
+        return True
     try:
         mount_setattr(fd, MOUNT_ATTR_IDMAP, userns_fd=container.user)
     except OSError as error:
         # overlayfs, 9p and others cannot map owners (mount_setattr(2), EINVAL).
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            os.close(fd)
-            raise MountError(
-                f"cannot map the owners of {directory.source}: {error.strerror}"
-            ) from None
-        return fd, False
-    return fd, True
+            raise MountError(f"cannot map the owners of a mount: {error.strerror}") from None
+        return False
+    return True
 
 
 def _lock(fds: Sequence[int], container: Container) -> forked.Result:
@@ -215,7 +217,8 @@ def _apply(root: int, name: str, change: Change) -> int:
         try:
             return change.apply(profiles)
         except OSError as error:
-            raise in_the_way(f"{paths.PROFILES_INSIDE}/{error.filename}", name, error) from None
+            what = error.filename2 or error.filename
+            raise in_the_way(f"{paths.PROFILES_INSIDE}/{what}", name, error) from None
 
 
 def _directory(start: int, path: str, name: str) -> int:

@@ -18,6 +18,7 @@ from inx_sidecar import paths
 from inx_sidecar.errors import RootError
 
 _COLLECTOR_SECONDS = 10.0
+_COLLECTOR_PAUSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ async def keep(lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> None:
     When this returns, no collection, not even one that runs, deletes a path that was valid before.
     """
     root_directory = directory(lxc_name, uuid)
-    change = reconcile(wanted, read(root_directory))
     try:
+        change = reconcile(wanted, read(root_directory))
         if change.add:
             os.makedirs(root_directory, mode=0o755, exist_ok=True)
         for name, path in change.add.items():
@@ -88,13 +89,14 @@ def former_directories(lxc_name: str, uuid: str) -> list[str]:
 
 async def _tell_collector(store_paths: Iterable[str]) -> None:
     for path in store_paths:
-        while not _no_collector():
-            try:
-                async with asyncio.timeout(_COLLECTOR_SECONDS):
-                    if await _spare(path):
-                        break
-            except TimeoutError:
-                raise RootError(f"the garbage collector did not confirm {path}") from None
+        try:
+            async with asyncio.timeout(_COLLECTOR_SECONDS):
+                while not _no_collector() and not await _spare(path):
+                    # It opens its socket after it takes the lock, and closes it before it lets go:
+                    # a moment without an event to wait for.
+                    await asyncio.sleep(_COLLECTOR_PAUSE)
+        except TimeoutError:
+            raise RootError(f"the garbage collector did not confirm {path}") from None
 
 
 def _no_collector() -> bool:
@@ -109,7 +111,7 @@ def _no_collector() -> bool:
 
 
 async def _spare(path: str) -> bool:
-    """Ask the running collector to spare `path`; False if it has just ended."""
+    """Ask the running collector to spare `path`; False if nobody answers."""
     try:
         reader, writer = await asyncio.open_unix_connection(paths.GC_SOCKET)
         try:
@@ -119,6 +121,4 @@ async def _spare(path: str) -> bool:
         finally:
             writer.close()
     except (FileNotFoundError, ConnectionError):
-        # The collector opens its socket after it takes the lock, and closes it before.
-        await asyncio.sleep(0)
         return False

@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 import traceback
+from dataclasses import dataclass
 from typing import Any, Final
 
 from inx_sidecar import bootstrap
@@ -71,7 +72,7 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
     """Status and message: an expected failure's own, 1 for a bug, which goes to the journal."""
     try:
-        await _handle(lifecycle, request.decode())
+        await _handle(lifecycle, parse(request))
     except InxError as error:
         log.error("%s", error)
         return f"{error.status}\n{error}".encode()
@@ -81,19 +82,38 @@ async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
     return b"0\n"
 
 
-async def _handle(lifecycle: Lifecycle, request: str) -> None:
-    kind, *pairs = request.split("\0")
-    facts = dict(pair.partition("=")[::2] for pair in pairs)
-    where = Facts(facts["LXC_NAME"], facts["LXC_ROOTFS_PATH"], facts["LXC_CONFIG_FILE"])
-    match kind:
+@dataclass(frozen=True)
+class Request:
+    """What a hook asks for: its kind, and LXC's facts; `pid` and `target` where they matter."""
+
+    kind: str
+    facts: Facts
+    pid: int
+    target: str
+
+
+def parse(request: bytes) -> Request:
+    """The request that hook.py made; UnsupportedError if it is of another making."""
+    kind, *pairs = request.decode(errors="replace").split("\0")
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    if kind not in ("pre-start", "start-host", "stop"):
+        raise UnsupportedError(f"unknown hook {one_line(kind)[:40]!r}: is inx installed in parts?")
+    try:
+        facts = Facts(given["LXC_NAME"], given["LXC_ROOTFS_PATH"], given["LXC_CONFIG_FILE"])
+        pid = int(given["LXC_PID"]) if kind == "start-host" else 0
+        return Request(kind, facts, pid, given["LXC_TARGET"] if kind == "stop" else "")
+    except (KeyError, ValueError) as error:
+        raise UnsupportedError(f"the hook {kind!r} lacks {error}: was it run by LXC?") from None
+
+
+async def _handle(lifecycle: Lifecycle, request: Request) -> None:
+    match request.kind:
         case "pre-start":
-            await lifecycle.pre_start(where)
+            await lifecycle.pre_start(request.facts)
         case "start-host":
-            await lifecycle.start_host(where, int(facts["LXC_PID"]))
+            await lifecycle.start_host(request.facts, request.pid)
         case "stop":
-            await lifecycle.stop(where, facts["LXC_TARGET"])
-        case _:
-            raise UnsupportedError(f"unknown hook {one_line(kind)!r}: are hooks and sidecar equal?")
+            await lifecycle.stop(request.facts, request.target)
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:

@@ -52,9 +52,8 @@ def wait_building(incus: Incus, name: str) -> None:
 
 
 def builds_that_run(host: Host) -> str:
-    return host.sh(
-        "systemctl list-units --plain --no-legend 'inx-build-*'; pgrep -fa '[n]ixos-system-slow|[n]ix .*build' || :"
-    ).stdout
+    units = "systemctl list-units --plain --no-legend 'inx-build-*'"
+    return host.sh(f"{units}; pgrep -fa '[n]ixos-system-slow|[n]ix .*build' || :").stdout
 
 
 def test_incus_answers_while_a_build_runs(incus: Incus, host: Host) -> None:

@@ -31,6 +31,7 @@ MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
+MS_SHARED: Final = 1 << 20
 MNT_DETACH: Final = 2
 FIRST_ID: Final = 1_000_000
 
@@ -130,15 +131,19 @@ def running(rootfs: Path, *, privileged: bool = False) -> Iterator[Sandbox]:
         _start(rootfs, tell, heard, privileged)
     os.close(tell)
     os.close(heard)
-    pid = 0
     try:
         if not privileged:
             assert os.read(told, 1) == b"u"
             for kind in ("uid_map", "gid_map"):
                 Path(f"/proc/{child}/{kind}").write_text(f"0 {FIRST_ID} 65536")
             os.write(say, b"m")
-        pid = int(os.read(told, 20) or 0)
-        assert pid and os.read(told, 1) == b"r", "the container did not start"
+        # Its number, and "r" when it is ready; either may come first.
+        words = b""
+        while len(words) < 21:
+            word = os.read(told, 21)
+            assert word, "the container did not start"
+            words += word
+        pid = int(words.replace(b"r", b""))
         yield Sandbox(rootfs, pid, privileged)
     finally:
         os.close(say)  # its init reads the end, and ends

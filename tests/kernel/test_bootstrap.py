@@ -4,6 +4,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -88,14 +89,17 @@ def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "RUN", str(run))
     monkeypatch.setattr(paths, "HOOKS", str(REPO / "hooks"))
     monkeypatch.setattr(bootstrap, "_TOOL", f"{run}/busybox")
-    monkeypatch.setenv("PATH", f"{tree()}/usr/bin", prepend=":")
-    bootstrap.install_busybox()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tree()}/usr/bin")
+        bootstrap.install_busybox()
 
 
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
     path = tmp_path / "rootfs"
     (path / "dev/.inx").mkdir(parents=True)
+    # LXC makes it; what the shell puts in the background reads it.
+    os.mknod(path / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     system = path / "nix/var/nix/profiles/system"
     system.mkdir(parents=True)
     (system / "init").write_text(SYSTEM_INIT)
@@ -318,12 +322,17 @@ def test_a_new_start_finds_nothing_of_the_last(start: Runner) -> None:
 
 
 def test_all_that_a_container_sees_can_be_read_by_it_and_changed_by_nobody() -> None:
-    os.umask(0o022)
+    def modes() -> dict[str, int]:
+        directory = Path(paths.boot_dir(UUID))
+        return {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+
+    programs = {"busybox": 0o555, "init": 0o555}
     prepare(UUID, ready=False)
-    modes = {
-        path.name: path.stat().st_mode & 0o777 for path in Path(paths.boot_dir(UUID)).iterdir()
-    }
-    assert modes == {"busybox": 0o555, "init": 0o555, "console": 0o444}
+    assert modes() == programs | {"console": 0o444}
+    Console(UUID).failed("it failed")
+    assert modes() == programs | {"failed": 0o444}
+    prepare(UUID, ready=True)
+    assert modes() == programs | {"ready": 0o444}
 
 
 def test_a_busybox_that_needs_libraries_is_refused(

@@ -1,4 +1,4 @@
-"""What a forked child does comes back: a value, descriptors, an error; and the child never stays."""
+"""What a forked child does comes back: a value, descriptors, an error. The child never stays."""
 
 import asyncio
 import os
@@ -65,6 +65,11 @@ def test_nothing_stays_open() -> None:
     assert left() == before
 
 
+def sleep(seconds: float) -> forked.Result:
+    time.sleep(seconds)
+    return None, []
+
+
 def fail(error: BaseException) -> NoReturn:
     raise error
 
@@ -116,8 +121,7 @@ def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def hang() -> forked.Result:
         signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
-        time.sleep(60)
-        return None, []
+        return sleep(60)
 
     begin = time.monotonic()
     with pytest.raises(MountError, match="the work took over"):
@@ -127,7 +131,7 @@ def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_caller_that_is_cancelled_takes_the_child_with_it() -> None:
     async def main() -> None:
-        task = asyncio.create_task(forked.call(lambda: (time.sleep(60), []), "the work"))
+        task = asyncio.create_task(forked.call(lambda: sleep(60), "the work"))
         await asyncio.sleep(0.05)
         assert left()[0]
         task.cancel()
@@ -141,7 +145,7 @@ def test_a_caller_that_is_cancelled_takes_the_child_with_it() -> None:
 def test_others_go_on_while_a_child_works() -> None:
     async def main() -> float:
         begin = time.monotonic()
-        work = [forked.call(lambda: (time.sleep(0.3), []), "the work") for _ in range(5)]
+        work = [forked.call(lambda: sleep(0.3), "the work") for _ in range(5)]
         await asyncio.gather(*work)
         return time.monotonic() - begin
 

@@ -36,6 +36,7 @@ from kernel.containers import (
     MS_NOSUID,
     MS_RDONLY,
     MS_REMOUNT,
+    MS_SHARED,
     Sandbox,
     apart,
     clear_attributes,
@@ -248,40 +249,27 @@ def test_the_host_never_sees_a_mount(sandbox: Sandbox, store: Path) -> None:
     assert os.listdir(paths.RUN) == []
 
 
-def test_what_the_host_mounts_later_does_not_reach_the_container(
+def test_a_shared_mount_of_the_host_and_its_copy_are_no_peers(
     unprivileged: Sandbox, store: Path
 ) -> None:
-    """And what the container mounts below does not reach the host."""
-    (store / "place").mkdir()
-    attached(unprivileged, store)
+    """systemd makes every mount shared; what is mounted below one shows on all copies of it."""
+    for place in ("inside", "outside"):
+        (store / place).mkdir()
 
-    def host() -> list[str]:
-        unshare(CLONE_NEWNS)
-        mount("none", "/", "", MS_REC | MS_PRIVATE)
-        mount("tmpfs", f"{store}/place", "tmpfs", 0)
-        (store / "place" / "mark").touch()
-        return unprivileged.inside(lambda: os.listdir("/nix/store/place"))
-
-    assert apart(host) == []
-    unprivileged.inside(lambda: mount("tmpfs", "/nix/store/place", "tmpfs", 0))
-    assert str(store) not in Path("/proc/self/mountinfo").read_text()
-
-
-def test_a_shared_mount_of_the_host_gets_nothing_back(unprivileged: Sandbox, store: Path) -> None:
-    """systemd makes every mount shared; a copy that stayed a peer would propagate both ways."""
-    (store / "place").mkdir()
-
-    def host() -> bool:
+    def host() -> tuple[bool, list[str]]:
         unshare(CLONE_NEWNS)
         mount("none", "/", "", MS_REC | MS_PRIVATE)
         mount(str(store), str(store), "", MS_BIND)
-        mount("none", str(store), "", 1 << 20)  # MS_SHARED
+        mount("none", str(store), "", MS_SHARED)
         attached(unprivileged, store)
         before = Path("/proc/self/mountinfo").read_text()
-        unprivileged.inside(lambda: mount("tmpfs", "/nix/store/place", "tmpfs", 0))
-        return Path("/proc/self/mountinfo").read_text() == before
+        unprivileged.inside(lambda: mount("tmpfs", "/nix/store/inside", "tmpfs", 0))
+        unseen = Path("/proc/self/mountinfo").read_text() == before
+        mount("tmpfs", f"{store}/outside", "tmpfs", 0)
+        (store / "outside/mark").touch()
+        return unseen, unprivileged.inside(lambda: os.listdir("/nix/store/outside"))
 
-    assert apart(host)
+    assert apart(host) == (True, [])
 
 
 def test_the_state_of_nix_is_read_only_but_for_profiles_and_roots(

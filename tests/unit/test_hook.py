@@ -1,5 +1,6 @@
 """What LXC runs: it hands on facts, and makes the answer a status and a line in the log."""
 
+import contextlib
 import os
 import re
 import socket
@@ -47,8 +48,8 @@ class Sidecar:
             if answer is HANG:
                 self._hung.append(channel)
                 continue
-            channel.sendall(answer)
-            channel.close()
+            with channel, contextlib.suppress(BrokenPipeError):  # it may have given up
+                channel.sendall(answer)
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX) as channel:

@@ -102,6 +102,16 @@ def is_waiting(uuid: str) -> bool:
     return _CONSOLE in present and not {_READY, _FAILED} & present
 
 
+def finish(uuid: str) -> None:
+    """End what a sidecar began that set a mark and died: its init may have missed the mark."""
+    try:
+        fifo = Console(uuid)
+    except FileNotFoundError:
+        return
+    os.unlink(f"{paths.boot_dir(uuid)}/{_CONSOLE}")
+    fifo.close()
+
+
 def _write(directory: str, mark: str, text: str, unread: bytes = b"") -> None:
     temporary = f"{directory}/.{mark}"
     with open(temporary, "wb") as file:

@@ -43,12 +43,22 @@ class Builder:
 
 
 def builder(source: Source, settings: Settings) -> Builder:
-    directory = source.directory() if isinstance(source, Flake | NixFile) else None
-    owner = None if directory is None else sole_owner(directory)
+    match source:
+        case Flake():
+            directory = source.directory()
+            place = None if directory is None else f"{directory}/flake.nix"
+            # Nix would go on looking for one above, where it may be anybody's.
+            if place is not None and not os.path.exists(place):
+                raise BuildError(f"there is no {place}, to build {source} from")
+        case NixFile():
+            place = source.path
+        case _:
+            place = None
+    owner = None if place is None else sole_owner(place)
     try:
         entry = pwd.getpwnam(settings.build_user) if owner is None else pwd.getpwuid(owner)
     except KeyError:
-        who = settings.build_user if owner is None else f"{owner}, who owns {directory}"
+        who = settings.build_user if owner is None else f"{owner}, who owns {place}"
         raise UnsupportedError(f"there is no user {who}, to build as") from None
     return Builder(entry.pw_uid, entry.pw_gid, entry.pw_dir)
 

@@ -50,7 +50,11 @@ class Flake:
             if ref.startswith(prefix + "/"):
                 ref = ref[len(prefix) :]
                 break
-        return ref.partition("?")[0] if ref.startswith("/") else None
+        path, _, query = ref.partition("?")
+        inner = re.search(r"(?:^|&)dir=([^&]+)", query)
+        if not path.startswith("/"):
+            return None
+        return f"{path}/{inner[1]}" if inner else path
 
     def __str__(self) -> str:
         return f"{self.ref}#{self.attr}"
@@ -66,9 +70,6 @@ class NixFile:
 
     def identity(self) -> str:
         return f"file {self.path}" + (f"#{self.attr}" if self.attr_given else "")
-
-    def directory(self) -> str:
-        return self.path
 
     def __str__(self) -> str:
         return f"{self.path} -A {self.attr}"
@@ -163,14 +164,14 @@ def check_flake(key: str, value: str) -> str:
     if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
         raise _bad(key, value, "REF or REF#ATTR, for example /etc/nixos or github:owner/repo#web")
     # Nix resolves steps in paths, %2e%2e as well: they could lead out of an allowed prefix.
-    path = re.sub("%2e", ".", ref.partition("?")[0], flags=re.IGNORECASE)
-    if {".", ".."} & set(re.split("[/:]", path)):
+    path = re.sub("%2e", ".", ref, flags=re.IGNORECASE)
+    if {".", ".."} & set(re.split("[/:?&=]", path)):
         raise _bad(key, value, "a reference without the steps '.' and '..'")
     if not ref.startswith("/") and not _SCHEME.match(ref) and not _REGISTRY.fullmatch(ref):
         raise _bad(key, value, "an absolute path, a URL or a name of the flake registry")
     if re.match(r"(path|git\+file):(//)?(?!/)", ref):
         raise _bad(key, value, "an absolute path: the sidecar has no working directory")
-    if ref.startswith(("/", "path:", "git+file:")) and "%" in path:
+    if ref.startswith(("/", "path:", "git+file:")) and "%" in path.partition("?")[0]:
         raise _bad(key, value, "a path without '%'")
     return value
 

@@ -147,6 +147,8 @@ class Lifecycle:
                     await self._go(life, start, plan)
                 else:
                     self._begin_build(life, start, plan)
+            else:
+                bootstrap.finish(uuid)
         log.info("%s: taken over", facts.lxc_name)
 
     async def close(self) -> None:

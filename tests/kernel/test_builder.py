@@ -7,7 +7,7 @@ import pytest
 
 from inx_sidecar.builds import builder, sole_owner
 from inx_sidecar.config import Flake, NixFile
-from inx_sidecar.errors import UnsupportedError
+from inx_sidecar.errors import InxError, UnsupportedError
 from inx_sidecar.settings import Settings
 
 pytestmark = pytest.mark.main
@@ -166,14 +166,30 @@ def test_a_build_runs_as_the_owner_or_as_the_build_user(tmp_path: Path) -> None:
     settings = Settings(build_user="nobody")
     place = directory(tmp_path / "etc")
     shared = directory(tmp_path / "shared", mode=0o777)
+    for made in (place, shared):
+        (made / "flake.nix").touch()
     assert builder(Flake(str(place), "web", attr_given=False), settings).uid == 0
     assert builder(NixFile(str(place), "web", attr_given=False), settings).uid == 0
     for ref in (str(shared), "github:o/r", "nixpkgs", f"https://host{place}"):
         assert builder(Flake(ref, "web", attr_given=False), settings).uid == 65534
 
 
+def test_a_flake_that_nix_would_look_for_above_is_not_built_as_the_owner(tmp_path: Path) -> None:
+    """Nix 2.26: "path '/tmp/d' does not contain a 'flake.nix', searching up", to /tmp/flake.nix."""
+    place = directory(directory(tmp_path / "tmp", mode=0o1777) / "roots")
+    source = Flake(str(place), "web", attr_given=False)
+    settings = Settings(build_user="nobody")
+    try:
+        assert builder(source, settings).uid == 65534
+    except InxError as error:
+        assert "flake.nix" in str(error)
+    (place / "flake.nix").touch()
+    assert builder(source, settings).uid == 0
+
+
 def test_an_owner_without_a_name_cannot_build(tmp_path: Path) -> None:
     place = directory(tmp_path / "alice", ALICE)
+    (place / "flake.nix").touch()
     with pytest.raises(UnsupportedError, match=f"no user {ALICE}, who owns {place}"):
         builder(Flake(str(place), "web", attr_given=False), Settings(build_user="nobody"))
     with pytest.raises(UnsupportedError, match="there is no user inx-nobody"):

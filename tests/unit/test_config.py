@@ -232,7 +232,7 @@ def test_a_fingerprint_tells_nothing_about_the_source() -> None:
     ("ref", "directory"),
     [
         ("/etc/nixos", "/etc/nixos"),
-        ("/etc/nixos?dir=a", "/etc/nixos"),
+        ("/etc/nixos?dir=a", "/etc/nixos/a"),
         ("path:/srv/x", "/srv/x"),
         ("path:///srv/x", "///srv/x"),
         ("git+file:///srv/x?ref=main", "/srv/x"),

@@ -5,12 +5,14 @@ built as its owner, provided that nobody else could have put it there; everythin
 unprivileged build user. Each build is a transient systemd service of its own.
 """
 
+import asyncio
 import os
 import pwd
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +33,26 @@ _SANDBOX: Final = (
     "LockPersonality=yes", "UMask=0022",
 )  # fmt: skip
 _LOG_MAX: Final = 16 << 20
+
+
+class Turns:
+    """So many builds at once; the limit may change while some wait."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def one_of(self, limit: int) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.taken < limit)
+            self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+            async with self._changed:
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -168,7 +190,8 @@ async def build(
             done = await run(_as_service(uuid, user, command, settings), on_line=record)
             if done.status == 0:
                 return _result(link, name, source)
-    raise BuildError(f"cannot build the system of {name!r} from {source}: {reason(done)}")
+    why = await _limit_that_ended(uuid, settings) or reason(done)
+    raise BuildError(f"cannot build the system of {name!r} from {source}: {why}")
 
 
 def _result(link: str, name: str, source: Source) -> str:
@@ -191,6 +214,19 @@ def forget(uuid: str) -> None:
 async def stop(uuid: str) -> None:
     """End a build of this instance that still runs, with all its processes."""
     await run(["systemctl", "stop", "--quiet", paths.build_unit(uuid)])
+    await run(["systemctl", "reset-failed", "--quiet", paths.build_unit(uuid)])
+
+
+async def _limit_that_ended(uuid: str, settings: Settings) -> str | None:
+    """What systemd has ended the build for (Result= in systemd.exec(5), EnvironmentVariables)."""
+    unit = paths.build_unit(uuid)
+    shown = await run(["systemctl", "show", "--property=Result", "--value", unit])
+    await run(["systemctl", "reset-failed", "--quiet", unit])
+    return {
+        "timeout": f"it took over {settings.build_timeout} s (build_timeout)",
+        "oom-kill": f"it took over {settings.build_memory_max} of memory (build_memory_max)",
+        "signal": "it was killed",
+    }.get(shown.output.strip())
 
 
 def _as_service(uuid: str, user: Builder, command: list[str], settings: Settings) -> list[str]:
@@ -207,7 +243,7 @@ def _as_service(uuid: str, user: Builder, command: list[str], settings: Settings
     }  # fmt: skip
     environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return [
-        "systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--slice=inx-build.slice",
+        "systemd-run", "--quiet", "--wait", "--pipe", "--slice=inx-build.slice",
         f"--unit={paths.build_unit(uuid)}", f"--uid={user.uid}", f"--gid={user.gid}",
         *(f"--property={text}" for text in properties),
         *(f"--setenv={key}={value}" for key, value in environment.items()),

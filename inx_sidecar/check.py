@@ -131,16 +131,15 @@ async def _incus() -> list[Finding]:
 
 
 async def _profile() -> list[Finding]:
-    with open(paths.PROFILE, "rb") as file:
-        wanted = yaml.safe_load(file)["config"]["raw.lxc"]
-    found = [profile for profile in await incus.profiles() if _mentions_hooks(profile["config"])]
+    wanted = _wanted()
+    found = await _profiles_of_inx()
     if not found:
         advice = f"missing; run 'incus profile create inx < {paths.PROFILE}'"
         return [Finding("profile with the hooks", advice)]
     return [
         Finding(
             f"profile {profile['name']!r} of project {profile.get('project', 'default')!r}",
-            missing_lines(wanted, profile["config"]["raw.lxc"]),
+            missing_lines(wanted, profile["config"].get("raw.lxc", "")),
         )
         for profile in found
     ]
@@ -148,11 +147,9 @@ async def _profile() -> list[Finding]:
 
 async def _instances() -> list[Finding]:
     """Instances that look like inx's but whose raw.lxc lost the hooks, and so would not start."""
-    with open(paths.PROFILE, "rb") as file:
-        wanted = yaml.safe_load(file)["config"]["raw.lxc"]
+    wanted = _wanted()
     findings = []
-    names = {profile["name"] for profile in await incus.profiles()
-             if _mentions_hooks(profile["config"])}  # fmt: skip
+    names = {profile["name"] for profile in await _profiles_of_inx()}
     for instance in await incus.instances():
         config = instance["expanded_config"]
         if names & set(instance["profiles"]) or any(k.startswith("user.inx.") for k in config):
@@ -162,8 +159,19 @@ async def _instances() -> list[Finding]:
     return findings
 
 
-def _mentions_hooks(config: Mapping[str, Any]) -> bool:
-    return f"{paths.HOOKS}/" in config.get("raw.lxc", "")
+def _wanted() -> str:
+    """The raw.lxc that is shipped."""
+    with open(paths.PROFILE, "rb") as file:
+        return str(yaml.safe_load(file)["config"]["raw.lxc"])
+
+
+async def _profiles_of_inx() -> list[Mapping[str, Any]]:
+    """Those called inx, and others that name the hooks."""
+    return [
+        profile
+        for profile in await incus.profiles()
+        if profile["name"] == "inx" or f"{paths.HOOKS}/" in profile["config"].get("raw.lxc", "")
+    ]
 
 
 def missing_lines(wanted: str, present: str) -> str:

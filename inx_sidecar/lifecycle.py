@@ -5,11 +5,10 @@ sidecar died, and a new sidecar takes over instances that wait.
 """
 
 import asyncio
-import json
 import logging
 import os
 import shutil
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 
 from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths, roots
 from inx_sidecar.config import Wish, parse
@@ -19,6 +18,7 @@ from inx_sidecar.instance import Facts, Instance, read_instance
 from inx_sidecar.mounts import Container, HostDirectory
 from inx_sidecar.plan import Boot, Build, Plan, decide
 from inx_sidecar.process import run
+from inx_sidecar.running import Running
 from inx_sidecar.settings import Settings, load
 from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import check_toplevel, resolve, valid_paths
@@ -49,6 +49,7 @@ class _Life:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     start: Start | None = None
     attached: asyncio.Event = field(default_factory=asyncio.Event)
+    mapped: bool = True
     container: Container | None = None
     build: asyncio.Task[None] | None = None
     # systemctl at work on the instance's nix-daemon; LXC has other things to do meanwhile.
@@ -61,7 +62,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self._lives: dict[str, _Life] = {}
         self._reporter = Reporter()
-        self._builds: asyncio.Semaphore | None = None
+        self._turns = builds.Turns()
 
     async def pre_start(self, facts: Facts) -> None:
         """Decide what this start does, or refuse it; begin a build if one is needed."""
@@ -74,7 +75,7 @@ class Lifecycle:
                 _release(life)
                 life.start = await self._prepare(life, instance)
             except InxError as error:
-                self._reporter.report(instance, Status(f"failed: {error}"))
+                self._reporter.report_refusal(instance, error)
                 raise
             if isinstance(life.start.plan, Build):
                 self._begin_build(life, life.start, life.start.plan)
@@ -96,11 +97,11 @@ class Lifecycle:
             life.container = Container(pid, instance.lxc_name)
             try:
                 await _settle_units(life)
-                await self._attach(life.container, start)
+                life.mapped = await self._attach(life.container, start)
             except InxError as error:
-                self._reporter.report(instance, Status(f"failed: {error}"))
+                self._reporter.report_refusal(instance, error)
                 raise
-            _remember(instance, pid)
+            Running.of(facts, pid, life.mapped).remember(instance.uuid)
             life.attached.set()
 
     async def stop(self, facts: Facts, target: str) -> None:
@@ -119,35 +120,33 @@ class Lifecycle:
     async def resume(self) -> None:
         """Take over the instances that run: builds go on for those that wait for one."""
         for uuid in sorted(os.listdir(paths.RUN)):
-            remembered = _recall(uuid)
-            if remembered is None:
-                continue
-            facts, pid = remembered
-            try:
-                await self._resume(uuid, facts, pid)
-            except InxError as error:
-                log.error("%s: %s", facts.lxc_name, error)
+            running = Running.recall(uuid)
+            if running is not None:
+                try:
+                    await self._resume(uuid, running)
+                except InxError as error:
+                    log.error("%s: %s", running.facts.lxc_name, error)
 
-    async def _resume(self, uuid: str, facts: Facts, pid: int) -> None:
-        life = self._life(uuid)
+    async def _resume(self, uuid: str, running: Running) -> None:
+        life, facts = self._life(uuid), running.facts
         async with life.lock:
-            if life.container is not None:
-                return
-            container = Container(pid, facts.lxc_name)
-            if _recall(uuid) is None:
+            container = Container(running.pid, facts.lxc_name)
+            if Running.recall(uuid) is None:
                 container.close()  # it ended meanwhile, and the number is another's
                 return
-            life.container = container
+            life.container, life.mapped = container, running.mapped
             life.attached.set()
+            instance = read_instance(facts)
+            self._reporter.learn(instance)
             if bootstrap.is_waiting(uuid):
-                instance = read_instance(facts)
                 life.start = start = await self._decide(instance)
                 plan = start.plan
                 if isinstance(plan, Boot):
-                    await self._go(life, start, plan)
+                    await self._go(life, start, plan, bootstrap.Console(uuid))
                 else:
                     self._begin_build(life, start, plan)
             else:
+                self._reporter.resume(instance)
                 bootstrap.finish(uuid)
         log.info("%s: taken over", facts.lxc_name)
 
@@ -191,7 +190,8 @@ class Lifecycle:
                 )
         return start
 
-    async def _attach(self, container: Container, start: Start) -> None:
+    async def _attach(self, container: Container, start: Start) -> bool:
+        """Attach what this start needs; whether the store's owners are mapped."""
         uuid = start.instance.uuid
         directories = [
             HostDirectory(paths.STORE, "nix/store"),
@@ -207,45 +207,44 @@ class Lifecycle:
         if not mapped:
             log.warning("%s: %s", container.name, _UNMAPPED)
         if isinstance(plan, Boot):
-            after = generations.read(start.instance.rootfs, container.name)
-            await self._settled(start, after, "ready" if mapped else f"ready ({_UNMAPPED})")
+            await self._settled(start, mapped)
+        return mapped
 
-    async def _settled(self, start: Start, after: Generations, text: str) -> None:
+    async def _settled(self, start: Start, mapped: bool, trouble: str = "") -> None:
         """The container has its system: root what it has now and say so."""
+        after = generations.read(start.instance.rootfs, start.instance.name)
         await _keep_roots(start, after)
-        status = Status(text, after.system or "", after.current)
-        self._reporter.report(start.instance, status)
+        text = trouble or ("ready" if mapped else f"ready ({_UNMAPPED})")
+        self._reporter.report(start.instance, Status(text, after.system or "", after.current))
 
     def _begin_build(self, life: _Life, start: Start, plan: Build) -> None:
         self._reporter.report(start.instance, Status("building"))
-        if self._builds is None:
-            self._builds = asyncio.Semaphore(start.settings.max_builds)
-        life.build = asyncio.create_task(self._build(life, start, plan, self._builds))
+        life.build = asyncio.create_task(self._build(life, start, plan))
 
-    async def _build(self, life: _Life, start: Start, plan: Build, turn: asyncio.Semaphore) -> None:
+    async def _build(self, life: _Life, start: Start, plan: Build) -> None:
         """Build, then let the waiting init go on; runs beside the start and after it."""
         instance, source = start.instance, start.wish.source
         console = bootstrap.Console(instance.uuid)
         try:
             try:
-                system = await self._built(start, plan, console, turn)
-                change: generations.Change | None
-                change = Append(system, plan.fingerprint, start.wish.keep)
-                boot, text = Boot(system, change), "ready"
+                system = await self._built(start, plan, console)
+                boot = Boot(system, Append(system, plan.fingerprint, start.wish.keep))
+                trouble = ""
             except InxError as error:
                 if plan.fallback is None:
                     raise
                 _tell(instance, error)
                 system = start.present.links[plan.fallback.number]
-                text = f"failed: {error}; started generation {plan.fallback.number}"
+                trouble = f"failed: {error}; started generation {plan.fallback.number}"
                 boot = Boot(system, plan.fallback)
             await life.attached.wait()
             async with life.lock:
-                await self._go(life, start, boot, text, console)
-            log.info("%s: %s from %s", instance.lxc_name, text, source)
+                await self._go(life, start, boot, console, trouble)
+            log.info("%s: runs %s from %s", instance.lxc_name, boot.system, source)
         except InxError as error:
             _tell(instance, error)
-            self._reporter.report(instance, Status(f"failed: {error}"))
+            # Before the instance ends: Incus takes its time to stop one that is being written to.
+            await self._reporter.write(instance, Status(f"failed: {error}"))
             console.failed(str(error))
         except Exception:
             log.exception("%s: the build ended in a bug", instance.lxc_name)
@@ -253,13 +252,12 @@ class Lifecycle:
         finally:
             console.close()
 
-    async def _built(
-        self, start: Start, plan: Build, console: bootstrap.Console, turn: asyncio.Semaphore
-    ) -> str:
+    async def _built(self, start: Start, plan: Build, console: bootstrap.Console) -> str:
         instance, wish = start.instance, start.wish
-        if turn.locked():
-            console.print(f"inx: waiting for other builds ({start.settings.max_builds} at a time)")
-        async with turn:
+        limit = start.settings.max_builds
+        if self._turns.taken >= limit:
+            console.print(f"inx: waiting for other builds ({limit} at a time)")
+        async with self._turns.one_of(limit):
             console.print(f"inx: building the system of {instance.name!r} from {wish.source}")
             try:
                 system = await builds.build(
@@ -277,8 +275,8 @@ class Lifecycle:
         life: _Life,
         start: Start,
         boot: Boot,
-        text: str = "ready",
-        console: bootstrap.Console | None = None,
+        console: bootstrap.Console,
+        trouble: str = "",
     ) -> None:
         """Write the generation into the container that waits and let its init go on."""
         assert life.container is not None
@@ -288,10 +286,8 @@ class Lifecycle:
         builds.forget(instance.uuid)
         if boot.change is not None:
             await mounts.write_generation(life.container, boot.change)
-        after = generations.read(instance.rootfs, instance.name)
-        notice = text if text != "ready" else ""
-        (console or bootstrap.Console(instance.uuid)).ready(notice)
-        await self._settled(start, after, text)
+        await self._settled(start, life.mapped, trouble)
+        console.ready(trouble)
 
 
 _UNMAPPED = "store owned by nobody: its file system cannot map owners"
@@ -355,26 +351,3 @@ async def _settle_units(life: _Life) -> None:
         life.units = None
         if error is not None:
             raise error
-
-
-def _remember(instance: Instance, pid: int) -> None:
-    """For a sidecar that comes after this one."""
-    path = f"{paths.run_dir(instance.uuid)}/running.json"
-    with open(f"{path}.new", "w") as file:
-        json.dump([*astuple(instance.facts), pid, _started(pid)], file)
-    os.rename(f"{path}.new", path)
-
-
-def _recall(uuid: str) -> tuple[Facts, int] | None:
-    try:
-        with open(f"{paths.run_dir(uuid)}/running.json") as file:
-            *facts, pid, started = json.load(file)
-        return (Facts(*facts), pid) if _started(pid) == started else None
-    except (OSError, ValueError):
-        return None
-
-
-def _started(pid: int) -> int:
-    """When the process began, in clock ticks since boot: tells it from a later one (proc(5))."""
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[19])

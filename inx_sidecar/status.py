@@ -5,18 +5,22 @@ busy, so a refused write is tried again, ever more slowly, until it succeeds or 
 """
 
 import asyncio
+import json
 import logging
+import os
 from dataclasses import dataclass
 from typing import Final
 
-from inx_sidecar import incus
-from inx_sidecar.errors import one_line
+from inx_sidecar import incus, paths
+from inx_sidecar.errors import InxError, one_line
 from inx_sidecar.instance import Instance
 
 _KEYS: Final = ("user.inx.status", "user.inx.status.system", "user.inx.status.generation")
 _FIRST_DELAY: Final = 0.1
 _LAST_DELAY: Final = 5.0
 _GIVE_UP_SECONDS: Final = 900.0
+_AFTER_REFUSAL: Final = 1.0
+_PATIENCE: Final = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +51,42 @@ class Reporter:
         if instance.uuid not in self._tasks:
             self._last[instance.uuid] = {key: instance.config.get(key, "") for key in _KEYS}
 
-    def report(self, instance: Instance, status: Status) -> None:
-        uuid = instance.uuid
+    def report(self, instance: Instance, status: Status, delay: float = 0.0) -> None:
+        """Write `status` as soon as Incus lets us, after `delay` seconds."""
         config = status.config()
+        _save(instance.uuid, config)
+        self._report(instance, config, delay)
+
+    def report_refusal(self, instance: Instance, error: InxError) -> None:
+        """A hook refuses the start: Incus, and perhaps its user, first have something to undo."""
+        self.report(instance, Status(f"failed: {error}"), _AFTER_REFUSAL)
+
+    def resume(self, instance: Instance) -> None:
+        """Write what the sidecar before this one wanted to."""
+        config = _saved(instance.uuid)
+        if config is not None:
+            self._report(instance, config)
+
+    async def write(self, instance: Instance, status: Status) -> None:
+        """Report, and wait a little until it is written."""
+        self.report(instance, status)
+        task = self._tasks.get(instance.uuid)
+        if task is not None:
+            await asyncio.wait([task], timeout=_PATIENCE)
+
+    def _report(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
+        uuid = instance.uuid
         if self._last.get(uuid) == config:
             return
         self._last[uuid] = config
         self._wanted[uuid] = (instance, config)
         if uuid not in self._tasks:
-            self._tasks[uuid] = asyncio.create_task(self._write(uuid))
+            self._tasks[uuid] = asyncio.create_task(self._write(uuid, delay))
 
-    async def _write(self, uuid: str) -> None:
+    async def _write(self, uuid: str, before: float) -> None:
         delay, waited = _FIRST_DELAY, 0.0
         try:
+            await asyncio.sleep(before)
             while uuid in self._wanted:
                 instance, config = self._wanted.pop(uuid)
                 try:
@@ -75,3 +102,22 @@ class Reporter:
                     delay = min(delay * 2, _LAST_DELAY)
         finally:
             del self._tasks[uuid]
+
+
+def _save(uuid: str, config: dict[str, str]) -> None:
+    """For a sidecar that comes after this one, should this one not live to write it."""
+    path = f"{paths.run_dir(uuid)}/status.json"
+    try:
+        with open(f"{path}.new", "w") as file:
+            json.dump(config, file)
+        os.rename(f"{path}.new", path)
+    except FileNotFoundError:
+        pass  # refused before anything was made for it
+
+
+def _saved(uuid: str) -> dict[str, str] | None:
+    try:
+        with open(f"{paths.run_dir(uuid)}/status.json") as file:
+            return dict(json.load(file))
+    except (OSError, ValueError):
+        return None

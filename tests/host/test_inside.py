@@ -84,15 +84,23 @@ def test_the_store_is_roots_and_every_mount_has_its_flags(incus: Incus) -> None:
 
 
 def test_a_setuid_program_in_the_store_gives_nothing(incus: Incus, host: Host) -> None:
-    """Nix takes the bit away; what has it all the same, by hand, has no effect inside."""
+    """Nix takes the bit away; a program that has it all the same, by hand, gains nothing by it.
+
+    ldconfig is static, does not look at its rights itself, and here writes where only root can.
+    """
     name = launch(incus)
-    program = f"/nix/store/{incus.prefix}-setuid"
-    host.sh('cp /usr/bin/busybox "$P"; chmod 4755 "$P"', env={"P": program})
+    store = f"/nix/store/{incus.prefix}-setuid"
+    host.sh('cp /usr/sbin/ldconfig "$P"; chmod 4755 "$P"', env={"P": store})
     try:
-        assert incus.run(name, "stat", "-c", "%a %u", program).stdout.strip() == "4755 0"
-        assert incus("exec", name, *PERSON, "--", program, "id", "-u").stdout.strip() == "1000"
+        assert incus.run(name, "stat", "-c", "%a %u", store).stdout.strip() == "4755 0"
+        incus.run(name, "cp", "-p", store, "/usual")
+        for program, works in (("/usual", True), (store, False)):
+            write = [program, "-C", "/etc/probe/cache", "-f", "/dev/null", "-X"]
+            done = incus("exec", name, *PERSON, "--", *write, check=False)
+            assert (done.returncode == 0) == works, (program, done)
+            assert ("Permission denied" in done.stderr) == (not works)
     finally:
-        host.run(["rm", program])
+        host.run(["rm", store])
 
 
 def test_nix_works_with_no_environment(incus: Incus, host: Host) -> None:
@@ -110,11 +118,12 @@ def test_nix_works_with_no_environment(incus: Incus, host: Host) -> None:
     assert auto(incus, name) == {"/root/one", "/root/two", "/root/three", f"{profile}-1-link"}
     assert host.run(["ls", "/nix/var/nix/gcroots/auto"]).stdout == before
 
-    # nix-shell starts a bash, which this small system lacks.
-    push(incus, name, "/root/shell", '#!/bin/sh\n. "$2"\n')
+    # nix-shell hands a file in bash's own language to a bash, which this small system lacks.
+    push(incus, name, "/root/shell", '#!/bin/sh\ngrep -o "echo for the shell" "$1"; echo $name\n')
     incus.run(name, "chmod", "+x", "/root/shell")
     shell = ["env", "-i", "NIX_BUILD_SHELL=/root/shell", f"{BIN}/nix-shell", "/etc/probe"]
-    assert incus.run(name, *shell, "--run", "echo in $name").stdout == "in probe-inside\n"
+    said = incus.run(name, *shell, "--run", "echo for the shell").stdout
+    assert said.splitlines() == ["echo for the shell", "probe-inside"]
 
 
 def test_nix_works_for_users_and_for_services(incus: Incus) -> None:
@@ -140,7 +149,7 @@ def test_nix_works_for_users_and_for_services(incus: Incus) -> None:
 def test_incus_exec_finds_programs_without_a_login_shell(incus: Incus) -> None:
     """By /etc/NIXOS, Incus adds the system's directory to PATH."""
     name = launch(incus)
-    assert BIN in incus.run(name, "printenv", "PATH").stdout.split(":")[-1]
+    assert BIN in incus.sh(name, "echo $PATH").stdout.strip().split(":")
     assert incus.run(name, "nix", "--version").stdout.startswith("nix (Nix) ")
 
 
@@ -164,15 +173,6 @@ def test_no_collection_can_be_started_inside(incus: Incus, host: Host) -> None:
     assert garbage in before and output in before
 
 
-def test_a_look_at_the_roots_inside_forgets_none(incus: Incus) -> None:
-    """Nix drops links that lead nowhere, and its daemon does not see the container's files."""
-    name = launch(incus)
-    bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/one")
-    listed = bare(incus, name, "nix-store", "--gc", "--print-roots")
-    assert "removing stale link" not in listed.stderr + listed.stdout
-    assert auto(incus, name) == {"/root/one"}
-
-
 def test_without_a_daemon_nix_says_that_there_is_none(incus: Incus, host: Host) -> None:
     name = launch(incus, daemon="false")
     assert host.run(["ls", f"/run/inx/{incus.uuid(name)}"]).stdout.split().count("socket") == 0
@@ -194,7 +194,7 @@ def test_nobody_gets_a_store_database_of_their_own(incus: Incus, daemon: str) ->
     made = incus.sh(name, "mkdir /nix/var/nix/db || touch /nix/var/nix/db", check=False)
     assert "Read-only file system" in made.stderr
     listed = incus.run(name, "ls", "/nix/var/nix").stdout.split()
-    assert listed == ["daemon-socket", "gcroots", "profiles"]
+    assert set(listed) <= {"daemon-socket", "gcroots", "profiles"}
 
 
 def test_every_way_to_restart_keeps_the_store_and_the_daemon(incus: Incus) -> None:
@@ -222,7 +222,7 @@ def test_every_way_to_restart_keeps_the_store_and_the_daemon(incus: Incus) -> No
     restarted(["restart", "-f", name])
     incus("exec", name, "--", "kill", "-TERM", "1", check=False)
     incus.wait_state(name, "STOPPED")
-    incus.start(name)
+    incus.eventually(lambda: incus.start(name, check=False).returncode == 0, lambda: incus.story())
     incus.wait_ready(name)
     assert auto(incus, name) == {"/root/one", "/root/two"}
 
@@ -231,11 +231,12 @@ def test_an_instance_sees_nothing_of_the_others(incus: Incus) -> None:
     names = [launch(incus), incus.launch(name=incus.name("b"), flake="/etc/nixos#second")]
     other = incus.uuid(names[1])
     look = """
-        ls -A /dev/.inx /dev/.inx/.. /nix/var/nix/daemon-socket /nix/var/nix/daemon-socket/..
-        find / -xdev -name "$OTHER*"
-        grep -r "$OTHER" /proc/self/mountinfo /proc/*/environ /proc/*/cmdline || :
+        ls -A /dev/.inx/.. /nix/var/nix/daemon-socket/..
+        find / -xdev
+        cat /proc/self/mountinfo /proc/*/environ /proc/*/cmdline
     """
-    seen = incus("exec", names[0], "--env", f"OTHER={other}", "--", "sh", "-uc", look).stdout
+    seen = incus.sh(names[0], look, check=False).stdout
+    assert incus.uuid(names[0]) in seen
     assert other not in seen and "sidecar.sock" not in seen
     files = incus.sh(names[0], "ls -A /dev/.inx /nix/var/nix/daemon-socket").stdout.split("\n\n")
     assert [part.split()[1:] for part in files] == [["busybox", "init", "ready"], ["socket"]]

@@ -173,6 +173,8 @@ def test_twenty_at_once_leave_nothing(incus: Incus, host: Host) -> None:
         lambda: set(states(incus, names)) == {"RUNNING,ready"},
         lambda: f"not ready: {states(incus, names)}",
     )
+    for name in names:
+        incus.wait_inside(name)
     each("test \"$(incus exec $i -- cat /etc/greeting)\" = 'one of many'")
     each("incus exec $i -- nix store ping")
     uuids = [incus.uuid(name) for name in names]

@@ -93,7 +93,9 @@ def test_install_again_and_uninstall(host: Host) -> None:
     assert refused.returncode == 1 and "delete them first" in refused.stderr
     host.sh("incus delete -f keep")
     host.sh(f"cd /root/inx; {uninstall}")
-    left = "ls -d /opt/inx /etc/inx/hooks /etc/systemd/system/inx* /run/inx 2>/dev/null || :"
+    left = (
+        "ls -d /opt/inx /etc/inx/hooks /usr/local/lib/systemd/system/inx* /run/inx 2>/dev/null || :"
+    )
     assert host.sh(left).stdout == ""
     assert host.sh("incus profile list -f csv; incus image list -f csv").stdout.count("inx") == 0
     assert host.sh("systemctl list-units --plain --no-legend 'inx*'").stdout == ""

@@ -58,7 +58,7 @@ def refusal(incus: Incus, name: str) -> str:
 
 
 def slow(incus: Incus, seconds: float, *, same: bool = False) -> str:
-    """A flake whose system takes `seconds` to build; with `same`, it is /etc/nixos#web in the end."""
+    """A flake whose system takes `seconds` to build; with `same`, it is that of /etc/nixos#web."""
     nap = f"""derivation {{
         name = "nap-{incus.prefix}";
         inherit (deps) system;
@@ -68,8 +68,9 @@ def slow(incus: Incus, seconds: float, *, same: bool = False) -> str:
     extra = "" if same else f'extra.slow = "${{{nap}}}";'
     system = f'import ./system.nix {{ inherit deps; name = "web"; {extra} }}'
     first = f"builtins.readFile ({nap})" if same else "null"
+    toplevel = f"builtins.seq ({first}) ({system})"
     return incus.flake_text(
-        f"nixosConfigurations.web.config.system.build.toplevel = builtins.seq ({first}) ({system});",
+        f"nixosConfigurations.web.config.system.build.toplevel = {toplevel};",
         f"/srv/{incus.prefix}-slow",
     )
 
@@ -271,6 +272,16 @@ def test_a_slow_rebuild_of_the_same_system_ends_with_its_status(incus: Incus) ->
     assert incus.get(name, "user.inx.status.system") == system
 
 
+def test_a_status_that_a_killed_sidecar_left_behind_is_put_right(incus: Incus, host: Host) -> None:
+    """It died after init went on, before Incus took the status."""
+    name = incus.launch(flake="/etc/nixos#web")
+    host.run(["systemctl", "stop", *UNITS])
+    incus.set(name, "user.inx.status=building", "user.inx.status.generation=")
+    host.run(["systemctl", "start", *UNITS])
+    incus.wait_status(name, "ready$")
+    assert incus.get(name, "user.inx.status.generation") == "1"
+
+
 def test_check_finds_nothing_on_a_host_as_installed(incus: Incus, host: Host) -> None:
     incus.launch(flake="/etc/nixos#web")
     assert check(host) == (0, [])
@@ -400,18 +411,19 @@ def test_only_allowed_flakes_and_files_are_built(
     settings(f'allowed_flakes = ["/etc/nixos", "{flake}"]')
     for number, allowed in enumerate((f"{flake}#web", "/etc/nixos#web")):
         incus.launch(name=incus.name(f"y{number}"), flake=allowed)
-    for key, value in (
-        ("flake", f"{flake}-evil#web"),
-        ("flake", "github:owner/repo#web"),
-        ("flake", f"path:{flake}#web"),
-        ("file", "/root/secret.nix"),
+    for number, (key, value) in enumerate(
+        (
+            ("flake", f"{flake}-evil#web"),
+            ("flake", "github:owner/repo#web"),
+            ("flake", f"path:{flake}#web"),
+            ("file", "/root/secret.nix"),
+        )
     ):
-        name = incus.init(name=incus.name("no"), **{key: value})
+        name = incus.init(name=incus.name(f"n{number}"), **{key: value})
         assert refusal(incus, name) == (
             f"user.inx.{key} is '{value.partition('#')[0]}', which 'allowed_flakes' in {CONFIG} "
             f"does not allow (allowed: /etc/nixos, {flake})"
         )
-        incus("delete", name)
 
 
 def test_a_build_that_takes_too_long_ends_with_a_clear_status(
@@ -435,6 +447,31 @@ def test_a_build_that_is_killed_ends_with_a_clear_status(incus: Incus, host: Hos
     host.run(["systemctl", "kill", "--signal=KILL", f"inx-build-{incus.uuid(name)}.service"])
     assert "killed" in incus.wait_status(name, "failed: ")
     incus.wait_state(name, "STOPPED")
+
+
+def test_instances_whose_build_fails_stop_at_once(incus: Incus, host: Host) -> None:
+    """Incus takes 10 s to stop an instance if it is asked to change it in that moment."""
+    flake = incus.flake_text('nixosConfigurations.web = throw "no";', f"/srv/{incus.prefix}")
+    names = [incus.init(name=incus.name(s), flake=f"{flake}#web") for s in "abcd"]
+    # Incus itself is not asked how far it is: that too would hold it up.
+    script = """
+        stops() {
+            for round in 1 2 3; do
+                incus start $1 </dev/null
+                for try in {1..80}; do [ -e /run/inx/$2 ] || break; sleep 0.05; done
+                [ $try -lt 80 ] || exit 1
+                sleep 2
+            done
+        }
+        pids=
+        while read -r name uuid; do stops $name $uuid & pids+=" $!"; done
+        failed=0
+        for pid in $pids; do wait $pid || failed=1; done
+        exit $failed
+    """
+    host.sh(script, input="".join(f"{name} {incus.uuid(name)}\n" for name in names))
+    for name in names:
+        assert incus.wait_status(name, "failed: ").endswith(": no")
 
 
 def test_an_evaluation_that_eats_memory_ends_with_a_clear_status(
@@ -512,17 +549,20 @@ def test_a_store_that_cannot_map_owners_works_and_says_so(overlay: Host) -> None
 
 def test_uninstall_refuses_while_it_is_used_and_then_leaves_nothing_it_made(spare: Host) -> None:
     incus = Incus(spare, "u")
-    name = incus.launch(flake="/etc/nixos#web")
+    incus("project", "create", "other")
+    spare.sh("incus profile create inx --project other </etc/inx/profile.yaml")
     uninstall = ["/root/inx/install", "--uninstall"]
-    refused = spare.run(uninstall, check=False)
-    assert refused.returncode == 1
-    assert refused.stderr == (
-        "inx: error: 1 instances use the profile 'inx'; delete them first: incus delete\n"
-    )
-    works(incus, name)
-    assert check(spare) == (0, [])
-
-    incus("delete", "-f", name)
+    for project in "default", "other":
+        name = incus.launch(flake="/etc/nixos#web", project=project)
+        refused = spare.run(uninstall, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr == (
+            "inx: error: 1 instances use the profile 'inx'; delete them first: incus delete\n"
+        )
+        incus.wait_inside(name, project)
+        assert check(spare) == (0, [])
+        incus("delete", "-f", name, "--project", project)
+    incus("project", "delete", "other", "--force", input="yes\n")
     write(spare, CONFIG, "max_builds = 1\n")
     spare.run(uninstall)
     assert incus("profile", "list", "-f", "csv", "-c", "n").stdout.split() == ["default"]
@@ -533,7 +573,9 @@ def test_uninstall_refuses_while_it_is_used_and_then_leaves_nothing_it_made(spar
     loaded = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "inx-*"]
     services = spare.run(loaded).stdout.splitlines()
     assert not [line for line in services if ".slice" not in line]
-    gone = "/opt/inx /run/inx /etc/inx/hooks /etc/inx/profile.yaml /etc/tmpfiles.d/inx.conf"
+    gone = (
+        "/opt/inx /run/inx /etc/inx/hooks /etc/inx/profile.yaml /usr/local/lib/tmpfiles.d/inx.conf"
+    )
     spare.sh('for path in $P; do [ ! -e "$path" ] && [ ! -L "$path" ]; done', env={"P": gone})
     kept = ["/var/log/inx", "/var/lib/inx", "/nix/var/nix/gcroots/inx", CONFIG]
     spare.run(["ls", "-d", *kept])

@@ -17,7 +17,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 TIERS = (
     {"errors", "lxclog", "paths", "syscalls"},
     {"forked", "hook", "incus", "instance", "process", "roots", "storepath"},
-    {"bootstrap", "config", "generations", "status"},
+    {"bootstrap", "config", "generations", "running", "status"},
     {"mounts", "plan", "settings"},
     {"builds", "check"},
     {"lifecycle"},

@@ -247,7 +247,8 @@ def _as_service(uuid: str, user: Builder, command: list[str], settings: Settings
         f"--unit={paths.build_unit(uuid)}", f"--uid={user.uid}", f"--gid={user.gid}",
         *(f"--property={text}" for text in properties),
         *(f"--setenv={key}={value}" for key, value in environment.items()),
-        "--", find(command[0]), *command[1:],
+        # systemd takes "$" for a variable and "$$" for "$" (systemd.service(5), command lines).
+        "--", find(command[0]), *(argument.replace("$", "$$") for argument in command[1:]),
     ]  # fmt: skip
 
 

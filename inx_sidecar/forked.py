@@ -13,6 +13,7 @@ from typing import Any, Final
 from inx_sidecar.errors import InxError, MountError
 
 _SECONDS: Final = 20.0
+_REAP_SECONDS: Final = 2.0
 _MESSAGE_MAX: Final = 1 << 16
 _FDS_MAX: Final = 16
 _TRACE_MAX: Final = 4000
@@ -40,7 +41,7 @@ async def call(function: Callable[[], Result], what: str) -> Result:
     finally:
         ours.close()
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        await _reap(pid)
     answer = json.loads(message or '{"bug": "the child ended without a word"}')
     if "ok" in answer:
         return answer["ok"], list(fds)
@@ -68,6 +69,22 @@ def _child(function: Callable[[], Result], channel: socket.socket) -> None:
     finally:
         sys.stderr.flush()
         os._exit(0)
+
+
+async def _reap(pid: int) -> None:
+    """Wait a moment for the child; one that the kernel holds fast ends some time after that."""
+    loop = asyncio.get_running_loop()
+    pidfd = os.pidfd_open(pid)
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def reap() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+        _settle(ended)
+
+    loop.add_reader(pidfd, reap)
+    await asyncio.wait([ended], timeout=_REAP_SECONDS)
 
 
 def _settle(ready: asyncio.Future[None]) -> None:

@@ -17,15 +17,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from inx_sidecar import paths
+from inx_sidecar.beneath import open_directory
 from inx_sidecar.errors import InstanceError
 from inx_sidecar.storepath import STORE_PATH
-from inx_sidecar.syscalls import (
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
-    openat2,
-    opened,
-)
+from inx_sidecar.syscalls import opened
 
 _LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
 _SOURCE: Final = "system-source"
@@ -107,27 +102,22 @@ def read(rootfs: str, instance: str) -> Generations:
         raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
     with opened(root):
         try:
-            profiles = openat2(
-                root,
-                paths.PROFILES_INSIDE,
-                os.O_RDONLY | os.O_DIRECTORY,
-                RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
-            )
+            place = open_directory(root, paths.PROFILES_INSIDE, instance)
         except FileNotFoundError:
             return Generations()
-        except OSError as error:
-            raise in_the_way(paths.PROFILES_INSIDE, instance, error) from None
+    with opened(place):
+        profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     with opened(profiles):
-        return read_links(profiles)
+        return read_links(profiles, instance)
 
 
-def read_links(dir_fd: int) -> Generations:
+def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
     links: dict[int, str] = {}
     with os.scandir(dir_fd) as entries:
         for count, entry in enumerate(entries):
             if count == _MAX_ENTRIES:
                 raise InstanceError(
-                    f"/{paths.PROFILES_INSIDE} inside holds over {_MAX_ENTRIES} entries; "
+                    f"/{paths.PROFILES_INSIDE} of {instance!r} holds over {_MAX_ENTRIES} entries; "
                     "remove what does not belong there"
                 )
             match = _LINK.fullmatch(entry.name)
@@ -144,14 +134,6 @@ def read_links(dir_fd: int) -> Generations:
     )
 
 
-def in_the_way(path: str, instance: str, error: OSError) -> InstanceError:
-    """Something in the instance's file system keeps inx from using `path`."""
-    return InstanceError(
-        f"/{path} of {instance!r} cannot be used ({error.strerror}): "
-        "a link or a file inside the instance stands in its place; remove it"
-    )
-
-
 def _text(dir_fd: int, name: str) -> str | None:
     try:
         return os.readlink(name, dir_fd=dir_fd)
@@ -162,7 +144,13 @@ def _text(dir_fd: int, name: str) -> str | None:
 def _next_number(dir_fd: int) -> int:
     """Above every name that looks like a generation, also those that lead nowhere."""
     matches = (_LINK.fullmatch(name) for name in os.listdir(dir_fd))
-    return 1 + max((int(match[1]) for match in matches if match), default=0)
+    highest = max((int(match[1]) for match in matches if match), default=0)
+    if not _LINK.fullmatch(f"system-{highest + 1}-link"):
+        raise InstanceError(
+            f"/{paths.PROFILES_INSIDE}/system-{highest}-link inside leaves no number for a new "
+            "generation; remove it"
+        )
+    return highest + 1
 
 
 def _replace(dir_fd: int, name: str, target: str) -> None:

@@ -5,9 +5,11 @@ sidecar died, and a new sidecar takes over instances that wait.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
+import socket
 from dataclasses import dataclass, field
 
 from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths, roots
@@ -165,12 +167,16 @@ class Lifecycle:
         start = await self._decide(instance)
         uuid = instance.uuid
         await _settle_units(life)
+        # Not for the host's users: anyone may speak to the socket below.
+        os.makedirs(paths.run_dir(uuid), mode=0o700, exist_ok=True)
         for directory in (paths.auto_dir(uuid), paths.daemon_socket_dir(uuid)):
             os.makedirs(directory, mode=0o755, exist_ok=True)
         ready = isinstance(start.plan, Boot)
         bootstrap.prepare(uuid, ready=ready)
         if start.daemon:
             _begin_units(life, "start", [paths.daemon_socket_unit(uuid)])
+        else:
+            _refuse_clients(paths.daemon_socket_dir(uuid))
         log.info("%s: %s", instance.lxc_name, start.plan.describe())
         return start
 
@@ -196,26 +202,23 @@ class Lifecycle:
         directories = [
             HostDirectory(paths.STORE, "nix/store"),
             HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE),
+            HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket"),
         ]
-        if start.daemon:
-            directories.append(
-                HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket")
-            )
         plan = start.plan
         change = plan.change if isinstance(plan, Boot) else None
         mapped = await mounts.attach(container, directories, change)
         if not mapped:
             log.warning("%s: %s", container.name, _UNMAPPED)
         if isinstance(plan, Boot):
-            await self._settled(start, mapped)
+            self._reporter.report(start.instance, await self._settled(start, mapped))
         return mapped
 
-    async def _settled(self, start: Start, mapped: bool, trouble: str = "") -> None:
-        """The container has its system: root what it has now and say so."""
+    async def _settled(self, start: Start, mapped: bool, trouble: str = "") -> Status:
+        """The container has its system: root what it has now, and tell what that is."""
         after = generations.read(start.instance.rootfs, start.instance.name)
         await _keep_roots(start, after)
         text = trouble or ("ready" if mapped else f"ready ({_UNMAPPED})")
-        self._reporter.report(start.instance, Status(text, after.system or "", after.current))
+        return Status(text, after.system or "", after.current)
 
     def _begin_build(self, life: _Life, start: Start, plan: Build) -> None:
         self._reporter.report(start.instance, Status("building"))
@@ -286,8 +289,10 @@ class Lifecycle:
         builds.forget(instance.uuid)
         if boot.change is not None:
             await mounts.write_generation(life.container, boot.change)
-        await self._settled(start, life.mapped, trouble)
+        status = await self._settled(start, life.mapped, trouble)
+        self._reporter.promise(instance, status)
         console.ready(trouble)
+        self._reporter.report(instance, status)
 
 
 _UNMAPPED = "store owned by nobody: its file system cannot map owners"
@@ -308,6 +313,8 @@ async def _keep_roots(
         wanted["booted-system"] = extra
     elif after is not None and after.system is not None:
         wanted["booted-system"] = after.system
+    real = valid_paths(wanted.values())
+    wanted = {name: path for name, path in wanted.items() if path in real}
     await roots.keep(start.instance.lxc_name, start.instance.uuid, wanted)
 
 
@@ -329,6 +336,16 @@ async def _end_build(life: _Life) -> None:
         life.build.cancel()
         await asyncio.gather(life.build, return_exceptions=True)
         life.build = None
+
+
+def _refuse_clients(directory: str) -> None:
+    """A socket that nobody listens on: without any, Nix inside would try a store of its own."""
+    path = f"{directory}/socket"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
+        deaf.bind(path)
+    os.chmod(path, 0o666)
 
 
 def _daemon_units(uuid: str) -> list[str]:

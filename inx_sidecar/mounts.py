@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from inx_sidecar import forked, paths
+from inx_sidecar.beneath import in_the_way, open_directory
 from inx_sidecar.errors import InstanceError, MountError
-from inx_sidecar.generations import Change, in_the_way
+from inx_sidecar.generations import Change
 from inx_sidecar.syscalls import (
     AT_FDCWD,
     CLONE_NEWNS,
@@ -26,14 +27,10 @@ from inx_sidecar.syscalls import (
     MOUNT_ATTR_RDONLY,
     MS_PRIVATE,
     MS_REC,
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
     mount,
     mount_setattr,
     move_mount,
     open_tree,
-    openat2,
     opened,
     setns,
     unshare,
@@ -188,30 +185,30 @@ def _attach_inside(
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     name = container.name
     for target in (*(target for _, target in mounts), *(f"{_NIX_STATE}/{w}" for w in _WRITABLE)):
-        os.close(_directory(root, target, name))
+        os.close(_make(root, target, name))
     if change is not None:
         _apply(root, name, change)
     _protect_nix_state(root, name)
     for fd, target in mounts:
-        with opened(_directory(root, target, name)) as place:
+        with opened(_make(root, target, name)) as place:
             move_mount(fd, place)
     return None, []
 
 
 def _protect_nix_state(root: int, name: str) -> None:
-    with opened(_directory(root, _NIX_STATE, name)) as place:
+    with opened(_make(root, _NIX_STATE, name)) as place:
         state = open_tree(place, "")
-        own = [open_tree(_directory(place, directory, name), "") for directory in _WRITABLE]
+        own = [open_tree(_make(place, directory, name), "") for directory in _WRITABLE]
         mount_setattr(state, _READ_ONLY, propagation=MS_PRIVATE)
         move_mount(state, place)
     for fd, directory in zip(own, _WRITABLE, strict=True):
         mount_setattr(fd, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, propagation=MS_PRIVATE)
-        with opened(_directory(root, f"{_NIX_STATE}/{directory}", name)) as place:
+        with opened(_make(root, f"{_NIX_STATE}/{directory}", name)) as place:
             move_mount(fd, place)
 
 
 def _apply(root: int, name: str, change: Change) -> int:
-    with opened(_directory(root, paths.PROFILES_INSIDE, name)) as path_fd:
+    with opened(_make(root, paths.PROFILES_INSIDE, name)) as path_fd:
         profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
     with opened(profiles):
         try:
@@ -221,28 +218,5 @@ def _apply(root: int, name: str, change: Change) -> int:
             raise in_the_way(f"{paths.PROFILES_INSIDE}/{what}", name, error) from None
 
 
-def _directory(start: int, path: str, name: str) -> int:
-    """Open `path` below `start`, making what is missing; links anywhere in it are refused."""
-    fd = os.dup(start)
-    walked = ""
-    for part in path.split("/"):
-        walked = f"{walked}/{part}".lstrip("/")
-        with opened(fd) as parent:
-            try:
-                try:
-                    fd = _open_directory(parent, part)
-                except FileNotFoundError:
-                    os.mkdir(part, 0o755, dir_fd=parent)
-                    fd = _open_directory(parent, part)
-            except OSError as error:
-                raise in_the_way(walked, name, error) from None
-    return fd
-
-
-def _open_directory(parent: int, name: str) -> int:
-    return openat2(
-        parent,
-        name,
-        os.O_PATH | os.O_DIRECTORY,
-        RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
-    )
+def _make(start: int, path: str, name: str) -> int:
+    return open_directory(start, path, name, make=True)

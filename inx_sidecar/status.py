@@ -53,9 +53,12 @@ class Reporter:
 
     def report(self, instance: Instance, status: Status, delay: float = 0.0) -> None:
         """Write `status` as soon as Incus lets us, after `delay` seconds."""
-        config = status.config()
-        _save(instance.uuid, config)
-        self._report(instance, config, delay)
+        self.promise(instance, status)
+        self._report(instance, status.config(), delay)
+
+    def promise(self, instance: Instance, status: Status) -> None:
+        """Should this sidecar die before it reports `status`, the next one will."""
+        _save(instance.uuid, status.config())
 
     def report_refusal(self, instance: Instance, error: InxError) -> None:
         """A hook refuses the start: Incus, and perhaps its user, first have something to undo."""

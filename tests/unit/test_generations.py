@@ -141,7 +141,7 @@ def test_a_flood_of_entries_is_refused(
     link(profiles, a="x", b="x", c="x")
     assert read(str(tmp_path), "web") == Generations()
     link(profiles, d="x")
-    with pytest.raises(InstanceError, match="/nix/var/nix/profiles inside holds over 3 entries"):
+    with pytest.raises(InstanceError, match="/nix/var/nix/profiles of 'web' holds over 3 entries"):
         read(str(tmp_path), "web")
 
 

@@ -16,7 +16,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 # Each module imports only from the tiers before its own.
 TIERS = (
     {"errors", "lxclog", "paths", "syscalls"},
-    {"forked", "hook", "incus", "instance", "process", "roots", "storepath"},
+    {"beneath", "forked", "hook", "incus", "instance", "process", "roots", "storepath"},
     {"bootstrap", "config", "generations", "running", "status"},
     {"mounts", "plan", "settings"},
     {"builds", "check"},

@@ -4,6 +4,7 @@ Paths are walked step by step and no link is followed, so that nothing the conta
 lead elsewhere, and a refusal names the very step that stands in the way.
 """
 
+import errno
 import os
 
 from inx_sidecar.errors import InstanceError
@@ -37,10 +38,10 @@ def open_directory(start: int, path: str, instance: str, *, make: bool = False) 
 
 def in_the_way(path: str, instance: str, error: OSError) -> InstanceError:
     """Something in the instance's file system keeps inx from using `path`."""
-    return InstanceError(
-        f"/{path} of {instance!r} cannot be used ({error.strerror}): "
-        "a link or a file inside the instance stands in its place; remove it"
-    )
+    advice = ""
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        advice = ": a link or a file inside the instance stands in its place; remove it"
+    return InstanceError(f"/{path} of {instance!r} cannot be used ({error.strerror}){advice}")
 
 
 def _step(parent: int, name: str, make: bool) -> int:

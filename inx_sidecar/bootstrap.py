@@ -35,7 +35,9 @@ def install_busybox() -> None:
 
 
 def prepare(uuid: str, *, ready: bool, notice: str = "") -> None:
-    """Make /dev/.inx for a start: `ready` at once, or waiting for a Console."""
+    """Make /dev/.inx for a start: `ready` at once, with `notice` to print, or for a Console."""
+    if not os.path.exists(_TOOL):
+        install_busybox()
     directory = paths.boot_dir(uuid)
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory, mode=0o755)

@@ -9,8 +9,8 @@ import asyncio
 import os
 import pwd
 import re
-import shutil
 import stat
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -59,6 +59,7 @@ class Turns:
 class Builder:
     """The user a build runs as."""
 
+    name: str
     uid: int
     gid: int
     home: str
@@ -82,7 +83,7 @@ def builder(source: Source, settings: Settings) -> Builder:
     except KeyError:
         who = settings.build_user if owner is None else f"{owner}, who owns {place}"
         raise UnsupportedError(f"there is no user {who}, to build as") from None
-    return Builder(entry.pw_uid, entry.pw_gid, entry.pw_dir)
+    return Builder(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
 def sole_owner(path: str) -> int | None:
@@ -147,7 +148,7 @@ def commands(source: Source, missing: str | None, link: str) -> list[list[str]]:
         case Flake():
             tries.append(
                 ["nix", "--extra-experimental-features", "nix-command flakes",
-                 "build", "--log-format", "raw-with-logs",
+                 "build", "--log-format", "raw-with-logs", "--no-accept-flake-config",
                  "--out-link", link, "--", source.installable()]
             )  # fmt: skip
         case NixFile():
@@ -170,12 +171,15 @@ async def build(
     It is rooted by the link in the build directory until `forget` is called.
     """
     user = builder(source, settings)
-    directory = paths.build_dir(uuid)
-    forget(uuid)
-    os.makedirs(directory, mode=0o755)
+    await stop(uuid)
+    await forget(uuid)
+    os.makedirs(paths.build_dir(uuid), mode=0o755)
+    # Its own each time: what a user leaves in one is no business of the next.
+    directory = tempfile.mkdtemp(dir=paths.build_dir(uuid))
+    os.chmod(directory, 0o755)
     os.chown(directory, user.uid, user.gid)
     link = f"{directory}/system"
-    await stop(uuid)
+    on_line(f"inx: building the system of {name!r} from {source} as {user.name}")
     log_path = paths.build_log(uuid)
     with open(log_path, "w") as log:
 
@@ -206,9 +210,12 @@ def _result(link: str, name: str, source: Source) -> str:
     return path
 
 
-def forget(uuid: str) -> None:
-    """Remove the build directory: its root is no longer needed."""
-    shutil.rmtree(paths.build_dir(uuid), ignore_errors=True)
+async def forget(uuid: str) -> None:
+    """Remove the build directory: its root is no longer needed.
+
+    By a program of its own: a user may have put any number of files there.
+    """
+    await run(["rm", "-rf", "--one-file-system", "--", paths.build_dir(uuid)])
 
 
 async def stop(uuid: str) -> None:

@@ -50,7 +50,7 @@ async def everything() -> list[Finding]:
     for look in _LOOKS:
         try:
             findings += await look()
-        except InxError as error:
+        except (InxError, OSError) as error:
             findings.append(Finding(look.__name__.strip("_").replace("_", " "), str(error)))
     return findings
 

@@ -23,6 +23,7 @@ from inx_sidecar.storepath import STORE_PATH
 from inx_sidecar.syscalls import opened
 
 _LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
+_LAST: Final = 999_999_999
 _SOURCE: Final = "system-source"
 _PINNED: Final = "system-pinned"
 _MAX_ENTRIES: Final = 20_000
@@ -75,7 +76,7 @@ class Append:
         number = present.current
         # Like Nix: the same system again is not a new generation.
         if number is None or present.system != self.toplevel:
-            number = _next_number(dir_fd)
+            number = _next_number(dir_fd, present)
             _replace(dir_fd, f"system-{number}-link", self.toplevel)
         _replace(dir_fd, "system", f"system-{number}-link")
         _replace(dir_fd, _SOURCE, self.fingerprint)
@@ -141,16 +142,17 @@ def _text(dir_fd: int, name: str) -> str | None:
         return None
 
 
-def _next_number(dir_fd: int) -> int:
-    """Above every name that looks like a generation, also those that lead nowhere."""
+def _next_number(dir_fd: int, present: Generations) -> int:
+    """Above every generation, and every name like one, as far as numbers reach."""
     matches = (_LINK.fullmatch(name) for name in os.listdir(dir_fd))
-    highest = max((int(match[1]) for match in matches if match), default=0)
-    if not _LINK.fullmatch(f"system-{highest + 1}-link"):
+    named = {int(match[1]) for match in matches if match}
+    number = 1 + max(named - {_LAST}, default=0)
+    if number > _LAST or _LAST in present.links:
         raise InstanceError(
-            f"/{paths.PROFILES_INSIDE}/system-{highest}-link inside leaves no number for a new "
-            "generation; remove it"
+            f"/{paths.PROFILES_INSIDE}/system-{_LAST}-link leaves no number for a new generation; "
+            "remove it"
         )
-    return highest + 1
+    return number
 
 
 def _replace(dir_fd: int, name: str, target: str) -> None:

@@ -14,7 +14,8 @@ import yaml
 
 from inx_sidecar.errors import InstanceError
 
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Every scalar as text: YAML 1.1 has its own ideas of what "no" and "=" mean.
+_LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -74,6 +75,6 @@ def _instance(api: Mapping[str, Any], facts: Facts) -> Instance:
         project=project,
         uuid=uuid,
         facts=facts,
-        privileged=config.get("security.privileged") in ("true", "1", "yes", "on"),
+        privileged=config.get("security.privileged", "").lower() in ("true", "1", "yes", "on"),
         config=config,
     )

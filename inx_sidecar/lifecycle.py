@@ -9,21 +9,21 @@ import contextlib
 import logging
 import os
 import shutil
-import socket
 from dataclasses import dataclass, field
 
-from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths, roots
+from inx_sidecar import bootstrap, builds, generations, incus, lxclog, mounts, paths
 from inx_sidecar.config import Wish, parse
-from inx_sidecar.errors import InxError, SystemMissingError, UnsupportedError
+from inx_sidecar.errors import InstanceError, InxError, SystemMissingError
 from inx_sidecar.generations import Append, Generations
 from inx_sidecar.instance import Facts, Instance, read_instance
 from inx_sidecar.mounts import Container, HostDirectory
+from inx_sidecar.nixdaemon import NixDaemon
 from inx_sidecar.plan import Boot, Build, Plan, decide
-from inx_sidecar.process import run
 from inx_sidecar.running import Running
 from inx_sidecar.settings import Settings, load
 from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import check_toplevel, resolve, valid_paths
+from inx_sidecar.systems import keep_systems, last_look
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,15 @@ class Start:
 class _Life:
     """What the sidecar holds for one instance; all of it can be had again from the disk."""
 
+    daemon: NixDaemon
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     start: Start | None = None
+    # Set while a container with this PID is attached; its namespaces are held only for a build.
     attached: asyncio.Event = field(default_factory=asyncio.Event)
+    pid: int = 0
     mapped: bool = True
     container: Container | None = None
     build: asyncio.Task[None] | None = None
-    # systemctl at work on the instance's nix-daemon; LXC has other things to do meanwhile.
-    units: asyncio.Task[InxError | None] | None = None
 
 
 class Lifecycle:
@@ -73,6 +74,7 @@ class Lifecycle:
         self._reporter.learn(instance)
         async with life.lock:
             try:
+                _check_sole(instance)
                 await _end_build(life)
                 _release(life)
                 life.start = await self._prepare(life, instance)
@@ -87,7 +89,8 @@ class Lifecycle:
         instance = read_instance(facts)
         life = self._life(instance.uuid)
         async with life.lock:
-            if life.container is not None and life.container.pid == pid:
+            _check_sole(instance)
+            if life.attached.is_set() and life.pid == pid:
                 return  # asked again: the answer was lost with the sidecar before this one
             _release(life)
             # A sidecar that came up after pre-start knows nothing of it: decide anew.
@@ -98,12 +101,15 @@ class Lifecycle:
             start = life.start
             life.container = Container(pid, instance.lxc_name)
             try:
-                await _settle_units(life)
+                await life.daemon.settle()
                 life.mapped = await self._attach(life.container, start)
+                if isinstance(start.plan, Boot):
+                    _close(life)
             except InxError as error:
                 self._reporter.report_refusal(instance, error)
                 raise
             Running.of(facts, pid, life.mapped).remember(instance.uuid)
+            life.pid = pid
             life.attached.set()
 
     async def stop(self, facts: Facts, target: str) -> None:
@@ -111,12 +117,15 @@ class Lifecycle:
         instance = read_instance(facts)
         life = self._life(instance.uuid)
         async with life.lock:
+            if _twin(instance) is not None:
+                return  # refused by pre-start; what bears its uuid goes on
             await _end_build(life)
             _release(life)
             life.start = None
+            await last_look(instance)
             if target != "reboot":
                 shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
-                _begin_units(life, "stop", _daemon_units(instance.uuid))
+                life.daemon.begin_stop()
         log.info("%s: stopped", instance.lxc_name)
 
     async def resume(self) -> None:
@@ -126,21 +135,37 @@ class Lifecycle:
             if running is not None:
                 try:
                     await self._resume(uuid, running)
-                except InxError as error:
-                    log.error("%s: %s", running.facts.lxc_name, error)
+                except Exception as error:
+                    _give_up(uuid, running.facts, error)
+
+    async def tidy(self) -> None:
+        """Remove what is left of instances that were deleted while no sidecar ran."""
+        left = {uuid for uuid in os.listdir(paths.RUN) if os.path.isdir(paths.run_dir(uuid))}
+        left -= {uuid for uuid in left if Running.recall(uuid) is not None}
+        try:
+            found = await incus.instances() if left else []
+        except InxError as error:
+            log.error("%s", error)
+            return
+        for uuid in left - {instance["config"].get("volatile.uuid") for instance in found}:
+            life = self._life(uuid)
+            async with life.lock:
+                shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
+                life.daemon.begin_stop()
+                await _quieten(life)
 
     async def _resume(self, uuid: str, running: Running) -> None:
         life, facts = self._life(uuid), running.facts
         async with life.lock:
-            container = Container(running.pid, facts.lxc_name)
-            if Running.recall(uuid) is None:
-                container.close()  # it ended meanwhile, and the number is another's
-                return
-            life.container, life.mapped = container, running.mapped
+            life.pid, life.mapped = running.pid, running.mapped
             life.attached.set()
             instance = read_instance(facts)
             self._reporter.learn(instance)
             if bootstrap.is_waiting(uuid):
+                life.container = Container(running.pid, facts.lxc_name)
+                if Running.recall(uuid) is None:
+                    _release(life)  # it ended meanwhile, and the number is another's
+                    return
                 life.start = start = await self._decide(instance)
                 plan = start.plan
                 if isinstance(plan, Boot):
@@ -157,37 +182,39 @@ class Lifecycle:
         for life in self._lives.values():
             await _end_build(life)
             _release(life)
-            if life.units is not None:
-                await life.units
+            await _quieten(life)
 
     def _life(self, uuid: str) -> _Life:
-        return self._lives.setdefault(uuid, _Life())
+        return self._lives.setdefault(uuid, _Life(NixDaemon(uuid)))
 
     async def _prepare(self, life: _Life, instance: Instance) -> Start:
         start = await self._decide(instance)
         uuid = instance.uuid
-        await _settle_units(life)
+        await _quieten(life)
+        os.makedirs(os.path.dirname(paths.GC_SOCKET), mode=0o755, exist_ok=True)
         # Not for the host's users: anyone may speak to the socket below.
         os.makedirs(paths.run_dir(uuid), mode=0o700, exist_ok=True)
         for directory in (paths.auto_dir(uuid), paths.daemon_socket_dir(uuid)):
             os.makedirs(directory, mode=0o755, exist_ok=True)
-        ready = isinstance(start.plan, Boot)
-        bootstrap.prepare(uuid, ready=ready)
+        plan = start.plan
+        notice = _fell_back(plan.trouble, start) if isinstance(plan, Boot) else ""
+        bootstrap.prepare(uuid, ready=isinstance(plan, Boot), notice=notice)
         if start.daemon:
-            _begin_units(life, "start", [paths.daemon_socket_unit(uuid)])
+            life.daemon.begin_start()
         else:
-            _refuse_clients(paths.daemon_socket_dir(uuid))
+            await life.daemon.refuse_clients()
         log.info("%s: %s", instance.lxc_name, start.plan.describe())
         return start
 
     async def _decide(self, instance: Instance) -> Start:
         settings = load()
         wish = parse(instance.config, instance.name, settings.default_flake)
-        settings.check_allowed(wish.source)
         present = generations.read(instance.rootfs, instance.name)
         plan = decide(wish, present, instance.name, valid_paths, resolve)
         start = Start(instance, wish, present, plan, settings)
-        await _keep_roots(start)
+        await keep_systems(instance, present, plan.system if isinstance(plan, Boot) else None)
+        if isinstance(plan, Build) and plan.fallback is None:
+            settings.check_allowed(wish.source)
         if isinstance(plan, Boot):
             check_toplevel(plan.system, f"the system of {instance.name!r}")
             if not valid_paths({plan.system}):
@@ -210,13 +237,14 @@ class Lifecycle:
         if not mapped:
             log.warning("%s: %s", container.name, _UNMAPPED)
         if isinstance(plan, Boot):
-            self._reporter.report(start.instance, await self._settled(start, mapped))
+            trouble = _fell_back(plan.trouble, start)
+            self._reporter.report(start.instance, await self._settled(start, mapped, trouble))
         return mapped
 
     async def _settled(self, start: Start, mapped: bool, trouble: str = "") -> Status:
         """The container has its system: root what it has now, and tell what that is."""
         after = generations.read(start.instance.rootfs, start.instance.name)
-        await _keep_roots(start, after)
+        await keep_systems(start.instance, after, after.system)
         text = trouble or ("ready" if mapped else f"ready ({_UNMAPPED})")
         return Status(text, after.system or "", after.current)
 
@@ -236,22 +264,22 @@ class Lifecycle:
             except InxError as error:
                 if plan.fallback is None:
                     raise
-                _tell(instance, error)
-                system = start.present.links[plan.fallback.number]
+                _tell(instance.facts, error)
+                boot = Boot(start.present.links[plan.fallback.number], plan.fallback, str(error))
                 trouble = f"failed: {error}; started generation {plan.fallback.number}"
-                boot = Boot(system, plan.fallback)
             await life.attached.wait()
             async with life.lock:
                 await self._go(life, start, boot, console, trouble)
             log.info("%s: runs %s from %s", instance.lxc_name, boot.system, source)
         except InxError as error:
-            _tell(instance, error)
+            _tell(instance.facts, error)
             # Before the instance ends: Incus takes its time to stop one that is being written to.
             await self._reporter.write(instance, Status(f"failed: {error}"))
             console.failed(str(error))
         except Exception:
             log.exception("%s: the build ended in a bug", instance.lxc_name)
-            console.failed("inx failed; see 'journalctl -u inx-sidecar' on the host")
+            await self._reporter.write(instance, Status(f"failed: {_BUG}"))
+            console.failed(_BUG)
         finally:
             console.close()
 
@@ -261,8 +289,8 @@ class Lifecycle:
         if self._turns.taken >= limit:
             console.print(f"inx: waiting for other builds ({limit} at a time)")
         async with self._turns.one_of(limit):
-            console.print(f"inx: building the system of {instance.name!r} from {wish.source}")
             try:
+                start.settings.check_allowed(wish.source)
                 system = await builds.build(
                     instance.uuid, instance.name, wish.source, plan.missing, start.settings,
                     console.print,
@@ -285,10 +313,11 @@ class Lifecycle:
         assert life.container is not None
         instance = start.instance
         # The build's link roots the system until the instance's own root stands.
-        await _keep_roots(start, extra=boot.system)
-        builds.forget(instance.uuid)
+        await keep_systems(instance, start.present, boot.system)
+        await builds.forget(instance.uuid)
         if boot.change is not None:
             await mounts.write_generation(life.container, boot.change)
+        _close(life)
         status = await self._settled(start, life.mapped, trouble)
         self._reporter.promise(instance, status)
         console.ready(trouble)
@@ -296,39 +325,70 @@ class Lifecycle:
 
 
 _UNMAPPED = "store owned by nobody: its file system cannot map owners"
-# A container may write as many links as it likes; this many of them are rooted.
-_MAX_GENERATIONS = 1000
+_BUG = "inx failed; see 'journalctl -u inx-sidecar' on the host"
 
 
-async def _keep_roots(
-    start: Start, after: Generations | None = None, extra: str | None = None
-) -> None:
-    """Root every generation, and what is about to become one or already runs."""
-    present = after or start.present
-    newest = sorted(present.links, reverse=True)[:_MAX_GENERATIONS]
-    wanted = {f"system-{number}": present.links[number] for number in newest}
-    if isinstance(start.plan, Boot):
-        wanted["booted-system"] = start.plan.system
-    if extra is not None:
-        wanted["booted-system"] = extra
-    elif after is not None and after.system is not None:
-        wanted["booted-system"] = after.system
-    real = valid_paths(wanted.values())
-    wanted = {name: path for name, path in wanted.items() if path in real}
-    await roots.keep(start.instance.lxc_name, start.instance.uuid, wanted)
+def _twin(instance: Instance) -> str | None:
+    """The name of another instance that runs with the same uuid, as an import may."""
+    running = Running.recall(instance.uuid)
+    if running is None or running.facts.rootfs == instance.rootfs:
+        return None
+    return running.facts.lxc_name
 
 
-def _tell(instance: Instance, error: InxError) -> None:
+def _check_sole(instance: Instance) -> None:
+    twin = _twin(instance)
+    if twin is not None:
+        raise InstanceError(
+            f"{instance.lxc_name!r} has the volatile.uuid of {twin!r}, which runs: set it to a new "
+            f"one, as by 'incus config set {instance.name} volatile.uuid=$(uuidgen)'"
+        )
+
+
+def _fell_back(trouble: str, start: Start) -> str:
+    """The status of a start that boots another system than was wished for."""
+    plan = start.plan
+    if not trouble or not isinstance(plan, Boot):
+        return ""
+    number = next((n for n, path in start.present.links.items() if path == plan.system), None)
+    return f"failed: {trouble}; started generation {number}"
+
+
+def _give_up(uuid: str, facts: Facts, error: Exception) -> None:
+    """Whatever keeps the sidecar from taking an instance over must not leave its init waiting."""
+    text = str(error) if isinstance(error, InxError) else _BUG
+    log.error("%s: %s", facts.lxc_name, text, exc_info=not isinstance(error, InxError))
+    lxclog.append(facts.lxc_config, facts.lxc_name, text)
+    with contextlib.suppress(OSError):
+        if bootstrap.is_waiting(uuid):
+            bootstrap.Console(uuid).failed(text)
+
+
+def _tell(facts: Facts, error: InxError) -> None:
     """Where the operator looks: the journal and `incus info --show-log`."""
-    log.error("%s: %s", instance.lxc_name, error)
-    lxclog.append(instance.facts.lxc_config, instance.lxc_name, str(error))
+    log.error("%s: %s", facts.lxc_name, error)
+    lxclog.append(facts.lxc_config, facts.lxc_name, str(error))
 
 
-def _release(life: _Life) -> None:
+def _close(life: _Life) -> None:
+    """Let go of the container's namespaces: held, they would keep its file systems busy."""
     if life.container is not None:
         life.container.close()
         life.container = None
+
+
+def _release(life: _Life) -> None:
+    _close(life)
+    life.pid = 0
     life.attached.clear()
+
+
+async def _quieten(life: _Life) -> None:
+    """Wait for what systemctl still does; how it ends matters to nobody any more."""
+    try:
+        await life.daemon.settle()
+    except InxError as error:
+        log.error("%s", error)
 
 
 async def _end_build(life: _Life) -> None:
@@ -336,35 +396,3 @@ async def _end_build(life: _Life) -> None:
         life.build.cancel()
         await asyncio.gather(life.build, return_exceptions=True)
         life.build = None
-
-
-def _refuse_clients(directory: str) -> None:
-    """A socket that nobody listens on: without any, Nix inside would try a store of its own."""
-    path = f"{directory}/socket"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
-        deaf.bind(path)
-    os.chmod(path, 0o666)
-
-
-def _daemon_units(uuid: str) -> list[str]:
-    return [paths.daemon_socket_unit(uuid), paths.daemon_service_unit(uuid)]
-
-
-def _begin_units(life: _Life, verb: str, units: list[str]) -> None:
-    async def systemctl() -> InxError | None:
-        done = await run(["systemctl", verb, "--quiet", *units])
-        if done.status:
-            return UnsupportedError(f"'{done.command}' failed: {done.output}")
-        return None
-
-    life.units = asyncio.create_task(systemctl())
-
-
-async def _settle_units(life: _Life) -> None:
-    if life.units is not None:
-        error = await life.units
-        life.units = None
-        if error is not None:
-            raise error

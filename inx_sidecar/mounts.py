@@ -95,7 +95,8 @@ class Container:
 async def attach(
     container: Container, directories: Sequence[HostDirectory], change: Change | None
 ) -> bool:
-    """Attach `directories` and apply `change` to the profile; True if owners are mapped.
+    """Attach `directories` and apply `change` to the profile; True if the owners of the first,
+    the store, are mapped.
 
     Also makes the container's own /nix/var/nix read-only but for profiles and gcroots: Nix takes a
     writable one as a sign to open a store of its own instead of asking the daemon, and would then
@@ -112,7 +113,7 @@ async def attach(
             lambda: _attach_inside(container, list(zip(locked, targets, strict=True)), change),
             f"attaching the store of {container.name!r}",
         )
-    return all(mapped)
+    return mapped[0]
 
 
 async def write_generation(container: Container, change: Change) -> int:

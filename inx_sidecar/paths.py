@@ -19,6 +19,7 @@ STATE = "/var/lib/inx"
 LOG = "/var/log/inx"
 
 INCUS_SOCKET = "/var/lib/incus/unix.socket"
+INCUS_CONTAINERS = "/var/lib/incus/containers"
 
 # Inside a container.
 PROFILES_INSIDE = "nix/var/nix/profiles"
@@ -40,18 +41,14 @@ def daemon_socket_dir(uuid: str) -> str:
     return f"{RUN}/{uuid}/daemon-socket"
 
 
-def state_dir(uuid: str) -> str:
-    """What lives as long as the instance exists."""
-    return f"{STATE}/{uuid}"
-
-
 def auto_dir(uuid: str) -> str:
-    """The roots that Nix clients of the instance register with its own nix-daemon."""
+    """The roots that Nix clients of the instance register with its own nix-daemon; STATE/UUID lives
+    as long as the instance exists."""
     return f"{STATE}/{uuid}/auto"
 
 
 def build_dir(uuid: str) -> str:
-    """Owned by the user who builds: Nix puts its result link here."""
+    """Holds a directory for the user who builds: Nix puts its result link there."""
     return f"{STATE}/{uuid}/build"
 
 

@@ -10,10 +10,14 @@ from inx_sidecar.generations import Append, Change, Generations, Select
 
 @dataclass(frozen=True)
 class Boot:
-    """The system is in the store: start it, after writing `change` to the profile, if any."""
+    """The system is in the store: start it, after writing `change` to the profile, if any.
+
+    `trouble` says why it is not the one that was wished for.
+    """
 
     system: str
     change: Change | None = None
+    trouble: str = ""
 
     def describe(self) -> str:
         return f"boot {self.system}"
@@ -52,25 +56,38 @@ def decide(
     if wish.generation is not None:
         return _pinned(wish.generation, wish, present, instance, valid)
     current = present.newest if present.pinned else present.current
+    good = valid(set(present.links.values()))
     system = None if current is None else present.links[current]
-    usable = system is not None and system in valid({system})
-    select = None if current is None else Select(current, pinned=False)
+    usable = system in good
+    order = ([] if current is None else [current]) + sorted(present.links, reverse=True)
+    fallback = next((Select(n, pinned=False) for n in order if present.links[n] in good), None)
 
     if isinstance(wish.source, System):
-        target = resolve(wish.source.path, instance)
+        try:
+            target = resolve(wish.source.path, instance)
+        except SystemMissingError as error:
+            if fallback is None:
+                raise
+            return _boot(fallback, present, trouble=str(error))
         fingerprint = wish.fingerprint(target)
         if fingerprint != present.fingerprint or not usable:
             if target not in valid({target}):
-                return Build(fingerprint, missing=target, fallback=select if usable else None)
+                return Build(fingerprint, missing=target, fallback=fallback)
             return Boot(target, Append(target, fingerprint, wish.keep))
     else:
         fingerprint = wish.fingerprint()
         if fingerprint != present.fingerprint:
-            return Build(fingerprint, fallback=select if usable else None)
+            return Build(fingerprint, fallback=fallback)
         if not usable:
-            return Build(fingerprint, missing=system)
-    assert system is not None
-    return Boot(system, select if current != present.current or present.pinned else None)
+            return Build(fingerprint, missing=system, fallback=fallback)
+    assert fallback is not None and fallback.number == current
+    return _boot(fallback, present)
+
+
+def _boot(choice: Select, present: Generations, trouble: str = "") -> Boot:
+    """Boot a generation that is there; the links are written only if they say something else."""
+    settled = present.current == choice.number and present.pinned == choice.pinned
+    return Boot(present.links[choice.number], None if settled else choice, trouble)
 
 
 def _pinned(
@@ -92,6 +109,4 @@ def _pinned(
             f"generation {number} of {instance!r} is {system}, which is no longer in the store; "
             "unset user.inx.generation to start the newest"
         )
-    change = Select(number, pinned=True)
-    settled = present.pinned and present.current == number
-    return Boot(system, None if settled else change)
+    return _boot(Select(number, pinned=True), present)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,6 @@ def find(tool: str) -> str:
 async def run(
     argv: Sequence[str],
     *,
-    environment: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> Completed:
     """Run `argv` to its end; every line it prints goes to `on_line` as it comes."""
@@ -47,7 +46,7 @@ async def run(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"} | dict(environment or {}),
+        env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
         limit=_LINE_MAX,
     )
     assert process.stdout is not None

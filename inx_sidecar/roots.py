@@ -11,7 +11,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inx_sidecar import paths
@@ -49,10 +49,11 @@ def read(root_directory: str) -> dict[str, str]:
     return {name: os.readlink(f"{root_directory}/{name}") for name in names}
 
 
-async def keep(lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> None:
+async def keep(lxc_name: str, uuid: str, wanted: Mapping[str, str], *, drop: bool = True) -> None:
     """Make `wanted` (root name to store path) the roots of the instance; adds come first.
 
     When this returns, no collection, not even one that runs, deletes a path that was valid before.
+    Without `drop`, what is there and not wanted stays.
     """
     root_directory = directory(lxc_name, uuid)
     try:
@@ -63,19 +64,23 @@ async def keep(lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> None:
             temporary = f"{root_directory}/.{secrets.token_hex(8)}"
             os.symlink(path, temporary)
             os.rename(temporary, f"{root_directory}/{name}")
-        await _tell_collector(change.add.values())
-        for name in change.drop:
+        await _tell_collector(tuple(change.add.values()))
+        for name in change.drop if drop else ():
             os.unlink(f"{root_directory}/{name}")
     except OSError as error:
         raise RootError(
             f"cannot keep the system of {lxc_name!r} in {root_directory}: {error.strerror or error}"
         ) from None
-    for other in former_directories(lxc_name, uuid):
+    for other in former_directories(lxc_name, uuid) if drop else ():
         shutil.rmtree(other)
 
 
 def former_directories(lxc_name: str, uuid: str) -> list[str]:
-    """Directories of the same instance under names that it had before."""
+    """Directories of the same instance under names that it had before.
+
+    An import may have the same uuid as the instance it was exported from: what still bears the
+    former name keeps its roots.
+    """
     try:
         names = os.listdir(paths.GCROOTS)
     except FileNotFoundError:
@@ -83,20 +88,21 @@ def former_directories(lxc_name: str, uuid: str) -> list[str]:
     return [
         f"{paths.GCROOTS}/{name}"
         for name in names
-        if name.endswith(f".{uuid}") and name != f"{lxc_name}.{uuid}"
+        if name.endswith(f".{uuid}")
+        and name != f"{lxc_name}.{uuid}"
+        and not os.path.lexists(f"{paths.INCUS_CONTAINERS}/{name.removesuffix(f'.{uuid}')}")
     ]
 
 
-async def _tell_collector(store_paths: Iterable[str]) -> None:
-    for path in store_paths:
-        try:
-            async with asyncio.timeout(_COLLECTOR_SECONDS):
-                while not _no_collector() and not await _spare(path):
-                    # It opens its socket after it takes the lock, and closes it before it lets go:
-                    # a moment without an event to wait for.
-                    await asyncio.sleep(_COLLECTOR_PAUSE)
-        except TimeoutError:
-            raise RootError(f"the garbage collector did not confirm {path}") from None
+async def _tell_collector(store_paths: Sequence[str]) -> None:
+    try:
+        async with asyncio.timeout(_COLLECTOR_SECONDS):
+            while store_paths and not _no_collector() and not await _spare(store_paths):
+                # It opens its socket after it takes the lock, and closes it before it lets go:
+                # a moment without an event to wait for.
+                await asyncio.sleep(_COLLECTOR_PAUSE)
+    except TimeoutError:
+        raise RootError(f"the garbage collector did not confirm {store_paths[0]}") from None
 
 
 def _no_collector() -> bool:
@@ -110,14 +116,20 @@ def _no_collector() -> bool:
     return True
 
 
-async def _spare(path: str) -> bool:
-    """Ask the running collector to spare `path`; False if nobody answers."""
+async def _spare(store_paths: Sequence[str]) -> bool:
+    """Ask the running collector to spare them; False if nobody answers.
+
+    All over one connection: one that is closed at once can abort the collection (NixOS/nix#15962).
+    """
     try:
         reader, writer = await asyncio.open_unix_connection(paths.GC_SOCKET)
         try:
-            writer.write(path.encode() + b"\n")
-            await writer.drain()
-            return await reader.read(1) == b"1"
+            for path in store_paths:
+                writer.write(path.encode() + b"\n")
+                await writer.drain()
+                if await reader.read(1) != b"1":
+                    return False
+            return True
         finally:
             writer.close()
     except (FileNotFoundError, ConnectionError):

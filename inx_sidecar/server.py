@@ -36,7 +36,10 @@ def listening_socket() -> socket.socket:
 async def serve(listener: socket.socket) -> None:
     """Answer hooks until SIGTERM."""
     lifecycle = Lifecycle()
-    bootstrap.install_busybox()
+    try:
+        bootstrap.install_busybox()
+    except InxError as error:
+        log.error("%s", error)  # there may be one from before; if not, starts say so themselves
     await lifecycle.resume()
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -56,7 +59,9 @@ async def serve(listener: socket.socket) -> None:
     server = await asyncio.start_unix_server(client, sock=listener, **keep)
     _notify("READY=1")
     async with server:
+        tidying = asyncio.create_task(lifecycle.tidy())
         await stopping.wait()
+        tidying.cancel()
     _notify("STOPPING=1")
     await lifecycle.close()
 

@@ -9,6 +9,7 @@ from inx_sidecar import paths
 from inx_sidecar.config import Flake, NixFile, Source, check_flake
 from inx_sidecar.errors import ConfigError
 
+_HARMLESS_QUERIES: Final = {"dir", "ref", "rev", "submodules", "shallow", "narHash"}
 _SIZE: Final = re.compile(r"[1-9][0-9]*[KMGT%]?|infinity")
 
 
@@ -19,7 +20,7 @@ class Settings:
     default_flake: str = "/etc/nixos"
     allowed_flakes: tuple[str, ...] = ("",)
     build_user: str = "inx-build"
-    build_memory_max: str = "infinity"
+    build_memory_max: str = "50%"
     build_timeout: int = 7200
     max_builds: int = 2
 
@@ -32,12 +33,19 @@ class Settings:
                 key = "user.inx.file"
             case _:
                 return
-        if not any(_within(text, prefix) for prefix in self.allowed_flakes):
+        within = any(_within(text, prefix) for prefix in self.allowed_flakes)
+        if not within or ("" not in self.allowed_flakes and _queries(text) - _HARMLESS_QUERIES):
             allowed = ", ".join(self.allowed_flakes) or "none"
             raise ConfigError(
                 f"{key} is {text!r}, which 'allowed_flakes' in {paths.CONFIG} does not allow "
                 f"(allowed: {allowed})"
             )
+
+
+def _queries(text: str) -> set[str]:
+    """The names of the parameters after "?"; some, as host=, lead elsewhere."""
+    query = text.partition("?")[2]
+    return {part.partition("=")[0] for part in query.split("&") if part}
 
 
 def _within(text: str, prefix: str) -> bool:

@@ -38,6 +38,8 @@ def valid_paths(candidates: Iterable[str]) -> frozenset[str]:
 
 def resolve(path: str, instance: str) -> str:
     """The store path of the toplevel that `path`, a store path or a link on the host, leads to."""
+    if STORE_PATH.fullmatch(path):
+        return path  # perhaps not there yet: it may be fetched
     try:
         target = os.path.realpath(path, strict=True)
     except OSError as error:

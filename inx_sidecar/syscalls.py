@@ -13,7 +13,6 @@ from typing import Final
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
-AT_RECURSIVE: Final = 0x8000
 
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC

@@ -247,8 +247,13 @@ def test_without_a_sidecar_starts_fail_at_once_and_nothing_else(incus: Incus, ho
         incus.wait_ready(name)
     # What it missed is made good once it is back.
     host.run(["systemctl", "restart", "inx-sidecar.service"])
-    assert uuid not in host.run(["ls", "/run/inx"]).stdout
-    assert not active(host, f"inx-nix-daemon@{uuid}.socket")
+    incus.eventually(
+        lambda: (
+            uuid not in host.run(["ls", "/run/inx"]).stdout
+            and not active(host, f"inx-nix-daemon@{uuid}.socket")
+        ),
+        incus.story,
+    )
 
 
 def test_a_start_repairs_what_a_missed_stop_hook_left(incus: Incus, host: Host) -> None:
@@ -313,10 +318,11 @@ def test_check_finds_a_changed_profile(incus: Incus, host: Host) -> None:
             ("lxc.signal.halt = SIGTERM", "lxc.init.cmd = "),
         ):
             incus("profile", "set", "inx", f"raw.lxc={left}")
-            status, [found] = check(host)
+            status, [found, *instances] = check(host)
             assert status == 1
             assert found.startswith("profile 'inx' of project 'default': raw.lxc lacks ")
             assert missing in found
+            assert all(line.startswith("instance '") for line in instances)
     finally:
         incus("profile", "set", "inx", f"raw.lxc={hooks}")
     assert check(host) == (0, [])
@@ -557,7 +563,8 @@ def test_uninstall_refuses_while_it_is_used_and_then_leaves_nothing_it_made(spar
         refused = spare.run(uninstall, check=False)
         assert refused.returncode == 1
         assert refused.stderr == (
-            "inx: error: 1 instances use the profile 'inx'; delete them first: incus delete\n"
+            f"inx: error: instances use the hooks of inx: {project}/{name}; "
+            "delete them first: incus delete\n"
         )
         incus.wait_inside(name, project)
         assert check(spare) == (0, [])

@@ -17,8 +17,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 TIERS = (
     {"errors", "lxclog", "paths", "syscalls"},
     {"beneath", "forked", "hook", "incus", "instance", "process", "roots", "storepath"},
-    {"bootstrap", "config", "generations", "running", "status"},
-    {"mounts", "plan", "settings"},
+    {"bootstrap", "config", "generations", "nixdaemon", "running", "status"},
+    {"mounts", "plan", "settings", "systems"},
     {"builds", "check"},
     {"lifecycle"},
     {"server"},

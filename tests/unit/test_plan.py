@@ -54,8 +54,13 @@ def test_a_changed_source_is_built_and_falls_back_to_the_current_generation() ->
     assert plan(OTHER, three()) == wanted
 
 
-def test_a_changed_source_without_a_usable_generation_has_no_fallback() -> None:
-    assert plan(OTHER, three(), valid={ONE}) == Build(OTHER.fingerprint())
+def test_a_changed_source_falls_back_to_the_newest_generation_that_is_there() -> None:
+    wanted = Build(OTHER.fingerprint(), fallback=Select(1, pinned=False))
+    assert plan(OTHER, three(), valid={ONE}) == wanted
+
+
+def test_a_changed_source_without_any_generation_has_no_fallback() -> None:
+    assert plan(OTHER, three(), valid=set()) == Build(OTHER.fingerprint())
 
 
 def test_a_new_update_value_builds_the_same_source_again() -> None:
@@ -66,12 +71,13 @@ def test_a_new_update_value_builds_the_same_source_again() -> None:
 
 
 def test_a_system_that_is_gone_is_fetched_before_it_is_built() -> None:
-    wanted = Build(FLAKE.fingerprint(), missing=THREE)
+    wanted = Build(FLAKE.fingerprint(), missing=THREE, fallback=Select(2, pinned=False))
     assert plan(FLAKE, three(), valid={ONE, TWO}) == wanted
 
 
 def test_links_without_a_current_one_are_built() -> None:
-    assert plan(FLAKE, three(current=None)) == Build(FLAKE.fingerprint())
+    wanted = Build(FLAKE.fingerprint(), fallback=Select(3, pinned=False))
+    assert plan(FLAKE, three(current=None)) == wanted
 
 
 def test_a_switch_inside_the_container_is_respected() -> None:
@@ -118,12 +124,16 @@ def test_a_linked_system_that_was_collected_is_linked_anew_or_fetched() -> None:
     assert plan(LINK, present, valid=set()) == Build(LINK.fingerprint(LED), missing=LED)
 
 
-def test_a_system_that_cannot_be_resolved_does_not_start() -> None:
+def test_a_link_that_leads_nowhere_starts_what_is_there_and_says_why() -> None:
     def fail(_path: str, _instance: str) -> str:
         raise SystemMissingError("no such link")
 
+    def decided(present: Generations) -> Plan:
+        return decide(LINK, present, "web", lambda paths: paths, fail)
+
+    assert decided(three()) == Boot(THREE, trouble="no such link")
     with pytest.raises(SystemMissingError, match="no such link"):
-        decide(LINK, three(), "web", lambda paths: paths, fail)
+        decided(Generations())
 
 
 def test_a_pinned_generation_is_selected_once() -> None:

@@ -142,6 +142,13 @@ def test_files_are_narrowed_too_but_what_is_built_already_is_not() -> None:
     assert allows("/etc/nixos", SYSTEM)
 
 
+def test_a_parameter_does_not_lead_out_of_an_allowed_prefix() -> None:
+    """Nix 2.26 fetches github:myorg/x?host=evil.example from there."""
+    assert not allows("github:myorg/", Flake("github:myorg/x?host=evil", "w", attr_given=False))
+    assert allows("github:myorg/", Flake("github:myorg/x?ref=v1&dir=a", "w", attr_given=False))
+    assert allows("", Flake("github:myorg/x?host=own.example", "w", attr_given=False))
+
+
 def test_no_prefix_allows_nothing_and_says_so() -> None:
     with pytest.raises(ConfigError, match=r"user\.inx\.file is '/x'.*\(allowed: none\)"):
         Settings(allowed_flakes=()).check_allowed(NixFile("/x", "web", attr_given=False))

@@ -72,7 +72,7 @@ def builder(source: Source, settings: Settings) -> Builder:
             place = None if directory is None else f"{directory}/flake.nix"
             # Nix would go on looking for one above, where it may be anybody's.
             if place is not None and not os.path.exists(place):
-                raise BuildError(f"there is no {place}, to build {source} from")
+                raise BuildError(f"there is no {place}")
         case NixFile():
             place = source.path
         case _:
@@ -170,7 +170,10 @@ async def build(
 
     It is rooted by the link in the build directory until `forget` is called.
     """
-    user = builder(source, settings)
+    try:
+        user = builder(source, settings)
+    except BuildError as error:
+        raise BuildError(f"cannot build the system of {name!r} from {source}: {error}") from None
     await stop(uuid)
     await forget(uuid)
     os.makedirs(paths.build_dir(uuid), mode=0o755)
@@ -194,7 +197,7 @@ async def build(
             done = await run(_as_service(uuid, user, command, settings), on_line=record)
             if done.status == 0:
                 return _result(link, name, source)
-    why = await _limit_that_ended(uuid, settings) or reason(done)
+            why = await _limit_that_ended(uuid, settings) or reason(done)
     raise BuildError(f"cannot build the system of {name!r} from {source}: {why}")
 
 
@@ -225,7 +228,10 @@ async def stop(uuid: str) -> None:
 
 
 async def _limit_that_ended(uuid: str, settings: Settings) -> str | None:
-    """What systemd has ended the build for (Result= in systemd.exec(5), EnvironmentVariables)."""
+    """What systemd has ended the build for (Result= in systemd.exec(5), EnvironmentVariables).
+
+    The failed unit is forgotten after that: its name is needed again.
+    """
     unit = paths.build_unit(uuid)
     shown = await run(["systemctl", "show", "--property=Result", "--value", unit])
     await run(["systemctl", "reset-failed", "--quiet", unit])

@@ -192,4 +192,11 @@ class Incus:
             done
             wait
         """
-        self.host.sh(script, input=rows)
+
+        def gone() -> bool:
+            """Incus refuses to delete while the sidecar writes a status: asked again then."""
+            self.host.sh(script, input=rows)
+            left = self("list", "--all-projects", "-f", "csv", "-c", "en").stdout.split()
+            return not {f"{project},{name}" for project, name in self._launched} & set(left)
+
+        self.eventually(gone, lambda: f"some of {rows} cannot be deleted")

@@ -149,7 +149,6 @@ def test_a_refused_start_says_why_at_once(incus: Incus) -> None:
     for key, value in (
         ("user.inx.flake", "relative/../path; rm -rf /"),
         ("user.inx.system", "/etc/passwd"),
-        ("user.inx.system", "/nix/store/00000000000000000000000000000000-gone"),
         ("user.inx.typo", "x"),
         ("user.inx.store", "isolated"),
     ):
@@ -164,6 +163,14 @@ def test_a_refused_start_says_why_at_once(incus: Incus) -> None:
         assert incus.wait_status(name, "failed: ") == f"failed: {sentence}"[:408]
 
 
+def test_a_system_that_cannot_be_had_stops_the_instance(incus: Incus) -> None:
+    gone = "/nix/store/00000000000000000000000000000000-gone"
+    name = incus.init(system=gone)
+    incus.start(name)
+    incus.wait_state(name, "STOPPED")
+    assert gone in incus.wait_status(name, "failed: cannot build the system of")
+
+
 PRE_START = """
 import json, os, subprocess, sys, yaml
 name, source, cases = json.load(sys.stdin)
@@ -174,6 +181,8 @@ facts = {"LXC_NAME": name, "LXC_ROOTFS_PATH": "/srv/values/rootfs",
          "LXC_CONFIG_FILE": "/srv/values/lxc.conf"}
 with open("/srv/values/lxc.conf", "w") as file:
     file.write("lxc.log.file = /srv/values/lxc.log")
+uuid = open("/proc/sys/kernel/random/uuid").read().strip()
+document["container"]["expanded_config"]["volatile.uuid"] = uuid
 for key, value in cases:
     document["container"]["expanded_config"] |= {f"user.inx.{key}": value}
     with open("/srv/values/backup.yaml", "w") as file:

@@ -69,7 +69,8 @@ def test_privileged_gets_a_daemon_only_on_request(incus: Incus) -> None:
     name = incus.launch("-c", "security.privileged=true", flake="/etc/nixos#web")
     assert incus.run(name, "cat", "/proc/self/uid_map").stdout.split() == ["0", "0", "4294967295"]
     see(incus, name, daemon=False)
-    assert incus.sh(name, "ls -A /nix/var/nix").stdout.split() == ["gcroots", "profiles"]
+    inside = incus.sh(name, "ls -A /nix/var/nix").stdout.split()
+    assert inside == ["daemon-socket", "gcroots", "profiles"]
     incus.set(name, "user.inx.daemon=true")
     incus.restart_into(name, generation=1)
     see(incus, name)
@@ -175,7 +176,8 @@ def test_twenty_at_once_leave_nothing(incus: Incus, host: Host) -> None:
     )
     for name in names:
         incus.wait_inside(name)
-    each("test \"$(incus exec $i -- cat /etc/greeting)\" = 'one of many'")
+    # By exit status: with twenty at once, incus exec now and then loses the output.
+    each("incus exec $i -- grep -q 'one of many' /etc/greeting")
     each("incus exec $i -- nix store ping")
     uuids = [incus.uuid(name) for name in names]
     each("incus stop $i")

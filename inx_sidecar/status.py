@@ -39,7 +39,10 @@ class Status:
 
 
 class Reporter:
-    """Writes one status per instance at a time, in the background."""
+    """Writes one status per instance at a time, in the background.
+
+    By name, as Incus does: an import may have the uuid of another instance.
+    """
 
     def __init__(self) -> None:
         self._wanted: dict[str, tuple[Instance, dict[str, str]]] = {}
@@ -48,13 +51,13 @@ class Reporter:
 
     def learn(self, instance: Instance) -> None:
         """`instance` has just been read: Incus holds what its configuration says."""
-        if instance.uuid not in self._tasks:
-            self._last[instance.uuid] = {key: instance.config.get(key, "") for key in _KEYS}
+        if instance.lxc_name not in self._tasks:
+            self._last[instance.lxc_name] = {key: instance.config.get(key, "") for key in _KEYS}
 
-    def report(self, instance: Instance, status: Status, delay: float = 0.0) -> None:
-        """Write `status` as soon as Incus lets us, after `delay` seconds."""
+    def report(self, instance: Instance, status: Status) -> None:
+        """Write `status` as soon as Incus lets us."""
         self.promise(instance, status)
-        self._report(instance, status.config(), delay)
+        self._report(instance, status.config())
 
     def promise(self, instance: Instance, status: Status) -> None:
         """Should this sidecar die before it reports `status`, the next one will."""
@@ -62,7 +65,7 @@ class Reporter:
 
     def report_refusal(self, instance: Instance, error: InxError) -> None:
         """A hook refuses the start: Incus, and perhaps its user, first have something to undo."""
-        self.report(instance, Status(f"failed: {error}"), _AFTER_REFUSAL)
+        self._report(instance, Status(f"failed: {error}").config(), _AFTER_REFUSAL)
 
     def resume(self, instance: Instance) -> None:
         """Write what the sidecar before this one wanted to."""
@@ -73,25 +76,25 @@ class Reporter:
     async def write(self, instance: Instance, status: Status) -> None:
         """Report, and wait a little until it is written."""
         self.report(instance, status)
-        task = self._tasks.get(instance.uuid)
+        task = self._tasks.get(instance.lxc_name)
         if task is not None:
             await asyncio.wait([task], timeout=_PATIENCE)
 
     def _report(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
-        uuid = instance.uuid
-        if self._last.get(uuid) == config:
+        name = instance.lxc_name
+        if self._last.get(name) == config:
             return
-        self._last[uuid] = config
-        self._wanted[uuid] = (instance, config)
-        if uuid not in self._tasks:
-            self._tasks[uuid] = asyncio.create_task(self._write(uuid, delay))
+        self._last[name] = config
+        self._wanted[name] = (instance, config)
+        if name not in self._tasks:
+            self._tasks[name] = asyncio.create_task(self._write(name, delay))
 
-    async def _write(self, uuid: str, before: float) -> None:
+    async def _write(self, name: str, before: float) -> None:
         delay, waited = _FIRST_DELAY, 0.0
         try:
             await asyncio.sleep(before)
-            while uuid in self._wanted:
-                instance, config = self._wanted.pop(uuid)
+            while name in self._wanted:
+                instance, config = self._wanted.pop(name)
                 try:
                     await incus.set_config(instance.project, instance.name, config)
                     delay = _FIRST_DELAY
@@ -99,12 +102,12 @@ class Reporter:
                     if error.code == 404 or waited > _GIVE_UP_SECONDS:
                         log.debug("%s: no status: %s", instance.lxc_name, error)
                         continue
-                    self._wanted.setdefault(uuid, (instance, config))
+                    self._wanted.setdefault(name, (instance, config))
                     await asyncio.sleep(delay)
                     waited += delay
                     delay = min(delay * 2, _LAST_DELAY)
         finally:
-            del self._tasks[uuid]
+            del self._tasks[name]
 
 
 def _save(uuid: str, config: dict[str, str]) -> None:

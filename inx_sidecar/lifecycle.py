@@ -179,7 +179,7 @@ class Lifecycle:
 
     async def close(self) -> None:
         """Leave everything as it is for the next sidecar, but end the builds."""
-        for life in self._lives.values():
+        for life in list(self._lives.values()):
             await _end_build(life)
             _release(life)
             await _quieten(life)

@@ -80,9 +80,9 @@ class Container:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def enter(self) -> None:
+    def enter(self, *, from_its_user_namespace: bool = False) -> None:
         """Become the container's root, with its rights and no others; only in a forked child."""
-        if not self.privileged:
+        if not self.privileged and not from_its_user_namespace:
             setns(self.user, CLONE_NEWUSER)
         setns(self.mount, CLONE_NEWNS)
         if not self.privileged:
@@ -105,14 +105,18 @@ async def attach(
     with ExitStack() as fds:
         clones = [fds.enter_context(opened(_clone(directory))) for directory in directories]
         mapped = [_map_owners(fd, container) for fd in clones]
-        _, locked = await forked.call(lambda: _lock(clones, container), "locking the mounts")
-        for fd in locked:
-            fds.callback(os.close, fd)
         targets = [directory.target for directory in directories]
-        await forked.call(
-            lambda: _attach_inside(container, list(zip(locked, targets, strict=True)), change),
-            f"attaching the store of {container.name!r}",
-        )
+        what = f"attaching the store of {container.name!r}"
+        if container.privileged:
+            # The user namespace that locks them is not the container's: a child cannot come back.
+            _, locked = await forked.call(lambda: (None, _lock(clones, container)), what)
+            for fd in locked:
+                fds.callback(os.close, fd)
+            await forked.call(lambda: _attach_inside(container, locked, targets, change), what)
+        else:
+            await forked.call(
+                lambda: _attach_inside(container, _lock(clones, container), targets, change), what
+            )
     return mapped[0]
 
 
@@ -159,8 +163,11 @@ def _map_owners(fd: int, container: Container) -> bool:
     return True
 
 
-def _lock(fds: Sequence[int], container: Container) -> forked.Result:
-    """In a child: the same mounts, their flags locked."""
+def _lock(fds: Sequence[int], container: Container) -> list[int]:
+    """In a child: the same mounts, their flags locked.
+
+    Leaves the child in the user namespace of an unprivileged container.
+    """
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("inx", paths.RUN, "tmpfs", 0, "mode=755")
@@ -175,22 +182,22 @@ def _lock(fds: Sequence[int], container: Container) -> forked.Result:
     else:
         setns(container.user, CLONE_NEWUSER)
     unshare(CLONE_NEWNS)
-    return None, [open_tree(AT_FDCWD, f"{paths.RUN}/{number}") for number in range(len(fds))]
+    return [open_tree(AT_FDCWD, f"{paths.RUN}/{number}") for number in range(len(fds))]
 
 
 def _attach_inside(
-    container: Container, mounts: Sequence[tuple[int, str]], change: Change | None
+    container: Container, locked: Sequence[int], targets: Sequence[str], change: Change | None
 ) -> forked.Result:
-    """In a child: become the container's root, then make and fill the mount points."""
-    container.enter()
+    """In a child, after `_lock`: become the container's root, make and fill the mount points."""
+    container.enter(from_its_user_namespace=not container.privileged)
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     name = container.name
-    for target in (*(target for _, target in mounts), *(f"{_NIX_STATE}/{w}" for w in _WRITABLE)):
+    for target in (*targets, *(f"{_NIX_STATE}/{directory}" for directory in _WRITABLE)):
         os.close(_make(root, target, name))
     if change is not None:
         _apply(root, name, change)
     _protect_nix_state(root, name)
-    for fd, target in mounts:
+    for fd, target in zip(locked, targets, strict=True):
         with opened(_make(root, target, name)) as place:
             move_mount(fd, place)
     return None, []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from inx_sidecar import bootstrap, builds, generations, incus, lxclog, mounts, paths
 from inx_sidecar.config import Wish, parse
 from inx_sidecar.errors import InstanceError, InxError, SystemMissingError
-from inx_sidecar.generations import Append, Generations
+from inx_sidecar.generations import Append, Generations, Select
 from inx_sidecar.instance import Facts, Instance, read_instance
 from inx_sidecar.mounts import Container, HostDirectory
 from inx_sidecar.nixdaemon import NixDaemon
@@ -197,7 +197,7 @@ class Lifecycle:
         for directory in (paths.auto_dir(uuid), paths.daemon_socket_dir(uuid)):
             os.makedirs(directory, mode=0o755, exist_ok=True)
         plan = start.plan
-        notice = _fell_back(plan.trouble, start) if isinstance(plan, Boot) else ""
+        notice = _fell_back(plan, start.present) if isinstance(plan, Boot) else ""
         bootstrap.prepare(uuid, ready=isinstance(plan, Boot), notice=notice)
         if start.daemon:
             life.daemon.begin_start()
@@ -237,11 +237,11 @@ class Lifecycle:
         if not mapped:
             log.warning("%s: %s", container.name, _UNMAPPED)
         if isinstance(plan, Boot):
-            trouble = _fell_back(plan.trouble, start)
+            trouble = _fell_back(plan, start.present)
             self._reporter.report(start.instance, await self._settled(start, mapped, trouble))
         return mapped
 
-    async def _settled(self, start: Start, mapped: bool, trouble: str = "") -> Status:
+    async def _settled(self, start: Start, mapped: bool, trouble: str) -> Status:
         """The container has its system: root what it has now, and tell what that is."""
         after = generations.read(start.instance.rootfs, start.instance.name)
         await keep_systems(start.instance, after, after.system)
@@ -260,16 +260,14 @@ class Lifecycle:
             try:
                 system = await self._built(start, plan, console)
                 boot = Boot(system, Append(system, plan.fingerprint, start.wish.keep))
-                trouble = ""
             except InxError as error:
                 if plan.fallback is None:
                     raise
                 _tell(instance.facts, error)
                 boot = Boot(start.present.links[plan.fallback.number], plan.fallback, str(error))
-                trouble = f"failed: {error}; started generation {plan.fallback.number}"
             await life.attached.wait()
             async with life.lock:
-                await self._go(life, start, boot, console, trouble)
+                await self._go(life, start, boot, console)
             log.info("%s: runs %s from %s", instance.lxc_name, boot.system, source)
         except InxError as error:
             _tell(instance.facts, error)
@@ -301,14 +299,7 @@ class Lifecycle:
         console.print(f"inx: starting {system}")
         return system
 
-    async def _go(
-        self,
-        life: _Life,
-        start: Start,
-        boot: Boot,
-        console: bootstrap.Console,
-        trouble: str = "",
-    ) -> None:
+    async def _go(self, life: _Life, start: Start, boot: Boot, console: bootstrap.Console) -> None:
         """Write the generation into the container that waits and let its init go on."""
         assert life.container is not None
         instance = start.instance
@@ -318,6 +309,7 @@ class Lifecycle:
         if boot.change is not None:
             await mounts.write_generation(life.container, boot.change)
         _close(life)
+        trouble = _fell_back(boot, start.present)
         status = await self._settled(start, life.mapped, trouble)
         self._reporter.promise(instance, status)
         console.ready(trouble)
@@ -345,13 +337,12 @@ def _check_sole(instance: Instance) -> None:
         )
 
 
-def _fell_back(trouble: str, start: Start) -> str:
+def _fell_back(boot: Boot, present: Generations) -> str:
     """The status of a start that boots another system than was wished for."""
-    plan = start.plan
-    if not trouble or not isinstance(plan, Boot):
+    if not boot.trouble:
         return ""
-    number = next((n for n, path in start.present.links.items() if path == plan.system), None)
-    return f"failed: {trouble}; started generation {number}"
+    number = boot.change.number if isinstance(boot.change, Select) else present.current
+    return f"failed: {boot.trouble}; started generation {number}"
 
 
 def _give_up(uuid: str, facts: Facts, error: Exception) -> None:

@@ -80,8 +80,11 @@ class Container:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def enter(self, *, from_its_user_namespace: bool = False) -> None:
-        """Become the container's root, with its rights and no others; only in a forked child."""
+    def enter(self, *, from_its_user_namespace: bool = False) -> int:
+        """Become the container's root, with its rights and no others; only in a forked child.
+
+        An O_PATH descriptor of the container's root directory.
+        """
         if not self.privileged and not from_its_user_namespace:
             setns(self.user, CLONE_NEWUSER)
         setns(self.mount, CLONE_NEWNS)
@@ -90,6 +93,7 @@ class Container:
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
         os.umask(0o022)
+        return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 async def attach(
@@ -124,9 +128,7 @@ async def write_generation(container: Container, change: Change) -> int:
     """Apply `change` to the profile of a container that runs; the number of the generation."""
 
     def write() -> forked.Result:
-        container.enter()
-        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return _apply(root, container.name, change), []
+        return _apply(container.enter(), container.name, change), []
 
     number, _ = await forked.call(write, f"writing the generation of {container.name!r}")
     return int(number)
@@ -189,8 +191,7 @@ def _attach_inside(
     container: Container, locked: Sequence[int], targets: Sequence[str], change: Change | None
 ) -> forked.Result:
     """In a child, after `_lock`: become the container's root, make and fill the mount points."""
-    container.enter(from_its_user_namespace=not container.privileged)
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = container.enter(from_its_user_namespace=not container.privileged)
     name = container.name
     for target in (*targets, *(f"{_NIX_STATE}/{directory}" for directory in _WRITABLE)):
         os.close(_make(root, target, name))

@@ -175,6 +175,18 @@ class Incus:
         )
         return directory
 
+    def lose(self, path: str, *roots: str) -> None:
+        """Remove `roots` and delete `path` from the store, as a collection would.
+
+        Processes of an instance that has just stopped may hold it a moment longer.
+        """
+        script = 'rm -rf -- "${@:2}"; nix-store --delete "$1"'
+        argv = ["bash", "-euc", script, "lose", path, *roots]
+        self.eventually(
+            lambda: self.host.run(argv, check=False).returncode == 0,
+            lambda: self.host.run(["nix-store", "--query", "--roots", path], check=False).stdout,
+        )
+
     def story(self) -> str:
         """What one wants to read when a test failed."""
         parts = [

@@ -48,8 +48,8 @@ def test_an_older_generation_starts_if_the_current_one_is_gone(incus: Incus, hos
     gone = incus.get(name, "user.inx.status.system")
     incus("stop", "-f", name)
     root = f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"
-    host.run(["rm", "-r", flake, f"{root}/system-2", f"{root}/booted-system"])
-    host.run(["nix-store", "--delete", gone])
+    host.run(["rm", "-r", flake])
+    incus.lose(gone, f"{root}/system-2", f"{root}/booted-system")
     incus.start(name)
     status = incus.wait_status(name, "failed: ")
     assert "flake.nix" in status and status.endswith("; started generation 1")

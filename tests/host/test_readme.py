@@ -92,11 +92,15 @@ def test_install_again_and_uninstall(host: Host) -> None:
     refused = host.run(["sh", "-c", f"cd /root/inx; {uninstall}"], check=False)
     assert refused.returncode == 1 and "delete them first" in refused.stderr
     host.sh("incus delete -f keep")
-    host.sh(f"cd /root/inx; {uninstall}")
-    left = (
-        "ls -d /opt/inx /etc/inx/hooks /usr/local/lib/systemd/system/inx* /run/inx 2>/dev/null || :"
-    )
-    assert host.sh(left).stdout == ""
-    assert host.sh("incus profile list -f csv; incus image list -f csv").stdout.count("inx") == 0
-    assert host.sh("systemctl list-units --plain --no-legend 'inx*'").stdout == ""
-    host.sh("cd /root/inx; ./install", env=offline)
+    # What a failed build leaves with systemd goes as well.
+    failed = "inx-build-00000000-0000-4000-8000-000000000000.service"
+    host.run(["systemd-run", "--quiet", "--wait", f"--unit={failed}", "false"], check=False)
+    assert host.run(["systemctl", "is-failed", failed]).stdout.strip() == "failed"
+    try:
+        host.sh(f"cd /root/inx; {uninstall}")
+        left = "/opt/inx /etc/inx/hooks /usr/local/lib/systemd/system/inx* /run/inx"
+        assert host.sh(f"ls -d {left} 2>/dev/null || :").stdout == ""
+        assert "inx" not in host.sh("incus profile list -f csv; incus image list -f csv").stdout
+        assert host.sh("systemctl list-units --all --plain --no-legend 'inx*'").stdout == ""
+    finally:
+        host.sh("cd /root/inx; ./install", env=offline)

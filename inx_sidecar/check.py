@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from inx_sidecar import forked, incus, paths
+from inx_sidecar import barrier, forked, incus, paths
 from inx_sidecar.errors import InxError
 from inx_sidecar.process import run
 from inx_sidecar.settings import load
@@ -58,6 +58,14 @@ async def everything() -> list[Finding]:
 async def _kernel() -> list[Finding]:
     release = platform.release()
     return [_at_least("Linux", release, _KERNEL, "idmapped mounts came with 5.12")]
+
+
+async def _cgroups() -> list[Finding]:
+    """By them the processes of an instance are found, and so its mount namespaces."""
+    unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    unified = unified or os.path.isdir("/sys/fs/cgroup/unified")
+    advice = "" if unified else "not mounted: GC roots of instances are never dropped"
+    return [Finding("unified cgroup hierarchy", advice)]
 
 
 async def _owners_mapped() -> list[Finding]:
@@ -126,6 +134,15 @@ async def _sidecar() -> list[Finding]:
     return [Finding("inx-sidecar.socket is active", advice)]
 
 
+async def _barrier() -> list[Finding]:
+    done = await run(["systemctl", "is-active", "inx-barrier.service"])
+    subject = "inx-barrier.service: collections wait until all roots stand"
+    if done.status == 0:
+        return [Finding(subject)]
+    barrier.probe()
+    return [Finding(subject, "run 'systemctl enable --now inx-barrier.service'")]
+
+
 async def _incus() -> list[Finding]:
     return [_at_least("Incus", await incus.server_version(), _INCUS, "the 6.0 series or newer")]
 
@@ -191,6 +208,6 @@ def _at_least(what: str, text: str, wanted: tuple[int, int], why: str) -> Findin
 
 
 _LOOKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
-    _kernel, _nix, _owners_mapped, _busybox, _settings, _hooks, _sidecar, _incus, _profile,
-    _instances,
+    _kernel, _cgroups, _nix, _owners_mapped, _busybox, _settings, _hooks, _sidecar, _barrier,
+    _incus, _profile, _instances,
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -14,17 +16,56 @@ def main() -> None:
     """The host's side of inx. Containers are driven by plain incus."""
 
 
+@contextmanager
+def _refusals(prefix: str) -> Iterator[None]:
+    """An expected failure is one line and its own exit status."""
+    try:
+        yield
+    except InxError as error:
+        click.echo(f"{prefix}{error}", err=True)
+        sys.exit(error.status)
+
+
 @main.command()
 def run() -> None:
     """Serve the hooks; started by inx-sidecar.socket."""
-    from inx_sidecar import server
+    from inx_sidecar import server, service
 
-    server.log_to_journal()
-    try:
+    service.log_to_journal()
+    with _refusals("<3>"):
         asyncio.run(server.serve(server.listening_socket()))
-    except InxError as error:
-        click.echo(f"<3>{error}", err=True)
-        sys.exit(error.status)
+
+
+@main.command()
+def barrier() -> None:
+    """Hold collections until all roots stand; started by inx-barrier.service."""
+    from inx_sidecar import barrier, service
+
+    service.log_to_journal()
+    with _refusals("<3>"):
+        asyncio.run(barrier.guard())
+
+
+@main.command()
+def sync() -> None:
+    """Compare the GC roots of all instances with their links, now."""
+    from inx_sidecar import client
+
+    with _refusals("inx: error: "):
+        status, sentence = asyncio.run(client.ask(client.SYNC))
+        click.echo(sentence, err=bool(status))
+        sys.exit(status)
+
+
+@main.command()
+@click.argument("instance", required=False)
+def roots(instance: str | None) -> None:
+    """List what instances keep from the garbage collector: path, age, size of the closure, link."""
+    from inx_sidecar import listing
+
+    with _refusals("inx: error: "):
+        for line in listing.lines(instance):
+            click.echo(line)
 
 
 @main.command()

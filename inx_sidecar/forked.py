@@ -15,6 +15,7 @@ from inx_sidecar.errors import InxError, MountError
 _SECONDS: Final = 20.0
 _REAP_SECONDS: Final = 2.0
 _MESSAGE_MAX: Final = 1 << 16
+_IN_A_FILE: Final = b"memfd"
 _FDS_MAX: Final = 16
 _TRACE_MAX: Final = 4000
 
@@ -22,8 +23,9 @@ _TRACE_MAX: Final = 4000
 Result = tuple[Any, list[int]]
 
 
-async def call(function: Callable[[], Result], what: str) -> Result:
-    """The result of `function`; MountError saying that `what` failed if it raises or hangs.
+async def call(function: Callable[[], Result], what: str, seconds: float = _SECONDS) -> Result:
+    """The result of `function`; MountError saying that `what` failed if it raises, and that it
+    took too long if it does not end within `seconds`.
 
     An InxError comes through as it is. The child must not use the event loop.
     """
@@ -34,14 +36,18 @@ async def call(function: Callable[[], Result], what: str) -> Result:
     theirs.close()
     ours.setblocking(False)
     try:
-        await _readable(ours)
+        await _readable(ours, seconds)
         message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_MAX, _FDS_MAX)
     except TimeoutError:
-        raise MountError(f"{what} took over {_SECONDS:.0f} s") from None
+        raise MountError(f"{what} took over {seconds:.0f} s") from None
     finally:
         ours.close()
         os.kill(pid, signal.SIGKILL)
         await _reap(pid)
+    if message == _IN_A_FILE:
+        with open(fds.pop(), "rb") as file:
+            file.seek(0)
+            message = file.read()
     answer = json.loads(message or '{"bug": "the child ended without a word"}')
     if "ok" in answer:
         return answer["ok"], list(fds)
@@ -65,7 +71,13 @@ def _child(function: Callable[[], Result], channel: socket.socket) -> None:
     except BaseException:
         answer, fds = {"bug": traceback.format_exc()[-_TRACE_MAX:]}, []
     try:
-        socket.send_fds(channel, [json.dumps(answer).encode()], fds)
+        message = json.dumps(answer).encode()
+        if len(message) > _MESSAGE_MAX:
+            fds = [*fds, os.memfd_create("answer")]
+            with open(fds[-1], "wb", closefd=False) as file:
+                file.write(message)
+            message = _IN_A_FILE
+        socket.send_fds(channel, [message], fds)
     finally:
         sys.stderr.flush()
         os._exit(0)
@@ -92,12 +104,12 @@ def _settle(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-async def _readable(channel: socket.socket) -> None:
+async def _readable(channel: socket.socket, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(channel, _settle, ready)
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(seconds):
             await ready
     finally:
         loop.remove_reader(channel)

@@ -44,6 +44,17 @@ async def instances() -> list[Mapping[str, Any]]:
     return list(answer["metadata"])
 
 
+async def at_work() -> bool:
+    """Whether it creates, copies, moves or deletes something just now."""
+    answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")
+    kinds = answer["metadata"] or {}
+    return any(
+        operation["class"] == "task"
+        for kind in ("pending", "running", "cancelling")
+        for operation in kinds.get(kind, [])
+    )
+
+
 async def set_config(project: str, name: str, config: Mapping[str, str]) -> None:
     """Change keys of an instance's configuration and leave the others alone."""
     url = f"/1.0/instances/{quote(name, safe='')}?project={quote(project, safe='')}"

@@ -11,9 +11,11 @@ import os
 import shutil
 from dataclasses import dataclass, field
 
-from inx_sidecar import bootstrap, builds, generations, incus, lxclog, mounts, paths
+from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths
+from inx_sidecar.collector import Collector
 from inx_sidecar.config import Wish, parse
 from inx_sidecar.errors import InstanceError, InxError, SystemMissingError
+from inx_sidecar.fleet import Fleet
 from inx_sidecar.generations import Append, Generations, Select
 from inx_sidecar.instance import Facts, Instance, read_instance
 from inx_sidecar.mounts import Container, HostDirectory
@@ -66,6 +68,8 @@ class Lifecycle:
         self._lives: dict[str, _Life] = {}
         self._reporter = Reporter()
         self._turns = builds.Turns()
+        self._collector = Collector()
+        self.fleet = Fleet(self._collector, self._reporter, self._forget)
 
     async def pre_start(self, facts: Facts) -> None:
         """Decide what this start does, or refuse it; begin a build if one is needed."""
@@ -108,9 +112,11 @@ class Lifecycle:
             except InxError as error:
                 self._reporter.report_refusal(instance, error)
                 raise
-            Running.of(facts, pid, life.mapped).remember(instance.uuid)
+            running = Running.of(facts, pid, life.mapped)
+            running.remember(instance.uuid)
             life.pid = pid
             life.attached.set()
+            self.fleet.attach(instance, running)
 
     async def stop(self, facts: Facts, target: str) -> None:
         """The container ends; with `target` "reboot" it comes back at once."""
@@ -122,7 +128,8 @@ class Lifecycle:
             await _end_build(life)
             _release(life)
             life.start = None
-            await last_look(instance)
+            await last_look(self._collector, instance)
+            await self.fleet.detach(instance)
             if target != "reboot":
                 shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
                 life.daemon.begin_stop()
@@ -138,22 +145,6 @@ class Lifecycle:
                 except Exception as error:
                     _give_up(uuid, running.facts, error)
 
-    async def tidy(self) -> None:
-        """Remove what is left of instances that were deleted while no sidecar ran."""
-        left = {uuid for uuid in os.listdir(paths.RUN) if os.path.isdir(paths.run_dir(uuid))}
-        left -= {uuid for uuid in left if Running.recall(uuid) is not None}
-        try:
-            found = await incus.instances() if left else []
-        except InxError as error:
-            log.error("%s", error)
-            return
-        for uuid in left - {instance["config"].get("volatile.uuid") for instance in found}:
-            life = self._life(uuid)
-            async with life.lock:
-                shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
-                life.daemon.begin_stop()
-                await _quieten(life)
-
     async def _resume(self, uuid: str, running: Running) -> None:
         life, facts = self._life(uuid), running.facts
         async with life.lock:
@@ -161,6 +152,8 @@ class Lifecycle:
             life.attached.set()
             instance = read_instance(facts)
             self._reporter.learn(instance)
+            life.daemon.prepare()
+            self.fleet.attach(instance, running)
             if bootstrap.is_waiting(uuid):
                 life.container = Container(running.pid, facts.lxc_name)
                 if Running.recall(uuid) is None:
@@ -179,10 +172,23 @@ class Lifecycle:
 
     async def close(self) -> None:
         """Leave everything as it is for the next sidecar, but end the builds."""
+        await self.fleet.close()
         for life in list(self._lives.values()):
             await _end_build(life)
             _release(life)
             await _quieten(life)
+
+    async def _forget(self, uuid: str) -> None:
+        """The instance was deleted."""
+        life = self._life(uuid)
+        async with life.lock:
+            _release(life)
+            shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
+            life.daemon.begin_stop()
+            await _quieten(life)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(paths.build_log(uuid))
+        del self._lives[uuid]
 
     def _life(self, uuid: str) -> _Life:
         return self._lives.setdefault(uuid, _Life(NixDaemon(uuid)))
@@ -191,11 +197,7 @@ class Lifecycle:
         start = await self._decide(instance)
         uuid = instance.uuid
         await _quieten(life)
-        os.makedirs(os.path.dirname(paths.GC_SOCKET), mode=0o755, exist_ok=True)
-        # Not for the host's users: anyone may speak to the socket below.
-        os.makedirs(paths.run_dir(uuid), mode=0o700, exist_ok=True)
-        for directory in (paths.auto_dir(uuid), paths.daemon_socket_dir(uuid)):
-            os.makedirs(directory, mode=0o755, exist_ok=True)
+        life.daemon.prepare()
         plan = start.plan
         notice = _fell_back(plan, start.present) if isinstance(plan, Boot) else ""
         bootstrap.prepare(uuid, ready=isinstance(plan, Boot), notice=notice)
@@ -212,7 +214,8 @@ class Lifecycle:
         present = generations.read(instance.rootfs, instance.name)
         plan = decide(wish, present, instance.name, valid_paths, resolve)
         start = Start(instance, wish, present, plan, settings)
-        await keep_systems(instance, present, plan.system if isinstance(plan, Boot) else None)
+        booted = plan.system if isinstance(plan, Boot) else None
+        await keep_systems(self._collector, instance, present, booted)
         if isinstance(plan, Build) and plan.fallback is None:
             settings.check_allowed(wish.source)
         if isinstance(plan, Boot):
@@ -244,7 +247,8 @@ class Lifecycle:
     async def _settled(self, start: Start, mapped: bool, trouble: str) -> Status:
         """The container has its system: root what it has now, and tell what that is."""
         after = generations.read(start.instance.rootfs, start.instance.name)
-        await keep_systems(start.instance, after, after.system)
+        await keep_systems(self._collector, start.instance, after, after.system)
+        self.fleet.soon()
         text = trouble or ("ready" if mapped else f"ready ({_UNMAPPED})")
         return Status(text, after.system or "", after.current)
 
@@ -304,7 +308,7 @@ class Lifecycle:
         assert life.container is not None
         instance = start.instance
         # The build's link roots the system until the instance's own root stands.
-        await keep_systems(instance, start.present, boot.system)
+        await keep_systems(self._collector, instance, start.present, boot.system)
         await builds.forget(instance.uuid)
         if boot.change is not None:
             await mounts.write_generation(life.container, boot.change)

@@ -20,6 +20,19 @@ class NixDaemon:
         self._uuid = uuid
         self._change: asyncio.Task[InxError | None] | None = None
 
+    def prepare(self) -> None:
+        """Make what the units need; never removes anything."""
+        uuid = self._uuid
+        os.makedirs(os.path.dirname(paths.GC_SOCKET), mode=0o755, exist_ok=True)
+        # Not for the host's users: anyone may speak to the socket below.
+        os.makedirs(paths.run_dir(uuid), mode=0o700, exist_ok=True)
+        for directory in (
+            paths.auto_dir(uuid), paths.gcroots_dir(uuid), paths.daemon_socket_dir(uuid),
+        ):  # fmt: skip
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.symlink(paths.auto_dir(uuid), f"{paths.gcroots_dir(uuid)}/auto")
+
     def begin_start(self) -> None:
         self._begin("start", [paths.daemon_socket_unit(self._uuid)])
 

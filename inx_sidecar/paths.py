@@ -8,6 +8,8 @@ NIX_DB = "/nix/var/nix/db/db.sqlite"
 GC_LOCK = "/nix/var/nix/gc.lock"
 GC_SOCKET = "/nix/var/nix/gc-socket/socket"
 GCROOTS = "/nix/var/nix/gcroots/inx"
+HOST_GCROOTS = "/nix/var/nix/gcroots"
+HOST_TEMPROOTS = "/nix/var/nix/temproots"
 
 CONFIG = "/etc/inx/config.toml"
 HOOKS = "/etc/inx/hooks"
@@ -20,9 +22,11 @@ LOG = "/var/log/inx"
 
 INCUS_SOCKET = "/var/lib/incus/unix.socket"
 INCUS_CONTAINERS = "/var/lib/incus/containers"
+INCUS_SNAPSHOTS = "/var/lib/incus/containers-snapshots"
 
 # Inside a container.
 PROFILES_INSIDE = "nix/var/nix/profiles"
+GCROOTS_INSIDE = "nix/var/nix/gcroots"
 BOOT_INSIDE = "dev/.inx"
 
 
@@ -45,6 +49,12 @@ def auto_dir(uuid: str) -> str:
     """The roots that Nix clients of the instance register with its own nix-daemon; STATE/UUID lives
     as long as the instance exists."""
     return f"{STATE}/{uuid}/auto"
+
+
+def gcroots_dir(uuid: str) -> str:
+    """What the instance's nix-daemon has as gcroots: `auto` is a link there, which Nix does not
+    follow when it looks for roots."""
+    return f"{STATE}/{uuid}/gcroots"
 
 
 def build_dir(uuid: str) -> str:

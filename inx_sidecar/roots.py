@@ -1,39 +1,23 @@
 """GC roots of an instance on the host: `gcroots/inx/NAME.UUID/ROOT -> /nix/store/...`
 
 They are direct roots outside `auto/`, which Nix never removes by itself, and are written by host
-root alone. A collection that runs at that moment is told of every new one by Nix's own rule
-(libstore/gc.cc, addTempRoot): if gc.lock cannot be taken shared, a collector holds it, and listens
-on gc-socket for paths to spare, answering each with "1".
+root alone. A root's name may have one directory: `links/...`, `snapshots/...`.
 """
 
 import asyncio
-import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from inx_sidecar import paths
+from inx_sidecar.collector import Collector
 from inx_sidecar.errors import RootError
 
-_COLLECTOR_SECONDS = 10.0
-_COLLECTOR_PAUSE = 0.01
-
-
-@dataclass(frozen=True)
-class Change:
-    """What turns the present roots into the wanted ones."""
-
-    add: Mapping[str, str]
-    drop: tuple[str, ...]
-
-
-def reconcile(wanted: Mapping[str, str], present: Mapping[str, str]) -> Change:
-    return Change(
-        add={name: path for name, path in wanted.items() if present.get(name) != path},
-        drop=tuple(sorted(present.keys() - wanted.keys())),
-    )
+_FORMER: Final = "former."
+# So many links are made before others have their turn.
+_STEP: Final = 200
 
 
 def directory(lxc_name: str, uuid: str) -> str:
@@ -41,96 +25,106 @@ def directory(lxc_name: str, uuid: str) -> str:
     return f"{paths.GCROOTS}/{lxc_name}.{uuid}"
 
 
-def read(root_directory: str) -> dict[str, str]:
-    try:
-        names = os.listdir(root_directory)
-    except FileNotFoundError:
-        return {}
-    return {name: os.readlink(f"{root_directory}/{name}") for name in names}
-
-
-async def keep(lxc_name: str, uuid: str, wanted: Mapping[str, str], *, drop: bool = True) -> None:
-    """Make `wanted` (root name to store path) the roots of the instance; adds come first.
-
-    When this returns, no collection, not even one that runs, deletes a path that was valid before.
-    Without `drop`, what is there and not wanted stays.
-    """
-    root_directory = directory(lxc_name, uuid)
-    try:
-        change = reconcile(wanted, read(root_directory))
-        if change.add:
-            os.makedirs(root_directory, mode=0o755, exist_ok=True)
-        for name, path in change.add.items():
-            temporary = f"{root_directory}/.{secrets.token_hex(8)}"
-            os.symlink(path, temporary)
-            os.rename(temporary, f"{root_directory}/{name}")
-        await _tell_collector(tuple(change.add.values()))
-        for name in change.drop if drop else ():
-            os.unlink(f"{root_directory}/{name}")
-    except OSError as error:
-        raise RootError(
-            f"cannot keep the system of {lxc_name!r} in {root_directory}: {error.strerror or error}"
-        ) from None
-    for other in former_directories(lxc_name, uuid) if drop else ():
-        shutil.rmtree(other)
-
-
-def former_directories(lxc_name: str, uuid: str) -> list[str]:
-    """Directories of the same instance under names that it had before.
-
-    An import may have the same uuid as the instance it was exported from: what still bears the
-    former name keeps its roots.
-    """
+def owners() -> set[tuple[str, str]]:
+    """The name and uuid of every instance that has roots."""
     try:
         names = os.listdir(paths.GCROOTS)
     except FileNotFoundError:
-        return []
-    return [
-        f"{paths.GCROOTS}/{name}"
-        for name in names
-        if name.endswith(f".{uuid}")
-        and name != f"{lxc_name}.{uuid}"
-        and not os.path.lexists(f"{paths.INCUS_CONTAINERS}/{name.removesuffix(f'.{uuid}')}")
-    ]
+        return set()
+    return {(name[:-37], name[-36:]) for name in names if name[-37:-36] == "."}
 
 
-async def _tell_collector(store_paths: Sequence[str]) -> None:
+def read(root_directory: str, within: str = "") -> dict[str, str]:
+    """Root names, as `system-1` or `links/...`, and the store paths they hold.
+
+    With `within`, as "links/" or "snapshots/before/", only those.
+    """
+    found: dict[str, str] = {}
     try:
-        async with asyncio.timeout(_COLLECTOR_SECONDS):
-            while store_paths and not _no_collector() and not await _spare(store_paths):
-                # It opens its socket after it takes the lock, and closes it before it lets go:
-                # a moment without an event to wait for.
-                await asyncio.sleep(_COLLECTOR_PAUSE)
-    except TimeoutError:
-        raise RootError(f"the garbage collector did not confirm {store_paths[0]}") from None
+        entries = list(os.scandir(f"{root_directory}/{within}"))
+    except FileNotFoundError:
+        return {}
+    for entry in entries:
+        name = within + entry.name
+        if entry.is_symlink():
+            found[name] = os.readlink(f"{root_directory}/{name}")
+        elif entry.is_dir(follow_symlinks=False):
+            found |= read(root_directory, f"{name}/")
+    return found
 
 
-def _no_collector() -> bool:
-    lock = os.open(paths.GC_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+async def add(
+    collector: Collector, lxc_name: str, uuid: str, wanted: Mapping[str, str]
+) -> dict[str, str]:
+    """Make `wanted` (root name to store path) roots of the instance; what was new among them.
+
+    When this returns, no collection, not even one that runs, deletes a path that was valid before.
+    Nothing is dropped: a name that held another path leaves a root `former.HASH` behind.
+    """
+    place = directory(lxc_name, uuid)
+    new: dict[str, str] = {}
+    path = ""
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        for count, (name, path) in enumerate(wanted.items()):
+            if count % _STEP == _STEP - 1:
+                await asyncio.sleep(0)
+            if _set(place, name, path):
+                new[name] = path
+    except OSError as error:
+        raise RootError(
+            f"cannot keep {path} for {lxc_name!r} in {place}: {error.strerror or error}"
+        ) from None
     finally:
-        os.close(lock)
+        await collector.spare(tuple(new.values()))
+    return new
+
+
+def drop(lxc_name: str, uuid: str, names: Iterable[str]) -> None:
+    place = directory(lxc_name, uuid)
+    try:
+        for name in names:
+            os.unlink(f"{place}/{name}")
+    except OSError as error:
+        what = f"the root {name} of {lxc_name!r} in {place}"
+        raise RootError(f"cannot drop {what}: {error.strerror}") from None
+
+
+def remove(lxc_name: str, uuid: str, within: str = "") -> None:
+    """All roots of an instance, or those `within` one directory of it."""
+    place = f"{directory(lxc_name, uuid)}/{within}"
+    try:
+        shutil.rmtree(place.rstrip("/"))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise RootError(f"cannot remove {place}: {error.strerror}") from None
+
+
+def _set(place: str, name: str, path: str) -> bool:
+    """Whether the root was not there before."""
+    target = f"{place}/{name}"
+    try:
+        before = os.readlink(target)
+    except FileNotFoundError:
+        before = None
+    if before == path:
+        return False
+    if before is not None:
+        _write(f"{place}/{_FORMER}{os.path.basename(before)[:32]}", before)
+    _write(target, path)
     return True
 
 
-async def _spare(store_paths: Sequence[str]) -> bool:
-    """Ask the running collector to spare them; False if nobody answers.
-
-    All over one connection: one that is closed at once can abort the collection (NixOS/nix#15962).
-    """
+def _write(target: str, path: str) -> None:
+    """As Nix does: a link that is complete takes its place at once."""
+    temporary = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}"
     try:
-        reader, writer = await asyncio.open_unix_connection(paths.GC_SOCKET)
-        try:
-            for path in store_paths:
-                writer.write(path.encode() + b"\n")
-                await writer.drain()
-                if await reader.read(1) != b"1":
-                    return False
-            return True
-        finally:
-            writer.close()
-    except (FileNotFoundError, ConnectionError):
-        return False
+        os.symlink(path, temporary)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+        os.symlink(path, temporary)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        os.unlink(temporary)
+        raise

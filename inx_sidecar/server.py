@@ -11,10 +11,11 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inx_sidecar import bootstrap
+from inx_sidecar import bootstrap, client
 from inx_sidecar.errors import InxError, UnsupportedError, one_line
 from inx_sidecar.instance import Facts
 from inx_sidecar.lifecycle import Lifecycle
+from inx_sidecar.service import live, notify
 
 _REQUEST_MAX: Final = 1 << 16
 _FIRST_PASSED_FD: Final = 3
@@ -36,6 +37,7 @@ def listening_socket() -> socket.socket:
 async def serve(listener: socket.socket) -> None:
     """Answer hooks until SIGTERM."""
     lifecycle = Lifecycle()
+    lifecycle.fleet.open()
     try:
         bootstrap.install_busybox()
     except InxError as error:
@@ -57,12 +59,16 @@ async def serve(listener: socket.socket) -> None:
     # From Python 3.13 on the server removes its socket at the end; this one is systemd's.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     server = await asyncio.start_unix_server(client, sock=listener, **keep)
-    _notify("READY=1")
+    notify("READY=1")
     async with server:
-        tidying = asyncio.create_task(lifecycle.tidy())
+        tasks = [
+            asyncio.create_task(lifecycle.fleet.keep_syncing()),
+            asyncio.create_task(live()),
+        ]
         await stopping.wait()
-        tidying.cancel()
-    _notify("STOPPING=1")
+        for task in tasks:
+            task.cancel()
+    notify("STOPPING=1")
     await lifecycle.close()
 
 
@@ -77,14 +83,14 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
     """Status and message: an expected failure's own, 1 for a bug, which goes to the journal."""
     try:
-        await _handle(lifecycle, parse(request))
+        said = await _handle(lifecycle, parse(request))
     except InxError as error:
         log.error("%s", error)
         return f"{error.status}\n{error}".encode()
     except Exception:
         log.error("%s", traceback.format_exc())
         return b"1\nthe inx sidecar failed; see 'journalctl -u inx-sidecar'"
-    return b"0\n"
+    return f"0\n{said}".encode()
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,12 @@ class Request:
     target: str
 
 
-def parse(request: bytes) -> Request:
-    """The request that hook.py made; UnsupportedError if it is of another making."""
+def parse(request: bytes) -> Request | str:
+    """The request that hook.py made, or the word of a `client.ask`; UnsupportedError if it is of
+    another making."""
     kind, *pairs = request.decode(errors="replace").split("\0")
+    if kind in (client.SYNC, client.DRAIN) and not pairs:
+        return kind
     given = dict(pair.partition("=")[::2] for pair in pairs)
     if kind not in ("pre-start", "start-host", "stop"):
         raise UnsupportedError(f"unknown hook {one_line(kind)[:40]!r}: is inx installed in parts?")
@@ -111,14 +120,19 @@ def parse(request: bytes) -> Request:
         raise UnsupportedError(f"the hook {kind!r} lacks {error}: was it run by LXC?") from None
 
 
-async def _handle(lifecycle: Lifecycle, request: Request) -> None:
-    match request.kind:
-        case "pre-start":
+async def _handle(lifecycle: Lifecycle, request: Request | str) -> str:
+    match request:
+        case client.SYNC:
+            return await lifecycle.fleet.sync()
+        case client.DRAIN:
+            return await lifecycle.fleet.drain()
+        case Request(kind="pre-start"):
             await lifecycle.pre_start(request.facts)
-        case "start-host":
+        case Request(kind="start-host"):
             await lifecycle.start_host(request.facts, request.pid)
-        case "stop":
+        case Request(kind="stop"):
             await lifecycle.stop(request.facts, request.target)
+    return ""
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:
@@ -126,27 +140,3 @@ def _peer_uid(writer: asyncio.StreamWriter) -> int:
         socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
     )
     return int(struct.unpack("3i", credentials)[1])
-
-
-def _notify(state: str) -> None:
-    """sd_notify(3)"""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.sendto(state.encode(), address.replace("@", "\0", 1))
-
-
-class _Journal(logging.Formatter):
-    """Lines with systemd's level prefix (sd-daemon(3)); the journal adds the time."""
-
-    LEVELS: Final = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = self.LEVELS.get(record.levelno, "<7>")
-        return "\n".join(level + line for line in super().format(record).splitlines())
-
-
-def log_to_journal() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Journal("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -23,6 +23,7 @@ class Settings:
     build_memory_max: str = "50%"
     build_timeout: int = 7200
     max_builds: int = 2
+    max_roots_per_instance: int = 20_000
 
     def check_allowed(self, source: Source) -> None:
         """Flakes and files that the admin of this host did not list are refused."""

@@ -48,6 +48,7 @@ class Reporter:
         self._wanted: dict[str, tuple[Instance, dict[str, str]]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._last: dict[str, dict[str, str]] = {}
+        self._notes: dict[str, str] = {}
 
     def learn(self, instance: Instance) -> None:
         """`instance` has just been read: Incus holds what its configuration says."""
@@ -58,6 +59,12 @@ class Reporter:
         """Write `status` as soon as Incus lets us."""
         self.promise(instance, status)
         self._report(instance, status.config())
+
+    def note(self, instance: Instance, text: str) -> None:
+        """Add `text` to the status of an instance that runs, until it is empty again."""
+        if self._notes.get(instance.lxc_name, "") != text:
+            self._notes[instance.lxc_name] = text
+            self.resume(instance)
 
     def promise(self, instance: Instance, status: Status) -> None:
         """Should this sidecar die before it reports `status`, the next one will."""
@@ -82,6 +89,9 @@ class Reporter:
 
     def _report(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
         name = instance.lxc_name
+        note = self._notes.get(name)
+        if note:
+            config = config | {_KEYS[0]: f"{config[_KEYS[0]]} ({one_line(note)[:400]})"}
         if self._last.get(name) == config:
             return
         self._last[name] = config

@@ -16,8 +16,16 @@ from inx_sidecar.errors import SystemMissingError, UnsupportedError
 
 # Nix's base 32 leaves out e, o, t and u; names are checked as in libstore/path.cc.
 STORE_PATH: Final = re.compile(
-    r"/nix/store/[0-9a-df-np-sv-z]{32}-(?!\.\.?(?:-|$))[A-Za-z0-9+._?=-]{1,211}"
+    r"/nix/store/[0-9a-df-np-sv-z]{32}-(?!\.\.?(?:-|/|$))[A-Za-z0-9+._?=-]{1,211}"
 )
+_BELOW: Final = re.compile(rf"({STORE_PATH.pattern})(?:/.*)?", re.DOTALL)
+
+
+def store_path_of(target: str) -> str | None:
+    """The store path that a link with this text holds, as Nix sees it (libstore/gc.cc, findRoots):
+    what lies below a store path counts as that path."""
+    match = _BELOW.fullmatch(target)
+    return match[1] if match else None
 
 
 def valid_paths(candidates: Iterable[str]) -> frozenset[str]:

@@ -7,6 +7,7 @@ include/uapi/linux/{mount,openat2,sched}.h.
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -40,6 +41,10 @@ _libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
+
+_STATX_MNT_ID: Final = 0x1000
+_STATX_SIZE: Final = 256
+_STATX_MNT_ID_OFFSET: Final = 0x90
 
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
@@ -132,6 +137,14 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
         ),
         path,
     )
+
+
+def mount_id(fd: int) -> int:
+    """Which mount `fd` lies on (statx(2), Linux 5.8)."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags, mask = ctypes.c_int(AT_EMPTY_PATH), ctypes.c_uint(_STATX_MNT_ID)
+    _check(_libc.statx(ctypes.c_int(fd), ctypes.c_char_p(b""), flags, mask, buffer), f"fd {fd}")
+    return int.from_bytes(buffer.raw[_STATX_MNT_ID_OFFSET:][:8], sys.byteorder)
 
 
 @contextmanager

@@ -1,37 +1,55 @@
 """Which systems of an instance are kept from the garbage collector: generations and what runs."""
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from inx_sidecar import generations, roots
+from inx_sidecar.collector import Collector
 from inx_sidecar.errors import InxError
 from inx_sidecar.generations import Generations
 from inx_sidecar.instance import Instance
 from inx_sidecar.storepath import valid_paths
 
+BOOTED: Final = "booted-system"
 # A container may write as many links as it likes; this many of them are rooted.
 _MAX_GENERATIONS: Final = 1000
 
 log = logging.getLogger(__name__)
 
 
+def system_roots(present: Generations) -> dict[str, str]:
+    """A root for every generation."""
+    newest = sorted(present.links, reverse=True)[:_MAX_GENERATIONS]
+    return {f"system-{number}": present.links[number] for number in newest}
+
+
+def superfluous(present: Generations, rooted: Mapping[str, str]) -> list[str]:
+    """The roots of systems, among `rooted`, that no generation of a running instance names."""
+    wanted = system_roots(present)
+    return [
+        name
+        for name, path in rooted.items()
+        if "/" not in name and name != BOOTED and wanted.get(name) != path
+    ]
+
+
 async def keep_systems(
-    instance: Instance, present: Generations, booted: str | None, *, drop: bool = True
+    collector: Collector, instance: Instance, present: Generations, booted: str | None
 ) -> None:
     """Root every generation, and `booted`: what runs, or is about to."""
-    newest = sorted(present.links, reverse=True)[:_MAX_GENERATIONS]
-    wanted = {f"system-{number}": present.links[number] for number in newest}
+    wanted = system_roots(present)
     if booted is not None:
-        wanted["booted-system"] = booted
+        wanted[BOOTED] = booted
     real = valid_paths(wanted.values())
     wanted = {name: path for name, path in wanted.items() if path in real}
-    await roots.keep(instance.lxc_name, instance.uuid, wanted, drop=drop)
+    await roots.add(collector, instance.lxc_name, instance.uuid, wanted)
 
 
-async def last_look(instance: Instance) -> None:
+async def last_look(collector: Collector, instance: Instance) -> None:
     """Root the generations that were made inside: a stopped instance is held by nothing else."""
     try:
         present = generations.read(instance.rootfs, instance.name)
-        await keep_systems(instance, present, None, drop=False)
+        await keep_systems(collector, instance, present, None)
     except InxError as error:
         log.error("%s: %s", instance.lxc_name, error)

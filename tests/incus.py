@@ -178,14 +178,22 @@ class Incus:
     def lose(self, path: str, *roots: str) -> None:
         """Remove `roots` and delete `path` from the store, as a collection would.
 
-        Processes of an instance that has just stopped may hold it a moment longer.
+        Without inx, which would put them back. Processes of an instance that has just stopped may
+        hold it a moment longer.
         """
+        units = ["inx-barrier.service", "inx-sidecar.socket", "inx-sidecar.service"]
         script = 'rm -rf -- "${@:2}"; nix-store --delete "$1"'
         argv = ["bash", "-euc", script, "lose", path, *roots]
-        self.eventually(
-            lambda: self.host.run(argv, check=False).returncode == 0,
-            lambda: self.host.run(["nix-store", "--query", "--roots", path], check=False).stdout,
-        )
+        self.host.run(["systemctl", "stop", *units])
+        try:
+            self.eventually(
+                lambda: self.host.run(argv, check=False).returncode == 0,
+                lambda: (
+                    self.host.run(["nix-store", "--query", "--roots", path], check=False).stdout
+                ),
+            )
+        finally:
+            self.host.run(["systemctl", "start", "inx-sidecar.socket", "inx-barrier.service"])
 
     def story(self) -> str:
         """What one wants to read when a test failed."""

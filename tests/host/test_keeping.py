@@ -85,7 +85,7 @@ def test_an_import_does_not_start_beside_its_original(incus: Incus, host: Host) 
     assert "Store URL: daemon" in incus.run(name, "nix", "store", "info").stderr
     assert incus.run(name, "ls", "/dev/.inx").stdout != ""
     roots = host.run(["ls", f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"])
-    assert roots.stdout.split() == ["booted-system", "system-1"]
+    assert roots.stdout.split() == ["booted-system", "links", "system-1"]
     # What it is told to do helps.
     command = incus.log(other).partition("as by '")[2].partition("'")[0]
     host.sh(command.replace("$(uuidgen)", "$(cat /proc/sys/kernel/random/uuid)"))

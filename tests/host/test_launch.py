@@ -140,7 +140,11 @@ def test_old_generations_are_pruned_to_keep(incus: Incus) -> None:
     links = incus.sh(name, "ls /nix/var/nix/profiles").stdout.split()
     assert [link for link in links if link.endswith("-link")] == ["system-3-link", "system-4-link"]
     root = f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"
-    assert incus.host.run(["ls", root]).stdout.split() == ["booted-system", "system-3", "system-4"]
+    kept = ["booted-system", "links", "system-3", "system-4"]
+    incus.eventually(
+        lambda: incus.host.run(["ls", root]).stdout.split() == kept,
+        lambda: incus.host.run(["ls", "-l", root]).stdout,
+    )
 
 
 def test_a_generation_can_be_pinned_and_released(incus: Incus) -> None:

@@ -25,7 +25,10 @@ def commands(section: str) -> list[str]:
 
 
 def test_no_block_of_commands_is_forgotten() -> None:
-    sections = ("Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Uninstall")
+    sections = (
+        "Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Garbage collection",
+        "Uninstall",
+    )  # fmt: skip
     text = (REPO / "README.md").read_text()
     assert text.count("```sh\n") == len(sections)
     assert all(commands(section) for section in sections)
@@ -56,6 +59,15 @@ def test_what_to_use(incus: Incus, host: Host) -> None:
         if "launch" in line or "restart" in line:
             incus.wait_ready("web")
     assert incus("list", "-f", "csv", "-c", "n", "^web$").stdout == ""
+
+
+def test_what_to_see_of_roots(incus: Incus, host: Host) -> None:
+    incus.launch(name="web", flake="/etc/nixos#web")
+    listed, printed, synced, collected = (host.sh(line) for line in commands("Garbage collection"))
+    assert re.search(r"^web +\d+[smhd] +\d+ MiB  /nix/store/\S+  system-1$", listed.stdout, re.M)
+    assert f"gcroots/inx/web.{incus.uuid('web')}/system-1 -> /nix/store/" in printed.stdout
+    assert synced.stdout.startswith("compared ")
+    assert "store paths deleted" in collected.stdout
 
 
 def test_the_first_example_of_the_page(incus: Incus, host: Host) -> None:

@@ -21,11 +21,11 @@ KINDS = [
 ]
 
 
-def call(function: Callable[[], forked.Result]) -> forked.Result:
+def call(function: Callable[[], forked.Result], seconds: float = 20) -> forked.Result:
     """The result, after a look that no child and no descriptor is left."""
     before = left()
     try:
-        return asyncio.run(forked.call(function, "the work"))
+        return asyncio.run(forked.call(function, "the work", seconds))
     finally:
         assert left()[0] == before[0], "a child is left"
 
@@ -38,6 +38,25 @@ def left() -> tuple[str, set[str]]:
 def test_a_value_comes_back() -> None:
     value = {"number": 1, "list": [None, True, "é\n"]}
     assert call(lambda: (value, [])) == (value, [])
+
+
+@pytest.mark.parametrize("length", [65_000, 65_524, 65_530, 65_536, 65_600, 10_000_000])
+def test_a_value_of_any_length_comes_back(length: int) -> None:
+    before = left()
+    assert call(lambda: ("x" * length, [])) == ("x" * length, [])
+    assert left() == before
+
+
+def test_a_long_value_comes_with_its_descriptors() -> None:
+    value, fds = call(lambda: ("x" * 100_000, [os.memfd_create("passed")]))
+    assert len(value) == 100_000 and len(fds) == 1
+    assert "passed" in os.readlink(f"/proc/self/fd/{fds[0]}")
+    os.close(fds[0])
+
+
+def test_text_that_is_no_unicode_comes_back() -> None:
+    text = os.fsdecode(b"\xff\xfe\x80")
+    assert call(lambda: ({text: text}, [])) == ({text: text}, [])
 
 
 def test_it_ran_in_another_process() -> None:
@@ -116,16 +135,14 @@ def test_a_child_that_vanishes_is_a_bug() -> None:
         call(crash)
 
 
-def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forked, "_SECONDS", 0.1)
-
+def test_a_child_that_hangs_is_killed() -> None:
     def hang() -> forked.Result:
         signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
         return sleep(60)
 
     begin = time.monotonic()
     with pytest.raises(MountError, match="the work took over"):
-        call(hang)
+        call(hang, 0.1)
     assert time.monotonic() - begin < 5
 
 

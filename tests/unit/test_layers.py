@@ -15,15 +15,23 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 # Each module imports only from the tiers before its own.
 TIERS = (
-    {"errors", "lxclog", "paths", "syscalls"},
-    {"beneath", "forked", "hook", "incus", "instance", "process", "roots", "storepath"},
-    {"bootstrap", "config", "generations", "nixdaemon", "running", "status"},
-    {"mounts", "plan", "settings", "systems"},
-    {"builds", "check"},
+    {"errors", "lxclog", "paths", "service", "syscalls"},
+    {
+        "beneath", "client", "collector", "fanotify", "forked", "hook", "incus", "instance",
+        "process", "storepath",
+    },
+    {"barrier", "bootstrap", "config", "generations", "nixdaemon", "registered", "roots", "running",
+     "status"},
+    {"mounts", "plan", "settings", "systems", "views"},
+    {"builds", "check", "looks"},
+    {"mirror"},
+    {"estate", "watch"},
+    {"snapshots"},
+    {"fleet", "listing"},
     {"lifecycle"},
     {"server"},
     {"cli"},
-)
+)  # fmt: skip
 HEAVY = {
     "asyncio", "click", "dataclasses", "h11", "json", "logging", "re", "subprocess", "typing",
     "yaml",

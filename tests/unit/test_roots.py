@@ -1,36 +1,14 @@
-"""Roots are a comparison of what is wanted and what is there."""
+"""Roots of an instance lie in a directory that tells its name and its uuid."""
 
 from pathlib import Path
 
 import pytest
 
 from inx_sidecar import paths, roots
-from inx_sidecar.roots import Change, reconcile
 
 pytestmark = pytest.mark.main
 
 UUID = "11111111-2222-3333-4444-555555555555"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "present", "add", "drop"),
-    [
-        ({}, {}, {}, ()),
-        ({"a": "1"}, {}, {"a": "1"}, ()),
-        ({"a": "1"}, {"a": "1"}, {}, ()),
-        ({"a": "2"}, {"a": "1"}, {"a": "2"}, ()),
-        ({}, {"b": "1", "a": "1"}, {}, ("a", "b")),
-        ({"a": "1", "b": "2"}, {"b": "1", "c": "3"}, {"a": "1", "b": "2"}, ("c",)),
-    ],
-)
-def test_a_change_adds_what_is_missing_or_differs_and_drops_what_is_not_wanted(
-    wanted: dict[str, str], present: dict[str, str], add: dict[str, str], drop: tuple[str, ...]
-) -> None:
-    assert reconcile(wanted, present) == Change(add, drop)
-
-
-def test_a_changed_root_is_replaced_and_never_dropped() -> None:
-    assert reconcile({"a": "new"}, {"a": "old"}).drop == ()
 
 
 def test_the_directory_tells_name_and_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,17 +16,52 @@ def test_the_directory_tells_name_and_uuid(tmp_path: Path, monkeypatch: pytest.M
     assert roots.directory("project_web", UUID) == f"{tmp_path}/project_web.{UUID}"
 
 
-def test_former_directories_are_those_of_the_same_uuid(
+def test_owners_are_those_that_have_a_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paths, "GCROOTS", str(tmp_path / "inx"))
-    assert roots.former_directories("web", UUID) == []
-    for name in (f"web.{UUID}", f"old.{UUID}", f"web.{UUID[::-1]}", UUID):
-        (tmp_path / "inx" / name).mkdir(parents=True)
-    assert roots.former_directories("web", UUID) == [f"{tmp_path}/inx/old.{UUID}"]
+    assert roots.owners() == set()
+    (tmp_path / "inx").mkdir()
+    assert roots.owners() == set()
+    known = {("web", UUID), ("old", UUID), ("project_web", UUID[::-1]), ("a.b", UUID)}
+    for name, uuid in known:
+        (tmp_path / "inx" / f"{name}.{uuid}").mkdir()
+    for other in (UUID, "web", f"web-{UUID}", f".{UUID[1:]}"):
+        (tmp_path / "inx" / other).mkdir()
+    assert roots.owners() == known
 
 
 def test_without_a_directory_there_are_no_roots(tmp_path: Path) -> None:
     assert roots.read(str(tmp_path / "none")) == {}
+    assert roots.read(str(tmp_path / "none"), "links/") == {}
     (tmp_path / "a").symlink_to("/nix/store/x")
     assert roots.read(str(tmp_path)) == {"a": "/nix/store/x"}
+    assert roots.read(str(tmp_path), "links/") == {}
+
+
+def test_roots_are_read_with_their_directories_or_within_one(tmp_path: Path) -> None:
+    everything = {
+        "system-1": "/nix/store/a",
+        "links/one": "/nix/store/b",
+        "links/two.away": "/nix/store/c",
+        "snapshots/before.1.2/x": "/nix/store/d",
+        "snapshots/before.1.2/y": "/nix/store/e",
+        "snapshots/before/x": "/nix/store/f",
+    }
+    for name, path in everything.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(path)
+    (tmp_path / "snapshots/none").mkdir()
+    (tmp_path / "file").touch()
+    assert roots.read(str(tmp_path)) == everything
+    for within in ("links/", "snapshots/", "snapshots/before.1.2/", "snapshots/none/"):
+        expected = {name: path for name, path in everything.items() if name.startswith(within)}
+        assert roots.read(str(tmp_path), within) == expected
+
+
+def test_a_link_to_a_directory_is_a_root_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/x").symlink_to("/nix/store/x")
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "roots/link").symlink_to(tmp_path / "other")
+    assert roots.read(str(tmp_path / "roots")) == {"link": str(tmp_path / "other")}

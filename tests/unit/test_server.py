@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.errors import InstanceError, UnsupportedError
+from inx_sidecar.instance import Facts
 from inx_sidecar.lifecycle import Lifecycle
-from inx_sidecar.server import _answer, _Journal
+from inx_sidecar.server import Request, _answer, parse
+from inx_sidecar.service import _Journal
 
-pytestmark = pytest.mark.main
+# A sidecar's inotify looks for the C library by a program.
+pytestmark = [pytest.mark.main, pytest.mark.usefixtures("processes")]
 
 FACTS = "\0".join(f"{name}=" for name in ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH"))
 MALFORMED = {
@@ -26,6 +29,10 @@ MALFORMED = {
     "an empty pid": b"start-host\0LXC_NAME=web\0LXC_PID=\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
     "a pid that is none": b"start-host\0LXC_NAME=w\0LXC_PID=x\0LXC_ROOTFS_PATH=\0LXC_CONFIG_FILE=",
     "no target": b"stop\0LXC_NAME=web\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
+    "a word with a fact": b"sync\0LXC_NAME=web",
+    "a word and more": b"drain\0",
+    "a word in capitals": b"SYNC",
+    "two words": b"sync\ndrain",
     "an unknown kind": f"mount\n\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
     "a kind in capitals": f"STOP\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
     "too much": b"x" * 65536,
@@ -35,7 +42,14 @@ MALFORMED = {
 
 
 def answer(request: bytes) -> tuple[int, str]:
-    status, _, message = asyncio.run(_answer(Lifecycle(), request)).decode().partition("\n")
+    async def main() -> bytes:
+        lifecycle = Lifecycle()
+        try:
+            return await _answer(lifecycle, request)
+        finally:
+            await lifecycle.close()
+
+    status, _, message = asyncio.run(main()).decode().partition("\n")
     assert message and message.isprintable(), "one line"
     assert len(message) <= 1000
     return int(status), message
@@ -53,6 +67,25 @@ def test_a_malformed_request_is_no_bug_of_the_sidecar(
     """Hooks and sidecar of different versions, or a hand at work."""
     assert answer(request_)[0] >= 20
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("word", ["sync", "drain"])
+def test_a_word_is_a_request_of_its_own(word: str) -> None:
+    assert parse(word.encode()) == word
+
+
+@pytest.mark.parametrize(
+    ("request_", "pid", "target"),
+    [
+        (b"pre-start\0LXC_PID=7\0LXC_TARGET=reboot", 0, ""),
+        (b"start-host\0LXC_PID=7\0LXC_TARGET=reboot", 7, ""),
+        (b"stop\0LXC_PID=7\0LXC_TARGET=reboot", 0, "reboot"),
+    ],
+)
+def test_a_hook_tells_what_its_kind_needs(request_: bytes, pid: int, target: str) -> None:
+    facts = b"\0LXC_NAME=web\0LXC_ROOTFS_PATH=/a\0LXC_CONFIG_FILE=/b"
+    kind = request_.partition(b"\0")[0].decode()
+    assert parse(request_ + facts) == Request(kind, Facts("web", "/a", "/b"), pid, target)
 
 
 def test_an_unknown_kind_is_named() -> None:

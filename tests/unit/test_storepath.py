@@ -6,10 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inx_sidecar import paths, storepath
 from inx_sidecar.errors import SystemMissingError, UnsupportedError
-from inx_sidecar.storepath import STORE_PATH, check_toplevel, resolve, valid_paths
+from inx_sidecar.storepath import STORE_PATH, check_toplevel, resolve, store_path_of, valid_paths
 
 pytestmark = pytest.mark.main
 
@@ -34,6 +36,48 @@ def test_what_nix_accepts_is_a_store_path(name: str) -> None:
 )  # fmt: skip
 def test_anything_else_is_none(text: str) -> None:
     assert not STORE_PATH.fullmatch(text)
+
+
+@pytest.mark.parametrize(
+    "below", ["", "/", "/bin", "/bin/sh", "//", "/..", "/a b\n/é\x1b", "/" + "x" * 4000, "/-x"]
+)
+def test_what_lies_below_a_store_path_counts_as_that_path(below: str) -> None:
+    assert store_path_of(PATH + below) == PATH
+    assert store_path_of(f"/nix/store/{HASH}-.a{below}") == f"/nix/store/{HASH}-.a"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "", "/", "/nix/store", "/nix/store/", f"/nix/store/{HASH}", f"/nix/store/{HASH}/x",
+        f"/nix/store/{HASH}-", f"/nix/store/{HASH}-/x", f"nix/store/{HASH}-a",
+        f"//nix/store/{HASH}-a", f"/nix//store/{HASH}-a", f"/nix/store//{HASH}-a",
+        f"/nix/store/../store/{HASH}-a", f"../../nix/store/{HASH}-a", f"/host{PATH}",
+        f"{PATH}\n", f"{PATH}\n/x", f"{PATH} /x", f"/nix/store/{HASH}-é/x",
+        f"/nix/store/{HASH.upper()}-a/x", f"/nix/store/{HASH}-{'a' * 212}/x",
+        f"/nix/store/{HASH}-./x", f"/nix/store/{HASH}-../x", f"/nix/store/{HASH}-..-a/x",
+        "/nix/store/.links/x", "/root/result", f" {PATH}", f"{PATH}\0",
+    ],
+)  # fmt: skip
+def test_a_link_that_leads_elsewhere_holds_none(target: str) -> None:
+    """As Nix sees it: it compares text."""
+    assert store_path_of(target) is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["/nix/store/", "/nix", "/", HASH, "-", ".", "..", "a", "é", "\n", " ", "a" * 211]
+        ),
+        max_size=8,
+    ).map("".join)
+)
+def test_only_a_store_path_is_ever_held(target: str) -> None:
+    path = store_path_of(target)
+    if path is None:
+        assert not STORE_PATH.fullmatch(target)
+    else:
+        assert STORE_PATH.fullmatch(path) and f"{target}/".startswith(f"{path}/")
 
 
 @pytest.fixture

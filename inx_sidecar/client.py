@@ -1,0 +1,33 @@
+"""Ask the sidecar: for the barrier, and for an administrator."""
+
+import asyncio
+from typing import Final
+
+from inx_sidecar import paths
+from inx_sidecar.errors import UnreachableError
+
+SYNC: Final = "sync"
+DRAIN: Final = "drain"
+
+
+async def ask(word: str) -> tuple[int, str]:
+    """Exit status and sentence; the socket starts a sidecar that does not run, and one that ends
+    before it answers is asked again."""
+    while True:
+        try:
+            reader, writer = await asyncio.open_unix_connection(paths.SOCKET)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise UnreachableError(
+                "the inx sidecar is not reachable; run 'systemctl start inx-sidecar.socket'"
+            ) from None
+        try:
+            writer.write(word.encode())
+            writer.write_eof()
+            answer = await reader.read()
+        except ConnectionError:
+            continue
+        finally:
+            writer.close()
+        status, _, sentence = answer.decode(errors="replace").partition("\n")
+        if status:
+            return int(status), sentence

@@ -1,0 +1,79 @@
+"""Tell a garbage collection that runs which store paths to spare, as a Nix client does.
+
+Nix's own rule (libstore/gc.cc, addTempRoot): if gc.lock cannot be taken shared, a collector holds
+it and listens on gc-socket for paths, answering each with "1". A collection that begins later reads
+the roots; so a path is told after its root is on the disk.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from inx_sidecar import paths
+from inx_sidecar.errors import RootError
+
+_SECONDS: Final = 10.0
+_PAUSE: Final = 0.01
+
+_Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Collector:
+    """One connection is kept as long as a collection lasts, as Nix's clients do: one that is closed
+    at once can abort the collection (NixOS/nix#15962)."""
+
+    def __init__(self) -> None:
+        self._stream: _Stream | None = None
+        self._turn = asyncio.Lock()
+
+    async def spare(self, store_paths: Sequence[str]) -> None:
+        """When this returns, no collection that runs deletes a path that was valid before."""
+        if not store_paths:
+            return
+        try:
+            async with asyncio.timeout(_SECONDS), self._turn:
+                while not self._nobody() and not await self._told(store_paths):
+                    # It opens its socket after it takes the lock, and closes it before it lets go:
+                    # a moment without an event to wait for.
+                    await asyncio.sleep(_PAUSE)
+        except TimeoutError:
+            raise RootError(
+                f"the garbage collector did not confirm {store_paths[0]} within {_SECONDS:.0f} s"
+            ) from None
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream[1].close()
+            self._stream = None
+
+    def _nobody(self) -> bool:
+        lock = os.open(paths.GC_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+        self.close()
+        return True
+
+    async def _told(self, store_paths: Sequence[str]) -> bool:
+        """False if nobody answers, or nobody any more."""
+        try:
+            if self._stream is None:
+                self._stream = await asyncio.open_unix_connection(paths.GC_SOCKET)
+            reader, writer = self._stream
+            for path in store_paths:
+                writer.write(path.encode() + b"\n")
+                await writer.drain()
+                if await reader.read(1) != b"1":
+                    raise ConnectionResetError
+        except (FileNotFoundError, ConnectionError):
+            self.close()
+            return False
+        except BaseException:
+            self.close()  # an answer may still come: nobody must take it for another's
+            raise
+        return True

@@ -1,0 +1,43 @@
+"""What a root file system that does not run names: its generations and registered links.
+
+For a copy or an import that never ran here, and for snapshots. What it holds is read as text; paths
+are looked up below it alone.
+"""
+
+import logging
+import os
+
+from inx_sidecar import generations, looks, registered
+from inx_sidecar.errors import InxError
+from inx_sidecar.mirror import root_name
+from inx_sidecar.storepath import valid_paths
+from inx_sidecar.syscalls import opened
+from inx_sidecar.systems import system_roots
+
+log = logging.getLogger(__name__)
+
+
+async def estate_of(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | None:
+    """Root names and valid store paths; None if the file system is not mounted.
+
+    What cannot be read is not kept: whoever made it so in the container has only that to lose.
+    """
+    try:
+        root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with opened(root):
+        texts = registered.read_inside(root, lxc_name, most)
+    found: dict[str, str] = {}
+    try:
+        found |= system_roots(generations.read(rootfs, lxc_name))
+        sights = await looks.look_below(lxc_name, rootfs, texts) if texts else {}
+        found |= {
+            root_name(registered.name_of(text), path, True): path
+            for text, sight in sights.items()
+            for path in sight.targets
+        }
+    except InxError as error:
+        log.error("%s: %s", lxc_name, error)
+    valid = valid_paths(found.values())
+    return {name: path for name, path in found.items() if path in valid}

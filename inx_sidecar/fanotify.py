@@ -1,0 +1,81 @@
+"""Permission events of fanotify(7), which Python lacks: an open of a directory waits for an answer.
+
+The kernel asks before open(2) returns, whoever opens and through whatever mount. A group whose last
+descriptor is closed allows all that waits.
+"""
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+# include/uapi/linux/fanotify.h
+_CLASS_CONTENT: Final = 0x04
+_CLOEXEC: Final = 0x01
+_NONBLOCK: Final = 0x02
+_MARK_ADD: Final = 0x01
+_MARK_ONLYDIR: Final = 0x08
+_OPEN_PERM: Final = 0x0001_0000
+_ONDIR: Final = 0x4000_0000
+_ALLOW: Final = 0x01
+_EVENT: Final = struct.Struct("=IBBHQii")
+_RESPONSE: Final = struct.Struct("=iI")
+_READ_BYTES: Final = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fanotify_mark.argtypes = [
+    ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A process is about to open a directory; `fd` is that directory."""
+
+    fd: int
+    pid: int
+
+
+class Gate:
+    """Openings of the marked directories wait until they are let through."""
+
+    def __init__(self) -> None:
+        flags = _CLASS_CONTENT | _CLOEXEC | _NONBLOCK
+        self.fd = _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "fanotify_init")
+
+    def mark(self, directory: str) -> None:
+        """From now on; marking one again does nothing, and its successor is another directory."""
+        path = os.fsencode(directory)
+        flags = _MARK_ADD | _MARK_ONLYDIR
+        mask = _OPEN_PERM | _ONDIR
+        _checked(_libc.fanotify_mark(self.fd, flags, mask, -100, path), directory)
+
+    def openings(self) -> Iterator[Opening]:
+        """Those that wait and were not given out before."""
+        try:
+            events = os.read(self.fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        while events:
+            length, _version, _, _header, _mask, fd, pid = _EVENT.unpack_from(events)
+            events = events[length:]
+            if fd >= 0:
+                yield Opening(fd, pid)
+
+    def let_through(self, opening: Opening) -> None:
+        try:
+            os.write(self.fd, _RESPONSE.pack(opening.fd, _ALLOW))
+        finally:
+            os.close(opening.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), what)
+    return result

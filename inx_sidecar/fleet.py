@@ -1,0 +1,381 @@
+"""The GC roots of all instances: those that run, are stopped, were copied, renamed or deleted.
+
+`sync` compares everything with what is there, so that a lost event or a crash at any point heals.
+Roots are added first. They are dropped only if Incus says which instances there are, is not busy
+with one, and every copy and snapshot has been seen: it may name what another instance lets go.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from inx_sidecar import generations, incus, paths, registered, roots, settings, snapshots, systems
+from inx_sidecar.collector import Collector
+from inx_sidecar.errors import InstanceError, InxError
+from inx_sidecar.estate import estate_of
+from inx_sidecar.instance import Instance
+from inx_sidecar.looks import Process
+from inx_sidecar.mirror import LINKS, Mirror, parse_root_name
+from inx_sidecar.running import Running
+from inx_sidecar.status import Reporter
+from inx_sidecar.syscalls import opened
+from inx_sidecar.watch import Watch
+
+_PERIOD_SECONDS: Final = 600.0
+_SOON_SECONDS: Final = 1.0
+_AGAIN_SECONDS: Final = 5.0
+_AT_ONCE: Final = 8
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An instance that Incus has; `ours` if it uses the hooks, `ran` if it, or what it was copied
+    from, ran with inx."""
+
+    lxc_name: str
+    uuid: str
+    ours: bool
+    ran: bool
+
+    @classmethod
+    def of(cls, api: Mapping[str, Any]) -> "Listed":
+        name, project = api["name"], api["project"]
+        config = api["expanded_config"]
+        return cls(
+            name if project == "default" else f"{project}_{name}",
+            config.get("volatile.uuid", ""),
+            f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
+            bool(config.get("user.inx.status")),
+        )
+
+
+class Fleet:
+    """`forget` is called with the uuid of an instance that was deleted."""
+
+    def __init__(
+        self, collector: Collector, reporter: Reporter, forget: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._collector = collector
+        self._reporter = reporter
+        self._forget = forget
+        self._instances: dict[str, Instance] = {}
+        self._watch = Watch(self._take)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._syncing = asyncio.Lock()
+        self._waiting: asyncio.Task[str] | None = None
+        self._unread: set[str] = set()
+        self._tried: dict[str, frozenset[str]] = {}
+        self._complaints: dict[str, str] = {}
+        self._apart: dict[str, asyncio.Task[None]] = {}
+        self._reason = ""
+
+    def open(self) -> None:
+        """Before anything else."""
+        self._watch.open()
+        self._watch.directory(paths.INCUS_CONTAINERS, self.soon)
+
+    def attach(self, instance: Instance, running: Running) -> None:
+        """The instance runs: its links are roots from now on."""
+        self._instances[instance.uuid] = instance
+        process = Process(running.pid, running.started)
+        self._watch.begin(self._mirror(instance.lxc_name, instance.uuid, instance.rootfs, process))
+        self._spawn(self._welcome(instance))
+
+    async def detach(self, instance: Instance) -> None:
+        """It stops: what it registered last is looked up in its root file system."""
+        self._watch.end(instance.uuid)
+        self._instances.pop(instance.uuid, None)
+        await self._look_at_stopped(instance.lxc_name, instance.uuid, instance.rootfs)
+
+    async def drain(self) -> str:
+        """Until all that is registered by now is rooted."""
+        await self._watch.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        return ""
+
+    async def sync(self) -> str:
+        """Compare everything; a line on what there is then."""
+        # One that runs may have passed what the caller asks about; one that waits will not.
+        if self._waiting is None:
+            self._waiting = asyncio.create_task(self._sync_in_turn())
+        return await asyncio.shield(self._waiting)
+
+    def soon(self) -> None:
+        """Instances came, went or changed."""
+        self._wake.set()
+
+    async def keep_syncing(self) -> None:
+        """Forever: when something changed, and now and then."""
+        while True:
+            try:
+                await self.sync()
+            except InxError as error:
+                log.error("%s", error)
+            except Exception:
+                log.exception("comparing roots ended in a bug")
+            again = _AGAIN_SECONDS if self._unfinished() else _PERIOD_SECONDS
+            try:
+                async with asyncio.timeout(again):
+                    await self._wake.wait()
+                await asyncio.sleep(_SOON_SECONDS)  # what comes in bursts is seen at once
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def close(self) -> None:
+        tasks = [*self._tasks, *self._apart.values(), *([self._waiting] if self._waiting else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._watch.close()
+        self._collector.close()
+
+    async def _sync_in_turn(self) -> str:
+        async with self._syncing:
+            self._waiting = None
+            return await self._sync()
+
+    async def _sync(self) -> str:
+        await self.drain()
+        self._reason = ""
+        listed = await self._listing()
+        if listed is not None:
+            await self._adopt(listed)
+        drop = listed if not self._reason else None
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def compare(mirror: Mirror) -> None:
+            async with turns:
+                await self._compare(mirror, drop)
+
+        mirrors = self._watch.mirrors
+        for mirror in mirrors:
+            if mirror.slow and mirror.uuid not in self._apart:
+                self._compare_apart(mirror, drop)
+        await asyncio.gather(*(compare(mirror) for mirror in mirrors if not mirror.slow))
+        if listed is not None:
+            await self._look_at_the_stopped(listed, drop=drop is not None)
+        if drop is not None:
+            await self._bury(drop)
+        line = f"compared {len(mirrors)} running instances"
+        return f"{line}; nothing was dropped: {self._reason}" if self._reason else line
+
+    async def _listing(self) -> list[Listed] | None:
+        """All instances; None, and the reason, if nothing can be said."""
+        try:
+            if await incus.at_work():
+                self._reason = "Incus is at work"
+                return None
+            return [Listed.of(instance) for instance in await incus.instances()]
+        except incus.IncusError as error:
+            self._reason = str(error)
+            return None
+
+    async def _adopt(self, listed: list[Listed]) -> None:
+        """Root what copies, imports, renamed instances and new snapshots name."""
+        unread = set()
+        for item in listed:
+            if not item.ours:
+                continue
+            place = roots.directory(item.lxc_name, item.uuid)
+            if not os.path.isdir(f"{place}/{LINKS}") and not await self._adopt_one(item):
+                unread.add(item.lxc_name)
+                continue
+            current = roots.read(place)
+            await snapshots.hold(self._collector, item.lxc_name, item.uuid, current, self._most())
+        for name in unread - self._unread:
+            log.warning(
+                "%s: its storage is not mounted, and what it may need is not known: no root of any "
+                "instance is dropped until it has been started once", name,
+            )  # fmt: skip
+        self._unread = unread
+        if unread:
+            self._reason = f"{min(unread)!r} is a copy that has never been started"
+
+    async def _adopt_one(self, item: Listed) -> bool:
+        """False if nobody can say what it names."""
+        name, uuid = item.lxc_name, item.uuid
+        found = await estate_of(name, _rootfs(name), self._most())
+        former = [owner for owner, its in roots.owners() if its == uuid and owner != name]
+        if found is None and item.ran and not former:
+            return False
+        wanted = dict(found or {})
+        for owner in former:
+            wanted = roots.read(roots.directory(owner, uuid)) | wanted
+        await roots.add(self._collector, name, uuid, wanted)
+        os.makedirs(f"{roots.directory(name, uuid)}/{LINKS}", exist_ok=True)
+        return True
+
+    def _compare_apart(self, mirror: Mirror, listed: list[Listed] | None) -> None:
+        """What a file system in the container keeps waiting makes nobody else wait."""
+        task = asyncio.create_task(self._compare(mirror, listed))
+        self._apart[mirror.uuid] = task
+        task.add_done_callback(lambda _: self._apart.pop(mirror.uuid))
+
+    async def _compare(self, mirror: Mirror, listed: list[Listed] | None) -> None:
+        name, uuid = mirror.lxc_name, mirror.uuid
+
+        async def may_drop() -> bool:
+            """After a look, and before a drop: did a copy or a snapshot come up meanwhile?"""
+            known = {item.lxc_name for item in listed or ()}
+            if listed is None or set(os.listdir(paths.INCUS_CONTAINERS)) - known:
+                return False
+            current = roots.read(roots.directory(name, uuid))
+            await snapshots.hold(self._collector, name, uuid, current, self._most())
+            return True
+
+        try:
+            await mirror.compare(may_drop)
+            instance = self._instances.get(uuid)
+            if instance is not None:
+                present = generations.read(mirror.rootfs, instance.name)
+                await systems.keep_systems(self._collector, instance, present, None)
+                rooted = roots.read(roots.directory(name, uuid))
+                if await may_drop():
+                    roots.drop(name, uuid, systems.superfluous(present, rooted))
+                    snapshots.drop(name, uuid)
+        except InstanceError as error:
+            log.debug("%s", error)  # it ended meanwhile
+        except InxError as error:
+            self._complain(mirror, error)
+        else:
+            self._complaints.pop(uuid, None)
+        self._tell(mirror)
+
+    async def _look_at_the_stopped(self, listed: list[Listed], *, drop: bool) -> None:
+        for item in listed:
+            name, uuid = item.lxc_name, item.uuid
+            if item.ours and self._watch.get(uuid) is None:
+                await self._look_at_stopped(name, uuid, _rootfs(name))
+                if drop and snapshots.gone(name, uuid):
+                    # It may have been restored from one of them.
+                    found = await estate_of(name, _rootfs(name), self._most())
+                    if found is not None:
+                        await roots.add(self._collector, name, uuid, found)
+                        snapshots.drop(name, uuid)
+
+    async def _look_at_stopped(self, lxc_name: str, uuid: str, rootfs: str) -> None:
+        """What was registered right before it stopped has no root yet."""
+        rooted = roots.read(roots.directory(lxc_name, uuid), LINKS)
+        mirrored = {parse_root_name(root)[0] for root in rooted}
+        names = frozenset(registered.names(uuid)) - mirrored
+        # Again only if there is something new: the rest lies where only a running one has it.
+        if not names or self._tried.get(uuid) == names:
+            return
+        try:
+            await self._mirror(lxc_name, uuid, rootfs, None).take(names)
+            self._tried[uuid] = names
+        except InxError as error:
+            log.debug("%s", error)
+
+    async def _bury(self, listed: list[Listed]) -> None:
+        """Remove all that belongs to instances that Incus has no more."""
+        known, uuids = _known(listed)
+        owners = {
+            (name, uuid)
+            for name, uuid in roots.owners() - known
+            # Of the same name: another one. Not listed, but on the disk: just being made.
+            if name in {item.lxc_name for item in listed}
+            or not os.path.lexists(f"{paths.INCUS_CONTAINERS}/{name}")
+        }
+        left = {uuid for uuid in os.listdir(paths.STATE) if _UUID.fullmatch(uuid)}
+        left |= {uuid for uuid in os.listdir(paths.RUN) if _UUID.fullmatch(uuid)}
+        left -= uuids
+        if not owners and not left:
+            return
+        # They were there before this second list: what is new is on it.
+        again = await self._listing()
+        if again is None:
+            return
+        known, uuids = _known(again)
+        for name, uuid in owners - known:
+            roots.remove(name, uuid)
+            log.info("%s: roots dropped: the instance is %s", name,
+                     "renamed" if uuid in uuids else "deleted")  # fmt: skip
+        for uuid in left - uuids:
+            await self._forget(uuid)
+            shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
+            self._tried.pop(uuid, None)
+
+    async def _welcome(self, instance: Instance) -> None:
+        """A copy, or one that was restored, brings registered paths along."""
+        mirror = self._watch.get(instance.uuid)
+        try:
+            with opened(
+                os.open(instance.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            ) as root:
+                brought = registered.read_inside(root, instance.lxc_name, self._most())
+            names = registered.names(instance.uuid)
+            for text in brought:
+                if registered.name_of(text) not in names:
+                    registered.put(instance.uuid, text)
+            if mirror is not None:
+                await mirror.compare(None)
+            os.makedirs(
+                f"{roots.directory(instance.lxc_name, instance.uuid)}/{LINKS}", exist_ok=True
+            )
+        except (InxError, OSError) as error:
+            log.error("%s: %s", instance.lxc_name, error)
+        if mirror is not None:
+            self._tell(mirror)
+        self.soon()
+
+    async def _take(self, mirror: Mirror, names: set[str]) -> None:
+        try:
+            await mirror.take(names)
+        except InstanceError as error:
+            log.debug("%s", error)  # it ended: its stop hook looks again
+        except InxError as error:
+            self._complain(mirror, error)
+            self.soon()
+        except Exception:
+            log.exception("%s: taking roots ended in a bug", mirror.lxc_name)
+        if mirror.crowded:
+            self.soon()
+        self._tell(mirror)
+
+    def _complain(self, mirror: Mirror, error: InxError) -> None:
+        """Once: it is tried again and again."""
+        if self._complaints.get(mirror.uuid) != str(error):
+            self._complaints[mirror.uuid] = str(error)
+            log.error("%s: %s", mirror.lxc_name, error)
+
+    def _tell(self, mirror: Mirror) -> None:
+        instance = self._instances.get(mirror.uuid)
+        if instance is not None:
+            self._reporter.note(instance, mirror.status())
+
+    def _unfinished(self) -> bool:
+        return bool(self._reason or self._complaints)
+
+    def _mirror(self, lxc_name: str, uuid: str, rootfs: str, process: Process | None) -> Mirror:
+        return Mirror(lxc_name, uuid, rootfs, process, self._most(), self._collector)
+
+    def _most(self) -> int:
+        try:
+            return settings.load().max_roots_per_instance
+        except InxError:
+            return settings.Settings.max_roots_per_instance
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _known(listed: list[Listed]) -> tuple[set[tuple[str, str]], set[str]]:
+    return {(item.lxc_name, item.uuid) for item in listed}, {item.uuid for item in listed}
+
+
+def _rootfs(lxc_name: str) -> str:
+    return f"{paths.INCUS_CONTAINERS}/{lxc_name}/rootfs"

@@ -1,0 +1,181 @@
+"""Look where registered paths of a container lead now.
+
+The container's root, not the host's, reads them, in a forked child that may hang and is then left
+behind, and finds no way out of the container's root directory (openat2 with RESOLVE_IN_ROOT, no
+magic links). As for Nix, a root is a path whose last step is a link with the text of a store path.
+"""
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from inx_sidecar import forked, registered
+from inx_sidecar.errors import InstanceError, InxError
+from inx_sidecar.mounts import Container
+from inx_sidecar.paths import GCROOTS_INSIDE
+from inx_sidecar.storepath import store_path_of
+from inx_sidecar.syscalls import (
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    mount_id,
+    openat2,
+    opened,
+)
+from inx_sidecar.views import View, of_container
+
+# A file system that does not answer for so long keeps what was found there before.
+_SECONDS: Final = 4.0
+# These answers are final; others may be due to the moment, or to a right that root lacks.
+_NO_SUCH_LINK: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What was seen at one path, over all views.
+
+    `targets`: the store paths found; True if found on the root file system in the view of init,
+    which is always there. `found` and `missing`: the views that have such a link, or surely have
+    none. `covered`: in the view of init another file system is mounted there, and has none. `sure`:
+    nothing kept us from looking.
+    """
+
+    targets: Mapping[str, bool] = field(default_factory=dict)
+    found: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
+    covered: bool = False
+    sure: bool = True
+
+
+@dataclass(frozen=True)
+class Process:
+    """A container's init, told from a later process by when it began (`running.started`)."""
+
+    pid: int
+    started: int
+
+
+async def look(name: str, process: Process, texts: Sequence[str]) -> tuple[dict[str, Sight], str]:
+    """What is at the paths `texts` of a running container, whose own copy of them is completed;
+    and why that could not be done, if so.
+
+    InstanceError if the container has ended, MountError if it cannot be looked into in time.
+    """
+
+    def inside() -> forked.Result:
+        views, complete = _become(name, process)
+        answers = [_look(text, views, complete) for text in texts]
+        there = [text for text, answer in zip(texts, answers, strict=True) if answer["targets"]]
+        return [answers, _note(views[0].root, name, add=there)], []
+
+    (answers, trouble), _ = await forked.call(inside, f"looking into {name!r}", _SECONDS)
+    return _sights(texts, answers), str(trouble)
+
+
+async def look_below(name: str, rootfs: str, texts: Sequence[str]) -> dict[str, Sight]:
+    """The same for the root file system of a container that does not run; nothing is written."""
+
+    def inside() -> forked.Result:
+        view = View.at(rootfs)
+        return [_look(text, [view], True) for text in texts], []
+
+    answers, _ = await forked.call(inside, f"looking into {rootfs} of {name!r}", _SECONDS)
+    return _sights(texts, answers)
+
+
+async def forget_inside(name: str, process: Process, texts: Sequence[str]) -> None:
+    """Remove `texts` from the container's own copy; errors as for `look`."""
+
+    def inside() -> forked.Result:
+        views, _ = _become(name, process)
+        return _note(views[0].root, name, remove=texts), []
+
+    await forked.call(inside, f"looking into {name!r}", _SECONDS)
+
+
+def _become(name: str, process: Process) -> tuple[list[View], bool]:
+    with Container(process.pid, name) as container:
+        try:
+            views = of_container(process.pid, process.started)
+        except (FileNotFoundError, ProcessLookupError):
+            raise InstanceError(f"process {process.pid} of {name!r} is gone") from None
+        container.become_its_root()
+    return views
+
+
+def _note(root: int, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> str:
+    try:
+        registered.write_inside(root, name, add, remove)
+    except InxError as error:
+        return str(error)
+    except OSError as error:
+        return f"/{GCROOTS_INSIDE}/auto of {name!r} cannot be written: {error.strerror}"
+    return ""
+
+
+def _look(text: str, views: Sequence[View], complete: bool) -> dict[str, Any]:
+    """As Sight, of what JSON can carry."""
+    targets: dict[str, bool] = {}
+    found, missing = [], []
+    covered, sure = False, complete
+    for number, view in enumerate(views):
+        try:
+            target, mount = _read(view.root, text)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_LINK:
+                sure = False
+                continue
+            target, mount = "", _mount_of(view.root, text)
+        path = store_path_of(target)
+        if path is not None:
+            home = number == 0 and mount == view.mount
+            targets[path] = targets.get(path, False) or home
+            found.append(view.identity)
+        else:
+            covered = covered or (number == 0 and mount != view.mount)
+            missing.append(view.identity)
+    answer = {"targets": targets, "found": found, "missing": missing}
+    return answer | {"covered": covered, "sure": sure}
+
+
+def _read(root: int, text: str) -> tuple[str, int]:
+    """The text of the link at the path `text`, "" if it is none, and the mount it lies on."""
+    flags = os.O_PATH | os.O_NOFOLLOW
+    with opened(openat2(root, text.lstrip("/"), flags, _RESOLVE)) as link:
+        mount = mount_id(link)
+        try:
+            return os.readlink("", dir_fd=link), mount
+        except FileNotFoundError:
+            return "", mount  # readlink(2): an empty path that is no link
+
+
+def _mount_of(root: int, text: str) -> int:
+    """The mount of the deepest directory above `text` that is there."""
+    steps = [step for step in text.split("/") if step]
+    low, high = 0, len(steps)
+    deepest = mount_id(root)
+    while low < high:
+        middle = (low + high) // 2
+        above = "/".join(steps[:middle]) or "."
+        try:
+            with opened(openat2(root, above, os.O_PATH | os.O_DIRECTORY, _RESOLVE)) as directory:
+                deepest = mount_id(directory)
+            low = middle + 1
+        except OSError:
+            high = middle
+    return deepest
+
+
+def _sights(texts: Sequence[str], answers: Iterable[Mapping[str, Any]]) -> dict[str, Sight]:
+    return {
+        text: Sight(
+            targets=answer["targets"],
+            found=frozenset(answer["found"]),
+            missing=frozenset(answer["missing"]),
+            covered=answer["covered"],
+            sure=answer["sure"],
+        )
+        for text, answer in zip(texts, answers, strict=True)
+    }

@@ -1,0 +1,319 @@
+"""Keep the roots of one instance equal to the links that its Nix clients registered.
+
+Each registered path that leads to a store path has a root `links/NAME.HASH` on the host, NAME
+telling the path and HASH the store path; `.away` is added if it was not found on the container's
+root file system, whose absence tells nothing. Roots are added at once, and dropped only by a
+comparison, while the container runs.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from inx_sidecar import looks, registered, roots
+from inx_sidecar.collector import Collector
+from inx_sidecar.errors import MountError, RootError
+from inx_sidecar.looks import Process, Sight
+from inx_sidecar.paths import STORE, run_dir
+from inx_sidecar.storepath import valid_paths
+
+LINKS: Final = "links/"
+_AWAY: Final = ".away"
+_BATCH: Final = 500
+_LINES: Final = 20
+_SHOWN: Final = 200
+_SLOW_SECONDS: Final = 600.0
+_REFUSED_SECONDS: Final = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def root_name(name: str, path: str, home: bool) -> str:
+    return f"{LINKS}{name}.{path[11:43]}" + ("" if home else _AWAY)
+
+
+def parse_root_name(root: str) -> tuple[str, bool]:
+    """The name of the registered path, and whether it was found at home."""
+    return root.removeprefix(LINKS).partition(".")[0], not root.endswith(_AWAY)
+
+
+def judge(
+    sight: Sight, held: Mapping[str, bool], last_found: frozenset[str], *, tight: bool = False
+) -> dict[str, bool]:
+    """Which store paths, and whether at home, a registered path holds; `held` is what it held.
+
+    A link that is missing on a file system that may only not be mounted, or in a mount namespace
+    that is no more, still holds; but not in an instance that is `tight`, near its limit.
+    """
+    if not sight.sure:
+        return {**held, **sight.targets}
+    if sight.targets or tight or sight.covered or sight.missing & last_found:
+        return dict(sight.targets)
+    return {path: home for path, home in held.items() if not home}
+
+
+class Mirror:
+    """The links of one instance; without a `process` it does not run."""
+
+    def __init__(
+        self, lxc_name: str, uuid: str, rootfs: str, process: Process | None, most: int,
+        collector: Collector,
+    ) -> None:  # fmt: skip
+        self.lxc_name = lxc_name
+        self.uuid = uuid
+        self.rootfs = rootfs
+        self.process = process
+        self.most = most
+        self._slow_until = 0.0
+        # What could not be made a root, in one sentence: tried again at every comparison.
+        self.trouble = ""
+        self.over = 0
+        self._collector = collector
+        self._lock = asyncio.Lock()
+        self._known: dict[str, registered.Mark] = {}
+        self._away = _recall_away(uuid)
+        self._saved_away = dict(self._away)
+        self._lost: set[str] = set()
+        self._copy_trouble = ""
+        self._refused_at = -_REFUSED_SECONDS
+
+    @property
+    def slow(self) -> bool:
+        """A file system in it did not answer of late: nobody waits for this instance."""
+        return time.monotonic() < self._slow_until
+
+    @property
+    def crowded(self) -> bool:
+        """Time to look which links are gone."""
+        return len(self._known) > self.most * 3 // 4
+
+    def changed(self) -> set[str]:
+        """Names that were registered since they were last looked at."""
+        now = registered.names(self.uuid)
+        return {name for name, mark in now.items() if self._known.get(name) != mark}
+
+    async def take(self, names: Iterable[str]) -> None:
+        """Make what was registered under `names` roots."""
+        async with self._lock:
+            for batch in _batches(names):
+                marks = registered.marks(self.uuid, batch)
+                texts = await self._admit(marks)
+                sights = await self._look(texts.values())
+                found = {
+                    root_name(name, path, home): path
+                    for name, text in texts.items()
+                    for path, home in sights[text].targets.items()
+                }
+                await self._add(found, texts)
+                for name, text in texts.items():
+                    self._known[name] = marks[name]
+                    self._remember(name, sights[text])
+            self._save_away()
+
+    async def compare(self, may_drop: Callable[[], Awaitable[bool]] | None) -> None:
+        """Look at every registered path; drop what leads nowhere if it runs and `may_drop`, asked
+        after the look, allows."""
+        async with self._lock:
+            marks = registered.names(self.uuid)
+            self._known = {name: self._known[name] for name in self._known if name in marks}
+            texts = await self._admit(marks)
+            present = roots.read(roots.directory(self.lxc_name, self.uuid), LINKS)
+            held: dict[str, dict[str, bool]] = {}
+            for root, path in present.items():
+                name, home = parse_root_name(root)
+                held.setdefault(name, {})[path] = home
+            wanted, gone = await self._wanted(texts, held)
+            await self._add(wanted, texts)
+            self._known = {name: marks[name] for name in texts}
+            if may_drop is not None and self.process is not None and await may_drop():
+                wanted |= await self._release(gone)
+                self._drop(present, wanted, texts)
+            self._save_away()
+        self._find_lost(present | wanted, texts)
+
+    def status(self) -> str:
+        """What the operator should know; empty if all is well."""
+        if self.over:
+            return (
+                f"{self.most} GC roots are registered inside, the most that "
+                "'max_roots_per_instance' allows; newer ones are not kept"
+            )
+        return self.trouble
+
+    async def _wanted(
+        self, texts: Mapping[str, str], held: Mapping[str, Mapping[str, bool]]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The roots that are wanted, and the registered paths that lead nowhere."""
+        tight = len(texts) * 2 > self.most
+        wanted: dict[str, str] = {}
+        gone: dict[str, str] = {}
+        for batch in _batches(texts):
+            some = {name: texts[name] for name in batch}
+            sights = await self._look(some.values())
+            for name, text in some.items():
+                sight = sights[text]
+                before = held.get(name, {})
+                last = self._away.get(name, frozenset())
+                holds = judge(sight, before, last, tight=tight)
+                if self.process is None:
+                    holds = {**before, **holds}
+                wanted |= {root_name(name, path, home): path for path, home in holds.items()}
+                if not holds and sight.sure:
+                    gone[name] = text
+                self._remember(name, sight)
+        return wanted, gone
+
+    async def _look(self, texts: Iterable[str]) -> dict[str, Sight]:
+        wanted = list(dict.fromkeys(texts))
+        if not wanted:
+            return {}
+        try:
+            if self.process is None:
+                sights = await looks.look_below(self.lxc_name, self.rootfs, wanted)
+            else:
+                sights, trouble = await looks.look(self.lxc_name, self.process, wanted)
+                if trouble and trouble != self._copy_trouble:
+                    log.warning("%s: copies and snapshots lack roots: %s", self.lxc_name, trouble)
+                self._copy_trouble = trouble
+        except MountError:
+            self._slow_until = time.monotonic() + _SLOW_SECONDS
+            raise
+        return sights
+
+    async def _admit(self, names: Iterable[str]) -> dict[str, str]:
+        """The paths of `names` without those that are refused, which are forgotten."""
+        # The ones that were there first stay.
+        order = sorted(names, key=lambda name: name not in self._known)
+        room = max(0, self.most - len(self._known.keys() - set(order)))
+        over = order[room:]
+        texts = registered.read(self.uuid, order[:room])
+        stored = [name for name, text in texts.items() if f"{text}/".startswith(f"{STORE}/")]
+        refused = [f"root refused: {_shown(texts.pop(name))} is in the store" for name in stored]
+        if refused and time.monotonic() - self._refused_at > _REFUSED_SECONDS:
+            self._refused_at = time.monotonic()
+            self._log(refused, logging.WARNING)
+        for batch in _batches([*over, *stored]):
+            registered.forget(self.uuid, batch)
+            await asyncio.sleep(0)
+        if over and not self.over:
+            self.over = len(over)
+            log.warning("%s: root refused: %s", self.lxc_name, self.status())
+        elif not self.crowded:
+            self.over = 0
+        return texts
+
+    async def _add(self, wanted: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        valid = valid_paths(wanted.values())
+        real = {root: path for root, path in wanted.items() if path in valid}
+        try:
+            new = await roots.add(self._collector, self.lxc_name, self.uuid, real)
+        except RootError as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = ""
+        self._log(
+            f"root added: {_shown(texts[parse_root_name(root)[0]])} -> {path}"
+            for root, path in new.items()
+        )
+        self._find_lost(wanted, texts)
+
+    async def _release(self, gone: Mapping[str, str]) -> dict[str, str]:
+        """Forget registered paths that lead nowhere; the roots of those that do so after all.
+
+        A link is there before Nix registers it, so one that was registered again before it was
+        forgotten here is seen by this second look, and one after that is registered again.
+        """
+        if not gone:
+            return {}
+        registered.forget(self.uuid, gone)
+        back: dict[str, str] = {}
+        again: dict[str, str] = {}
+        for batch in _batches(gone):
+            sights = await self._look(gone[name] for name in batch)
+            for name in batch:
+                targets = sights[gone[name]].targets
+                back |= {root_name(name, path, home): path for path, home in targets.items()}
+                if targets or not sights[gone[name]].sure:
+                    again[name] = gone[name]
+        for text in again.values():
+            registered.put(self.uuid, text)
+        await self._add(back, again)
+        left = {name: text for name, text in gone.items() if name not in again}
+        for name in left:
+            self._known.pop(name, None)
+            self._away.pop(name, None)
+        if left and self.process is not None:
+            await looks.forget_inside(self.lxc_name, self.process, list(left.values()))
+        return back
+
+    def _drop(
+        self, present: Mapping[str, str], wanted: Mapping[str, str], texts: Mapping[str, str]
+    ) -> None:
+        unwanted = [root for root in present if root not in wanted]
+        roots.drop(self.lxc_name, self.uuid, unwanted)
+        self._log(
+            f"root dropped: {_shown(texts.get(parse_root_name(root)[0], '?'))} -> {present[root]}"
+            for root in unwanted
+        )
+
+    def _find_lost(self, held: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        lost = set(held.values()) - valid_paths(held.values())
+        for root, path in held.items():
+            if path in lost and path not in self._lost:
+                text = texts.get(parse_root_name(root)[0], "?")
+                log.error(
+                    "%s: root lost: %s -> %s is not in the store; build it again",
+                    self.lxc_name, _shown(text), path,
+                )  # fmt: skip
+        self._lost = (self._lost - set(held.values())) | lost
+
+    def _remember(self, name: str, sight: Sight) -> None:
+        """In which views a path was last found, if not at home."""
+        if any(sight.targets.values()):
+            self._away.pop(name, None)
+        elif sight.targets:
+            self._away[name] = sight.found
+
+    def _save_away(self) -> None:
+        """For a sidecar that comes after this one; views last no longer than the host runs."""
+        if self._away != self._saved_away:
+            self._saved_away = dict(self._away)
+            saved = {name: sorted(views) for name, views in self._away.items()}
+            try:
+                with open(_away_file(self.uuid), "w") as file:
+                    json.dump(saved, file)
+            except FileNotFoundError:
+                pass  # it does not run
+
+    def _log(self, lines: Iterable[str], level: int = logging.INFO) -> None:
+        for count, line in enumerate(lines):
+            if count == _LINES:
+                log.log(level, "%s: and more; see 'inx-sidecar roots'", self.lxc_name)
+                return
+            log.log(level, "%s: %s", self.lxc_name, line)
+
+
+def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+    everything = list(names)
+    for start in range(0, len(everything), _BATCH):
+        yield everything[start : start + _BATCH]
+
+
+def _shown(text: str) -> str:
+    """A path that a container chose, fit for a line of a log."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+
+
+def _away_file(uuid: str) -> str:
+    return f"{run_dir(uuid)}/away.json"
+
+
+def _recall_away(uuid: str) -> dict[str, frozenset[str]]:
+    try:
+        with open(_away_file(uuid)) as file:
+            return {name: frozenset(views) for name, views in json.load(file).items()}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,73 @@
+"""What snapshots of an instance name stays: roots `snapshots/SNAPSHOT/...` until it is deleted.
+
+A snapshot does not change. Its roots are read from its root file system when it is first seen; if
+that is not mounted, all that the instance holds at that moment is taken, since nothing is dropped
+from the instance before its snapshots have been seen.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from inx_sidecar import paths, roots
+from inx_sidecar.collector import Collector
+from inx_sidecar.estate import estate_of
+
+SNAPSHOTS: Final = "snapshots/"
+
+log = logging.getLogger(__name__)
+
+
+def present(lxc_name: str) -> dict[str, str]:
+    """The snapshots on the disk: a key that no later one of the same name has, and the place."""
+    parent = f"{paths.INCUS_SNAPSHOTS}/{lxc_name}"
+    found = {}
+    try:
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                found[f"{entry.name}.{status.st_ino:x}.{status.st_ctime_ns:x}"] = entry.path
+    except FileNotFoundError:
+        pass
+    return found
+
+
+def held(lxc_name: str, uuid: str) -> set[str]:
+    """The keys of the snapshots that have roots, or were seen to need none."""
+    try:
+        return set(os.listdir(f"{roots.directory(lxc_name, uuid)}/{SNAPSHOTS}"))
+    except FileNotFoundError:
+        return set()
+
+
+async def hold(
+    collector: Collector, lxc_name: str, uuid: str, current: Mapping[str, str], most: int
+) -> None:
+    """Root what new snapshots name; `current` are the roots of the instance itself."""
+    there = present(lxc_name)
+    for key in there.keys() - held(lxc_name, uuid):
+        rootfs = f"{there[key]}/rootfs"
+        names = await estate_of(lxc_name, rootfs, most)
+        named = set(current.values()) if names is None else set(names.values())
+        place = f"{SNAPSHOTS}{key}/"
+        wanted = {f"{place}{os.path.basename(path)[:32]}": path for path in named}
+        await roots.add(collector, lxc_name, uuid, wanted)
+        os.makedirs(f"{roots.directory(lxc_name, uuid)}/{place}", exist_ok=True)
+
+
+def gone(lxc_name: str, uuid: str) -> list[str]:
+    """The keys of snapshots that have roots and are no more."""
+    return sorted(held(lxc_name, uuid) - present(lxc_name).keys())
+
+
+def drop(lxc_name: str, uuid: str) -> None:
+    """Drop the roots of snapshots that are gone."""
+    for key in gone(lxc_name, uuid):
+        roots.remove(lxc_name, uuid, f"{SNAPSHOTS}{key}")
+        log.info("%s: roots of snapshot %s dropped", lxc_name, name_of(key))
+
+
+def name_of(key: str) -> str:
+    """The name that Incus gave the snapshot."""
+    return key.rsplit(".", 2)[0]

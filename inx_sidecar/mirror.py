@@ -9,16 +9,17 @@ comparison, while the container runs.
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final
 
-from inx_sidecar import looks, registered, roots
+from inx_sidecar import looks, paths, registered, roots
 from inx_sidecar.collector import Collector
 from inx_sidecar.errors import MountError, RootError
 from inx_sidecar.looks import Process, Sight
-from inx_sidecar.paths import STORE, run_dir
 from inx_sidecar.storepath import valid_paths
+from inx_sidecar.views import INIT
 
 LINKS: Final = "links/"
 _AWAY: Final = ".away"
@@ -46,11 +47,14 @@ def judge(
     """Which store paths, and whether at home, a registered path holds; `held` is what it held.
 
     A link that is missing on a file system that may only not be mounted, or in a mount namespace
-    that is no more, still holds; but not in an instance that is `tight`, near its limit.
+    that is no more, still holds; but not in an instance that is `tight`, near its limit. What init
+    saw is judged by what init sees: detached or covered; the rest by the views that had it.
     """
     if not sight.sure:
         return {**held, **sight.targets}
-    if sight.targets or tight or sight.covered or sight.missing & last_found:
+    by_init = not last_found or INIT in last_found
+    gone = sight.covered if by_init else bool(sight.missing & last_found)
+    if sight.targets or tight or gone:
         return dict(sight.targets)
     return {path: home for path, home in held.items() if not home}
 
@@ -190,7 +194,7 @@ class Mirror:
         room = max(0, self.most - len(self._known.keys() - set(order)))
         over = order[room:]
         texts = registered.read(self.uuid, order[:room])
-        stored = [name for name, text in texts.items() if f"{text}/".startswith(f"{STORE}/")]
+        stored = [name for name, text in texts.items() if f"{text}/".startswith(f"{paths.STORE}/")]
         refused = [f"root refused: {_shown(texts.pop(name))} is in the store" for name in stored]
         if refused and time.monotonic() - self._refused_at > _REFUSED_SECONDS:
             self._refused_at = time.monotonic()
@@ -278,15 +282,17 @@ class Mirror:
             self._away[name] = sight.found
 
     def _save_away(self) -> None:
-        """For a sidecar that comes after this one; views last no longer than the host runs."""
+        """For a sidecar that comes after this one."""
         if self._away != self._saved_away:
             self._saved_away = dict(self._away)
             saved = {name: sorted(views) for name, views in self._away.items()}
             try:
-                with open(_away_file(self.uuid), "w") as file:
+                path = _away_file(self.uuid)
+                with open(f"{path}.new", "w") as file:
                     json.dump(saved, file)
-            except FileNotFoundError:
-                pass  # it does not run
+                os.rename(f"{path}.new", path)
+            except OSError as error:
+                log.debug("%s: %s", self.lxc_name, error)  # then only this sidecar knows
 
     def _log(self, lines: Iterable[str], level: int = logging.INFO) -> None:
         for count, line in enumerate(lines):
@@ -308,7 +314,7 @@ def _shown(text: str) -> str:
 
 
 def _away_file(uuid: str) -> str:
-    return f"{run_dir(uuid)}/away.json"
+    return f"{paths.STATE}/{uuid}/away.json"
 
 
 def _recall_away(uuid: str) -> dict[str, frozenset[str]]:

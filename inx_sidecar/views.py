@@ -5,13 +5,19 @@ container, exists in that service's view alone. Used in a forked child, which ma
 system that the container made.
 """
 
+import fcntl
+import functools
 import os
 from dataclasses import dataclass
 from typing import Final, Self
 
 from inx_sidecar.running import started
-from inx_sidecar.syscalls import mount_id
+from inx_sidecar.syscalls import mount_id, opened
 
+# The identity of the view of the container's init.
+INIT: Final = "init"
+_GET_MNTNS_ID: Final = 0x8008B705  # include/uapi/linux/nsfs.h
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _MAX_VIEWS: Final = 256
 _MAX_PROCESSES: Final = 20_000
 _MAX_CGROUPS: Final = 2_000
@@ -38,11 +44,12 @@ def of_container(pid: int, start: int) -> tuple[list[View], bool]:
 
     ProcessLookupError if the process that began at `start` has ended.
     """
-    views = [_of_process(pid)]
+    own = _of_process(pid)
+    views = [View(own.root, INIT, own.mount)]
     cgroup = _payload(pid)
     if started(pid) != start:
         raise ProcessLookupError(f"process {pid} is another's")
-    seen = {views[0].identity}
+    seen = {own.identity}
     namespaces = {_namespace(pid)}
     processes, complete = _processes(cgroup) if cgroup else ([], False)
     for process in processes:
@@ -51,7 +58,7 @@ def of_container(pid: int, start: int) -> tuple[list[View], bool]:
         try:
             # Most share the mount namespace and the root of one that was seen.
             namespace = _namespace(process)
-            if namespace in namespaces and _same_root(process, views):
+            if namespace in namespaces and _same_root(process, seen):
                 continue
             view = _of_process(process)
             if _payload(process) != cgroup:
@@ -73,13 +80,26 @@ def _of_process(pid: int) -> View:
 
 
 def _namespace(pid: int) -> str:
-    return os.readlink(f"/proc/{pid}/ns/mnt")
+    """Told by a number that none has until the next boot (Linux 6.11), else by one that is used
+    again."""
+    with opened(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        try:
+            number = fcntl.ioctl(fd, _GET_MNTNS_ID, bytes(8)).hex()
+        except OSError:
+            number = f"{os.fstat(fd).st_ino}"
+    return f"{_boot()}:{number}"
 
 
-def _same_root(pid: int, views: list[View]) -> bool:
+@functools.cache
+def _boot() -> str:
+    with open(_BOOT_ID) as file:
+        return file.read(8)
+
+
+def _same_root(pid: int, seen: set[str]) -> bool:
     status = os.stat(f"/proc/{pid}/root")
     identity = f"{_namespace(pid)}:{status.st_dev}:{status.st_ino}"
-    return any(view.identity == identity for view in views)
+    return identity in seen
 
 
 def _payload(pid: int) -> str | None:

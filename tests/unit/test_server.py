@@ -12,8 +12,7 @@ from inx_sidecar.lifecycle import Lifecycle
 from inx_sidecar.server import Request, _answer, parse
 from inx_sidecar.service import _Journal
 
-# A sidecar's inotify looks for the C library by a program.
-pytestmark = [pytest.mark.main, pytest.mark.usefixtures("processes")]
+pytestmark = pytest.mark.main
 
 FACTS = "\0".join(f"{name}=" for name in ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH"))
 MALFORMED = {

@@ -72,6 +72,7 @@ async def guard() -> None:
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     loop.add_reader(gate.fd, hear)
     alive = asyncio.create_task(live())
+    mark()
     notify("READY=1\nSTATUS=holding collections until all roots stand")
     while not stopping.is_set():
         mark()  # again now and then: a directory may have been replaced

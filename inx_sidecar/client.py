@@ -9,6 +9,8 @@ from inx_sidecar.errors import UnreachableError
 SYNC: Final = "sync"
 DRAIN: Final = "drain"
 
+_PAUSE: Final = 0.05
+
 
 async def ask(word: str) -> tuple[int, str]:
     """Exit status and sentence; the socket starts a sidecar that does not run, and one that ends
@@ -16,7 +18,9 @@ async def ask(word: str) -> tuple[int, str]:
     while True:
         try:
             reader, writer = await asyncio.open_unix_connection(paths.SOCKET)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except PermissionError:
+            raise UnreachableError("only root may ask the inx sidecar") from None
+        except OSError:
             raise UnreachableError(
                 "the inx sidecar is not reachable; run 'systemctl start inx-sidecar.socket'"
             ) from None
@@ -25,9 +29,10 @@ async def ask(word: str) -> tuple[int, str]:
             writer.write_eof()
             answer = await reader.read()
         except ConnectionError:
-            continue
+            answer = b""
         finally:
             writer.close()
         status, _, sentence = answer.decode(errors="replace").partition("\n")
         if status:
             return int(status), sentence
+        await asyncio.sleep(_PAUSE)

@@ -37,15 +37,14 @@ class Sight:
     """What was seen at one path, over all views.
 
     `targets`: the store paths found; True if found on the root file system in the view of init,
-    which is always there. `found` and `missing`: the views that have such a link, or surely have
-    none. `covered`: in the view of init another file system is mounted there, and has none. `sure`:
-    nothing kept us from looking.
+    which is always there. `found` and `missing`: the places that have such a link, or surely have
+    none; a place is a view, and the step of the path at which a mount begins there. `sure`: nothing
+    kept us from looking.
     """
 
     targets: Mapping[str, bool] = field(default_factory=dict)
     found: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
-    covered: bool = False
     sure: bool = True
 
 
@@ -119,7 +118,7 @@ def _look(text: str, views: Sequence[View], complete: bool) -> dict[str, Any]:
     """As Sight, of what JSON can carry."""
     targets: dict[str, bool] = {}
     found, missing = [], []
-    covered, sure = False, complete
+    sure = complete
     for number, view in enumerate(views):
         try:
             target, mount = _read(view.root, text)
@@ -132,12 +131,29 @@ def _look(text: str, views: Sequence[View], complete: bool) -> dict[str, Any]:
         if path is not None:
             home = number == 0 and mount == view.mount
             targets[path] = targets.get(path, False) or home
-            found.append(view.identity)
+            found.append(_place(view, text, mount))
         else:
-            covered = covered or (number == 0 and mount != view.mount)
-            missing.append(view.identity)
-    answer = {"targets": targets, "found": found, "missing": missing}
-    return answer | {"covered": covered, "sure": sure}
+            missing.append(_place(view, text, mount))
+    return {"targets": targets, "found": found, "missing": missing, "sure": sure}
+
+
+def _place(view: View, text: str, mount: int) -> str:
+    """The view, and at which step of `text` the file system `mount` begins, if not at its root."""
+    if mount == view.mount:
+        return view.identity
+    steps = [step for step in text.split("/") if step]
+    first: int | None = None
+    for count in range(len(steps) - 1, -1, -1):
+        try:
+            above = "/".join(steps[:count]) or "."
+            with opened(openat2(view.root, above, os.O_PATH | os.O_DIRECTORY, _RESOLVE)) as place:
+                if mount_id(place) == mount:
+                    first = count
+                elif first is not None:
+                    break
+        except OSError:
+            continue
+    return f"{view.identity}@{first}"
 
 
 def _read(root: int, text: str) -> tuple[str, int]:
@@ -174,7 +190,6 @@ def _sights(texts: Sequence[str], answers: Iterable[Mapping[str, Any]]) -> dict[
             targets=answer["targets"],
             found=frozenset(answer["found"]),
             missing=frozenset(answer["missing"]),
-            covered=answer["covered"],
             sure=answer["sure"],
         )
         for text, answer in zip(texts, answers, strict=True)

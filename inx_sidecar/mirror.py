@@ -19,7 +19,6 @@ from inx_sidecar.collector import Collector
 from inx_sidecar.errors import MountError, RootError
 from inx_sidecar.looks import Process, Sight
 from inx_sidecar.storepath import valid_paths
-from inx_sidecar.views import INIT
 
 LINKS: Final = "links/"
 _AWAY: Final = ".away"
@@ -47,14 +46,12 @@ def judge(
     """Which store paths, and whether at home, a registered path holds; `held` is what it held.
 
     A link that is missing on a file system that may only not be mounted, or in a mount namespace
-    that is no more, still holds; but not in an instance that is `tight`, near its limit. What init
-    saw is judged by what init sees: detached or covered; the rest by the views that had it.
+    that is no more, still holds; but not in an instance that is `tight`, near its limit. It is gone
+    if the very place that had it last is there without it.
     """
     if not sight.sure:
         return {**held, **sight.targets}
-    by_init = not last_found or INIT in last_found
-    gone = sight.covered if by_init else bool(sight.missing & last_found)
-    if sight.targets or tight or gone:
+    if sight.targets or tight or sight.missing & last_found:
         return dict(sight.targets)
     return {path: home for path, home in held.items() if not home}
 
@@ -275,7 +272,7 @@ class Mirror:
         self._lost = (self._lost - set(held.values())) | lost
 
     def _remember(self, name: str, sight: Sight) -> None:
-        """In which views a path was last found, if not at home."""
+        """At which places a path was last found, if not at home."""
         if any(sight.targets.values()):
             self._away.pop(name, None)
         elif sight.targets:

@@ -31,6 +31,8 @@ class Watch:
         self._wds: dict[int, str] = {}
         self._fresh: dict[str, set[str]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._complained = False
         self._others: dict[int, Callable[[], None]] = {}
         self._polling: asyncio.Task[None] | None = None
         self._inotify: INotify | None = None
@@ -82,13 +84,13 @@ class Watch:
         for mirror in self.mirrors:
             if mirror.uuid not in self._wds.values():
                 self._look(mirror)
-        tasks = [
-            task
-            for uuid, task in self._tasks.items()
-            if uuid not in self._mirrors or not self._mirrors[uuid].slow
-        ]
-        if tasks:
-            await asyncio.wait(tasks)
+        ends = []
+        for uuid in self._tasks:
+            if uuid not in self._mirrors or not self._mirrors[uuid].slow:
+                ends.append(asyncio.get_running_loop().create_future())
+                self._waiters.setdefault(uuid, []).append(ends[-1])
+        if ends:
+            await asyncio.wait(ends)
 
     async def close(self) -> None:
         if self._polling is not None:
@@ -123,7 +125,9 @@ class Watch:
         try:
             self._wds[self._inotify.add_watch(paths.auto_dir(mirror.uuid), _MASK)] = mirror.uuid
         except OSError as error:
-            _complain(error)
+            if not self._complained:
+                self._complained = True
+                _complain(error)
             return False
         return True
 
@@ -146,16 +150,20 @@ class Watch:
                 self._tasks[uuid] = asyncio.create_task(self._taking(uuid))
 
     async def _taking(self, uuid: str) -> None:
+        waiters: list[asyncio.Future[None]] = []
         try:
             while uuid in self._mirrors and (names := self._fresh.pop(uuid, None)):
                 mirror = self._mirrors[uuid]
+                waiters = self._waiters.pop(uuid, [])
                 await self._take(mirror, names)
+                _release(waiters)
                 if mirror.over and uuid in self._wds.values():
                     # It would only keep us busy with what is refused.
                     self._ignore(mirror)
                     self._poll()
         finally:
             del self._tasks[uuid]
+            _release([*waiters, *self._waiters.pop(uuid, [])])
 
     def _poll(self) -> None:
         if self._polling is None:
@@ -171,8 +179,15 @@ class Watch:
                     self._listen(mirror)
                 self._look(mirror)
             if not unwatched:
+                self._complained = False
                 self._polling = None
                 return
+
+
+def _release(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _complain(error: OSError) -> None:

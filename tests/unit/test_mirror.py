@@ -15,7 +15,7 @@ NAME = "7h9kz6xpi43rhva1alqny0hi54w6203b"
 ONE = f"/nix/store/{'1' * 32}-one"
 TWO = f"/nix/store/{'2' * 32}-two"
 HOME, AWAY = True, False
-INIT, SERVICE = "mnt:[1]:8:2", "mnt:[2]:0:1"
+INIT, SERVICE = "init@1", "0123:8:0:1"
 
 
 def sight(
@@ -23,16 +23,14 @@ def sight(
     *,
     found: str = "",
     missing: str = "",
-    covered: bool = False,
     sure: bool = True,
 ) -> Sight:
-    """What was seen in the views INIT ("i") and SERVICE ("s")."""
+    """What was seen at the places INIT ("i") and SERVICE ("s")."""
     views = {"i": INIT, "s": SERVICE}
     return Sight(
         targets or {},
         frozenset(views[view] for view in found),
         frozenset(views[view] for view in missing),
-        covered,
         sure,
     )
 
@@ -51,10 +49,7 @@ CASES: dict[str, tuple[Sight, dict[str, bool], str, dict[str, bool]]] = {
     "missing at home": (sight(missing="i"), {ONE: HOME}, "", {}),
     "missing in all views": (sight(missing="is"), {ONE: HOME}, "", {}),
     "removed from a mounted disk": (
-        sight(missing="i", covered=True), {ONE: AWAY}, "i", {},
-    ),
-    "another disk is mounted there": (
-        sight(missing="i", covered=True), {ONE: AWAY}, "", {},
+        sight(missing="i"), {ONE: AWAY}, "i", {},
     ),
     "the disk is not mounted, and where it was is not known": (
         sight(missing="i"), {ONE: AWAY}, "", {ONE: AWAY},
@@ -76,9 +71,6 @@ CASES: dict[str, tuple[Sight, dict[str, bool], str, dict[str, bool]]] = {
     ),
     "not sure, missing where it was": (
         sight(missing="i", sure=False), {ONE: AWAY}, "i", {ONE: AWAY},
-    ),
-    "not sure, covered": (
-        sight(missing="i", covered=True, sure=False), {ONE: AWAY}, "i", {ONE: AWAY},
     ),
 }  # fmt: skip
 
@@ -109,14 +101,14 @@ def sights(draw: st.DrawFn) -> Sight:
     found = draw(views)
     missing = draw(views) - found
     targets = draw(st.dictionaries(paths, st.booleans(), min_size=1)) if found else {}
-    return Sight(targets, found, missing, draw(st.booleans()), draw(st.booleans()))
+    return Sight(targets, found, missing, draw(st.booleans()))
 
 
 @given(sights(), holdings, views, st.booleans())
 def test_who_is_not_sure_drops_nothing(
     seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
 ) -> None:
-    unsure = Sight(seen.targets, seen.found, seen.missing, seen.covered, sure=False)
+    unsure = Sight(seen.targets, seen.found, seen.missing, sure=False)
     assert held.keys() <= judge(unsure, held, last, tight=tight).keys()
 
 
@@ -139,7 +131,7 @@ def test_nothing_is_held_that_was_neither_held_nor_found(
 def test_who_is_sure_drops_what_was_at_home_and_is_there_no_more(
     seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
 ) -> None:
-    sure = Sight(seen.targets, seen.found, seen.missing, seen.covered, sure=True)
+    sure = Sight(seen.targets, seen.found, seen.missing, sure=True)
     holds = judge(sure, held, last, tight=tight)
     for path, home in held.items():
         if home and path not in seen.targets:
@@ -150,7 +142,7 @@ def test_who_is_sure_drops_what_was_at_home_and_is_there_no_more(
 def test_what_was_away_stays_until_it_is_missed_where_it_was(
     seen: Sight, held: dict[str, bool], last: frozenset[str]
 ) -> None:
-    if not seen.targets and not seen.covered and not seen.missing & last:
+    if not seen.targets and not seen.missing & last:
         holds = judge(seen, held, last)
         assert {path for path, home in held.items() if not home} <= holds.keys()
 

@@ -1,0 +1,184 @@
+"""GC roots: how long until a link that was registered is a root, what a comparison of everything
+takes, what it costs in memory, and what a build pays for the instance's own daemon.
+
+The instances do nothing; clients on the host speak to their nix-daemons.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from disposable import REPO, Host
+
+COUNTS = (1, 20, 100)
+LINKS = (10, 100)
+ROUNDS = 300
+BUILDS = 20
+
+# All run in the host: entering it costs more than what is measured.
+LAUNCH = """
+exec </dev/null
+for number in $(seq "$1" "$2"); do
+    incus init --quiet --empty "b$number" --profile inx -c user.inx.flake=/etc/nixos#web
+    incus config device add "b$number" eth0 none >/dev/null
+    incus start "b$number"
+done
+for number in $(seq "$1" "$2"); do
+    until incus exec "b$number" -- test -e /run/current-system/init 2>/dev/null; do :; done
+done
+"""
+
+MEASURE = """
+import json, os, subprocess, sys, time
+sys.path[:0] = ["/root/inx/tests"]
+from nixworker import Client
+
+def said(*argv):
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True)
+    return done.stdout.strip()
+
+def timed(*argv):
+    begin = time.perf_counter()
+    said(*argv)
+    return 1000 * (time.perf_counter() - begin)
+
+class Instance:
+    def __init__(self, name):
+        uuid = said("incus", "config", "get", name, "volatile.uuid")
+        self.rootfs = f"/var/lib/incus/storage-pools/default/containers/{name}/rootfs"
+        self.roots = f"/nix/var/nix/gcroots/inx/{name}.{uuid}/links"
+        self.daemon = f"/run/inx/{uuid}/daemon-socket/socket"
+
+    def register(self, count, link):
+        with Client(self.daemon) as client:
+            for number in range(count):
+                client.register(paths[number], self.rootfs, f"/root/{link}-{number}")
+
+    def wait(self, count):
+        while len(os.listdir(self.roots)) < count:
+            time.sleep(0.001)
+
+count, links, rounds = json.load(sys.stdin)
+instances = [Instance(f"b{number}") for number in range(1, count + 1)]
+keeper = Client(instances[0].daemon)
+paths = [keeper.add_text(f"bench-{number}", f"{number}") for number in range(max(*links, rounds))]
+answer = {"syncs": {}}
+sidecar = "/opt/inx/bin/inx-sidecar"
+start = min(timed(sidecar, "--version") for _ in range(5))
+for many in links:
+    for instance in instances:
+        instance.register(many, "bench")
+    for instance in instances:
+        instance.wait(many)
+    answer["syncs"][many] = min(timed(sidecar, "sync") for _ in range(5)) - start
+latencies = []
+for number in range(rounds):
+    instance = instances[number % count]
+    before = len(os.listdir(instance.roots))
+    with Client(instance.daemon) as client:
+        client.register(paths[number], instance.rootfs, f"/root/late-{number}")
+        begin = time.perf_counter()
+        while len(os.listdir(instance.roots)) == before:
+            pass
+        latencies.append(1000 * (time.perf_counter() - begin))
+answer["latencies"] = sorted(latencies)
+pid = said("systemctl", "show", "--property=MainPID", "--value", "inx-sidecar")
+with open(f"/proc/{pid}/status") as status:
+    answer["memory"] = next(int(line.split()[1]) / 1024 for line in status if "VmRSS" in line)
+for instance in instances:
+    for entry in os.listdir(f"{instance.rootfs}/root"):
+        os.unlink(f"{instance.rootfs}/root/{entry}")
+said(sidecar, "sync")
+print(json.dumps(answer))
+"""
+
+BUILD = """
+import json, os, subprocess, sys, time
+said = lambda *a: subprocess.run(a, capture_output=True, text=True, check=True).stdout.strip()
+uuid = said("incus", "config", "get", "b1", "volatile.uuid")
+stores = {"host": "unix:///nix/var/nix/daemon-socket/socket",
+          "instance": f"unix:///run/inx/{uuid}/daemon-socket/socket"}
+times = {name: [] for name in stores}
+for number in range(int(sys.argv[1])):
+    for name, store in stores.items():
+        text = ('derivation { name = "bench"; system = builtins.currentSystem; builder = "/bin/sh";'
+                ' args = [ "-c" "echo >$out %s %d" ]; }' % (name, number))
+        begin = time.perf_counter()
+        said("nix-build", "--store", store, "--no-out-link", "-E", text)
+        times[name].append(1000 * (time.perf_counter() - begin))
+collect = {}
+for name, verb in (("barrier", "start"), ("no barrier", "stop")):
+    said("systemctl", verb, "inx-barrier")
+    collect[name] = []
+    for _ in range(int(sys.argv[1])):
+        begin = time.perf_counter()
+        said("nix-store", "--gc", "--print-roots")
+        collect[name].append(1000 * (time.perf_counter() - begin))
+said("systemctl", "start", "inx-barrier")
+print(json.dumps(times | collect))
+"""
+
+
+def measure(host: Host) -> dict[str, Any]:
+    """Milliseconds and MiB: by the number of instances, and of a build and of finding roots."""
+    host.push(REPO / "tests", ["nixworker.py"], "/root/inx/tests")
+    counts: dict[str, Any] = {}
+    running = 0
+    for count in COUNTS:
+        argv = ["bash", "-euc", LAUNCH, "launch", str(running + 1), str(count)]
+        host.run(argv, timeout=900)
+        running = count
+        given = json.dumps([count, LINKS, ROUNDS])
+        done = host.run(["python3", "-c", MEASURE], input=given, timeout=900)
+        counts[str(count)] = json.loads(done.stdout)
+    done = host.run(["python3", "-c", BUILD, str(BUILDS)], timeout=600)
+    times = {name: statistics.median(values) for name, values in json.loads(done.stdout).items()}
+    return {"counts": counts, "times": times}
+
+
+def table(numbers: dict[str, Any]) -> str:
+    lines = [
+        "instances   registered to root, ms        compared, ms, links each     sidecar",
+        "            p50     p99     max     "
+        + "".join(f"{n:>9}" for n in LINKS)
+        + "          MiB",
+    ]
+    for count, found in numbers["counts"].items():
+        late = found["latencies"]
+        syncs = "".join(f"{found['syncs'][str(links)]:>9.0f}" for links in LINKS)
+        ends = (late[len(late) // 2], late[len(late) * 99 // 100], late[-1])
+        shown = "".join(f"{value:>8.1f}" for value in ends)
+        lines.append(f"{count:>9}{shown}     {syncs}     {found['memory']:>8.1f}")
+    times = numbers["times"]
+    lines += [
+        "",
+        f"build by the host's daemon {times['host']:.0f} ms, by an instance's "
+        f"{times['instance']:.0f} ms: ratio {times['instance'] / times['host']:.2f}",
+        f"finding roots with the barrier {times['barrier']:.0f} ms, without "
+        f"{times['no barrier']:.0f} ms ({COUNTS[-1]} instances)",
+    ]
+    return "\n".join(lines)
+
+
+def plot(numbers: dict[str, Any], file: Path) -> None:
+    """Comparison time against instances and links; latency as a distribution."""
+    from matplotlib.figure import Figure  # only here: the benches need nothing else
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    compared, late = figure.subplots(1, 2)
+    for links in LINKS:
+        times = [found["syncs"][str(links)] for found in numbers["counts"].values()]
+        compared.plot(COUNTS, times, marker="o", label=f"{links} links each")
+    compared.set(title="Comparing all roots", xlabel="instances that run", ylabel="ms", ylim=0)
+    compared.legend(frameon=False)
+    for count, found in numbers["counts"].items():
+        values = found["latencies"]
+        share = [(rank + 1) / len(values) for rank in range(len(values))]
+        late.plot(values, share, label=f"{count} instances")
+    late.set(title="From registered to root", xlabel="ms", ylabel="share of links", xlim=0, ylim=0)
+    late.legend(frameon=False)
+    for axes in (compared, late):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)

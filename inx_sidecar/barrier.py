@@ -1,9 +1,9 @@
 """Hold a garbage collection at its first step until the sidecar has rooted what was registered.
 
 A collection, and whatever else looks for roots, opens `gcroots` and later `temproots`. Each opening
-waits until the sidecar has answered: at the first it compares all instances, at the second it takes
-what came since. A sidecar that is being restarted is waited for, one that hangs no longer than
-`SECONDS`; then, and if this process ends, the opening goes on.
+waits until the sidecar has taken all that was registered; the first also until all was compared. A
+sidecar that does not answer is waited for `SECONDS`, one that ends meanwhile is asked again, for no
+longer than `SECONDS_IN_ALL`; then, and if this process ends, the opening goes on.
 
 A process of its own, which does nothing that can hang, and which outlives a crash of the sidecar.
 The sidecar itself never opens the two directories.
@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import signal
-import time
 from typing import Final
 
 from inx_sidecar import client, paths
@@ -22,10 +21,21 @@ from inx_sidecar.fanotify import Gate, Opening
 from inx_sidecar.service import live, notify
 
 SECONDS: Final = 5.0
+SECONDS_IN_ALL: Final = 15.0
 _MARK_SECONDS: Final = 600.0
 _SLOW_SECONDS: Final = 1.0
+# Anybody may list the directories: so many questions at once, the others are asked together.
+_AT_ONCE: Final = 8
 
-_DIRECTORIES: Final = {paths.HOST_GCROOTS: client.SYNC, paths.HOST_TEMPROOTS: client.DRAIN}
+# Taken is what must be: a comparison drops what is gone, too.
+_QUESTIONS: Final = {
+    paths.HOST_GCROOTS: (client.DRAIN, client.SYNC),
+    paths.HOST_TEMPROOTS: (client.DRAIN,),
+}
+_UNANSWERED: Final = {
+    client.DRAIN: "roots may be missing",
+    client.SYNC: "what is unlinked inside may not be collected yet",
+}
 
 log = logging.getLogger(__name__)
 
@@ -48,62 +58,100 @@ def probe() -> None:
 async def guard() -> None:
     """Until SIGTERM."""
     probe()
-    gate = Gate()
-    words: dict[tuple[int, int], str] = {}
-    tasks: set[asyncio.Task[None]] = set()
-
-    def mark() -> None:
-        for directory, word in _DIRECTORIES.items():
-            os.makedirs(directory, mode=0o755, exist_ok=True)
-            status = os.stat(directory)
-            words[status.st_dev, status.st_ino] = word
-            gate.mark(directory)
-
-    def hear() -> None:
-        for opening in gate.openings():
-            status = os.fstat(opening.fd)
-            word = words.get((status.st_dev, status.st_ino), client.DRAIN)
-            task = asyncio.create_task(_hold(gate, opening, word))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
+    barrier = _Barrier()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    loop.add_reader(gate.fd, hear)
+    loop.add_reader(barrier.gate.fd, barrier.hear)
     alive = asyncio.create_task(live())
-    mark()
+    barrier.mark()
     notify("READY=1\nSTATUS=holding collections until all roots stand")
     while not stopping.is_set():
-        mark()  # again now and then: a directory may have been replaced
         try:
             async with asyncio.timeout(_MARK_SECONDS):
                 await stopping.wait()
         except TimeoutError:
-            continue
+            barrier.mark()  # a directory may have been replaced
     alive.cancel()
-    loop.remove_reader(gate.fd)
-    gate.close()
+    loop.remove_reader(barrier.gate.fd)
+    await barrier.close()
 
 
-async def _hold(gate: Gate, opening: Opening, word: str) -> None:
-    begin = time.monotonic()
+class _Barrier:
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self._questions: dict[tuple[int, int], tuple[str, ...]] = {}
+        self._waiting: dict[tuple[str, ...], list[Opening]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def mark(self) -> None:
+        for directory, words in _QUESTIONS.items():
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            status = os.stat(directory)
+            self._questions[status.st_dev, status.st_ino] = words
+            self.gate.mark(directory)
+
+    def hear(self) -> None:
+        for opening in self.gate.openings():
+            status = os.fstat(opening.fd)
+            words = self._questions.get((status.st_dev, status.st_ino), (client.DRAIN,))
+            self._waiting.setdefault(words, []).append(opening)
+            self._ask()
+
+    async def close(self) -> None:
+        """All go on."""
+        waiting, self._waiting = self._waiting, {}
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for opening in (opening for openings in waiting.values() for opening in openings):
+            self.gate.let_through(opening)
+        self.gate.close()
+
+    def _ask(self) -> None:
+        while self._waiting and len(self._tasks) < _AT_ONCE:
+            words, openings = self._waiting.popitem()
+            task = asyncio.create_task(hold(self.gate, openings, words))
+            self._tasks.add(task)
+            task.add_done_callback(self._asked)
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._ask()
+
+
+async def hold(gate: Gate, openings: list[Opening], words: tuple[str, ...]) -> None:
+    """Let `openings` through once the sidecar has answered all `words`."""
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    who = f"process {openings[0].pid}"
+    word = ""
     try:
-        async with asyncio.timeout(SECONDS):
-            status, sentence = await client.ask(word)
-        if status:
-            log.warning("process %d goes on, not all roots stand: %s", opening.pid, sentence)
+        async with asyncio.timeout(SECONDS_IN_ALL):
+            for word in words:
+                await _answered(word, who)
     except TimeoutError:
         log.error(
-            "process %d waited %.0f s and goes on: the sidecar does not answer, roots may be "
-            "missing", opening.pid, SECONDS,
+            "%s waited %.0f s and goes on: the sidecar does not answer, %s",
+            who, loop.time() - begin, _UNANSWERED[word],
         )  # fmt: skip
     except InxError as error:
-        log.error("process %d goes on: %s", opening.pid, error)
-    except OSError as error:
-        log.error("process %d goes on: the sidecar cannot be asked: %s", opening.pid, error)
+        log.error("%s goes on: %s", who, error)
     finally:
-        gate.let_through(opening)
-    took = time.monotonic() - begin
+        for opening in openings:
+            gate.let_through(opening)
+    took = loop.time() - begin
     if took > _SLOW_SECONDS:
-        log.info("process %d waited %.1f s for roots to be made", opening.pid, took)
+        log.info("%s waited %.1f s for roots to be made", who, took)
+
+
+async def _answered(word: str, who: str) -> None:
+    while True:
+        async with asyncio.timeout(SECONDS):
+            answer = await client.ask_once(word)
+        if answer is not None:
+            break
+        await asyncio.sleep(client.PAUSE)
+    status, sentence = answer
+    if status:
+        log.warning("%s goes on, not all roots stand: %s", who, sentence)

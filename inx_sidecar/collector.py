@@ -8,7 +8,7 @@ the roots; so a path is told after its root is on the disk.
 import asyncio
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from inx_sidecar import paths
@@ -27,20 +27,27 @@ class Collector:
     def __init__(self) -> None:
         self._stream: _Stream | None = None
         self._turn = asyncio.Lock()
+        # Told to nobody yet, since somebody gave up: their roots stand, and are no news any more.
+        self._owed: set[str] = set()
 
-    async def spare(self, store_paths: Sequence[str]) -> None:
-        """When this returns, no collection that runs deletes a path that was valid before."""
-        if not store_paths:
-            return
+    async def spare(self, store_paths: Iterable[str] = ()) -> None:
+        """When this returns, no collection that runs deletes a path that was valid before: one of
+        `store_paths`, or one that an earlier call could not tell."""
+        mine = frozenset(store_paths)
+        self._owed |= mine
         try:
             async with asyncio.timeout(_SECONDS), self._turn:
-                while not self._nobody() and not await self._told(store_paths):
-                    # It opens its socket after it takes the lock, and closes it before it lets go:
-                    # a moment without an event to wait for.
-                    await asyncio.sleep(_PAUSE)
+                while owed := sorted(self._owed):
+                    if self._nobody() or await self._told(owed):
+                        self._owed.difference_update(owed)
+                    else:
+                        # It opens its socket after it takes the lock, and closes it before it lets
+                        # go: a moment without an event to wait for.
+                        await asyncio.sleep(_PAUSE)
         except TimeoutError:
             raise RootError(
-                f"the garbage collector did not confirm {store_paths[0]} within {_SECONDS:.0f} s"
+                f"the garbage collector did not confirm {min(mine | self._owed)} within "
+                f"{_SECONDS:.0f} s"
             ) from None
 
     def close(self) -> None:

@@ -10,17 +10,17 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from inx_sidecar import generations, incus, paths, registered, roots, settings, snapshots, systems
+from inx_sidecar import census, generations, paths, registered, roots, settings, snapshots, systems
+from inx_sidecar.census import Census, Listed
 from inx_sidecar.collector import Collector
 from inx_sidecar.errors import InstanceError, InxError
 from inx_sidecar.estate import estate_of
 from inx_sidecar.instance import Instance
 from inx_sidecar.looks import Process
-from inx_sidecar.mirror import LINKS, Mirror, parse_root_name
+from inx_sidecar.mirror import LINKS, Mirror
 from inx_sidecar.running import Running
 from inx_sidecar.status import Reporter
 from inx_sidecar.syscalls import opened
@@ -33,28 +33,6 @@ _AT_ONCE: Final = 8
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """An instance that Incus has; `ours` if it uses the hooks, `ran` if it, or what it was copied
-    from, ran with inx."""
-
-    lxc_name: str
-    uuid: str
-    ours: bool
-    ran: bool
-
-    @classmethod
-    def of(cls, api: Mapping[str, Any]) -> "Listed":
-        name, project = api["name"], api["project"]
-        config = api["expanded_config"]
-        return cls(
-            name if project == "default" else f"{project}_{name}",
-            config.get("volatile.uuid", ""),
-            f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
-            bool(config.get("user.inx.status")),
-        )
 
 
 class Fleet:
@@ -73,7 +51,8 @@ class Fleet:
         self._syncing = asyncio.Lock()
         self._waiting: asyncio.Task[str] | None = None
         self._unread: set[str] = set()
-        self._tried: dict[str, frozenset[str]] = {}
+        self._tried: dict[tuple[str, str], dict[str, registered.Mark]] = {}
+        self._adopted: dict[tuple[str, str], tuple[int, int]] = {}
         self._complaints: dict[str, str] = {}
         self._apart: dict[str, asyncio.Task[None]] = {}
         self._reason = ""
@@ -82,6 +61,7 @@ class Fleet:
         """Before anything else."""
         self._watch.open()
         self._watch.directory(paths.INCUS_CONTAINERS, self.soon)
+        self._spawn(self._tell_again())
 
     def attach(self, instance: Instance, running: Running) -> None:
         """The instance runs: its links are roots from now on."""
@@ -101,6 +81,7 @@ class Fleet:
         await self._watch.drain()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._collector.spare()
         return ""
 
     async def sync(self) -> str:
@@ -117,13 +98,15 @@ class Fleet:
     async def keep_syncing(self) -> None:
         """Forever: when something changed, and now and then."""
         while True:
+            again = _AGAIN_SECONDS
             try:
                 await self.sync()
+                if not self._reason and not self._complaints:
+                    again = _PERIOD_SECONDS
             except InxError as error:
                 log.error("%s", error)
             except Exception:
                 log.exception("comparing roots ended in a bug")
-            again = _AGAIN_SECONDS if self._unfinished() else _PERIOD_SECONDS
             try:
                 async with asyncio.timeout(again):
                     await self._wake.wait()
@@ -147,11 +130,10 @@ class Fleet:
 
     async def _sync(self) -> str:
         await self.drain()
-        self._reason = ""
-        listed = await self._listing()
-        if listed is not None:
-            await self._adopt(listed)
-        drop = listed if not self._reason else None
+        found = await census.take()
+        self._reason = found.reason
+        await self._adopt(found)
+        drop = found if not self._reason else None
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def compare(mirror: Mirror) -> None:
@@ -163,34 +145,28 @@ class Fleet:
             if mirror.slow and mirror.uuid not in self._apart:
                 self._compare_apart(mirror, drop)
         await asyncio.gather(*(compare(mirror) for mirror in mirrors if not mirror.slow))
-        if listed is not None:
-            await self._look_at_the_stopped(listed, drop=drop is not None)
+        await self._look_at_the_stopped(found, drop=drop is not None)
         if drop is not None:
             await self._bury(drop)
         line = f"compared {len(mirrors)} running instances"
         return f"{line}; nothing was dropped: {self._reason}" if self._reason else line
 
-    async def _listing(self) -> list[Listed] | None:
-        """All instances; None, and the reason, if nothing can be said."""
-        try:
-            if await incus.at_work():
-                self._reason = "Incus is at work"
-                return None
-            return [Listed.of(instance) for instance in await incus.instances()]
-        except incus.IncusError as error:
-            self._reason = str(error)
-            return None
-
-    async def _adopt(self, listed: list[Listed]) -> None:
+    async def _adopt(self, found: Census) -> None:
         """Root what copies, imports, renamed instances and new snapshots name."""
         unread = set()
-        for item in listed:
+        for item in found.instances:
             if not item.ours:
                 continue
             place = roots.directory(item.lxc_name, item.uuid)
-            if not os.path.isdir(f"{place}/{LINKS}") and not await self._adopt_one(item):
-                unread.add(item.lxc_name)
-                continue
+            key, written = (item.lxc_name, item.uuid), item.written()
+            fresh = not os.path.isdir(f"{place}/{LINKS}")
+            changed = not self._runs(item) and self._adopted.get(key) != written
+            if fresh or changed:
+                if await self._adopt_one(item):
+                    self._adopted[key] = written
+                elif fresh:
+                    unread.add(item.lxc_name)
+                    continue
             current = roots.read(place)
             await snapshots.hold(self._collector, item.lxc_name, item.uuid, current, self._most())
         for name in unread - self._unread:
@@ -205,7 +181,7 @@ class Fleet:
     async def _adopt_one(self, item: Listed) -> bool:
         """False if nobody can say what it names."""
         name, uuid = item.lxc_name, item.uuid
-        found = await estate_of(name, _rootfs(name), self._most())
+        found = await estate_of(name, item.rootfs, self._most())
         former = [owner for owner, its in roots.owners() if its == uuid and owner != name]
         if found is None and item.ran and not former:
             return False
@@ -216,19 +192,18 @@ class Fleet:
         os.makedirs(f"{roots.directory(name, uuid)}/{LINKS}", exist_ok=True)
         return True
 
-    def _compare_apart(self, mirror: Mirror, listed: list[Listed] | None) -> None:
+    def _compare_apart(self, mirror: Mirror, found: Census | None) -> None:
         """What a file system in the container keeps waiting makes nobody else wait."""
-        task = asyncio.create_task(self._compare(mirror, listed))
+        task = asyncio.create_task(self._compare(mirror, found))
         self._apart[mirror.uuid] = task
         task.add_done_callback(lambda _: self._apart.pop(mirror.uuid))
 
-    async def _compare(self, mirror: Mirror, listed: list[Listed] | None) -> None:
+    async def _compare(self, mirror: Mirror, found: Census | None) -> None:
         name, uuid = mirror.lxc_name, mirror.uuid
 
         async def may_drop() -> bool:
             """After a look, and before a drop: did a copy or a snapshot come up meanwhile?"""
-            known = {item.lxc_name for item in listed or ()}
-            if listed is None or set(os.listdir(paths.INCUS_CONTAINERS)) - known:
+            if found is None or found.outdated():
                 return False
             current = roots.read(roots.directory(name, uuid))
             await snapshots.hold(self._collector, name, uuid, current, self._most())
@@ -252,60 +227,65 @@ class Fleet:
             self._complaints.pop(uuid, None)
         self._tell(mirror)
 
-    async def _look_at_the_stopped(self, listed: list[Listed], *, drop: bool) -> None:
-        for item in listed:
+    async def _look_at_the_stopped(self, found: Census, *, drop: bool) -> None:
+        for item in found.instances:
             name, uuid = item.lxc_name, item.uuid
-            if item.ours and self._watch.get(uuid) is None:
-                await self._look_at_stopped(name, uuid, _rootfs(name))
+            if item.ours and not self._runs(item):
+                await self._look_at_stopped(name, uuid, item.rootfs)
                 if drop and snapshots.gone(name, uuid):
                     # It may have been restored from one of them.
-                    found = await estate_of(name, _rootfs(name), self._most())
-                    if found is not None:
-                        await roots.add(self._collector, name, uuid, found)
+                    names = await estate_of(name, item.rootfs, self._most())
+                    if names is not None:
+                        await roots.add(self._collector, name, uuid, names)
                         snapshots.drop(name, uuid)
 
     async def _look_at_stopped(self, lxc_name: str, uuid: str, rootfs: str) -> None:
         """What was registered right before it stopped has no root yet."""
-        rooted = roots.read(roots.directory(lxc_name, uuid), LINKS)
-        mirrored = {parse_root_name(root)[0] for root in rooted}
-        names = frozenset(registered.names(uuid)) - mirrored
-        # Again only if there is something new: the rest lies where only a running one has it.
-        if not names or self._tried.get(uuid) == names:
+        names = registered.names(uuid)
+        # Again only if something was registered, or registered again.
+        if not names or self._tried.get((lxc_name, uuid)) == names:
             return
         try:
             await self._mirror(lxc_name, uuid, rootfs, None).take(names)
-            self._tried[uuid] = names
+            self._tried[lxc_name, uuid] = names
         except InxError as error:
             log.debug("%s", error)
 
-    async def _bury(self, listed: list[Listed]) -> None:
+    async def _bury(self, found: Census) -> None:
         """Remove all that belongs to instances that Incus has no more."""
-        known, uuids = _known(listed)
+        names = {item.lxc_name for item in found.instances}
         owners = {
             (name, uuid)
-            for name, uuid in roots.owners() - known
+            for name, uuid in roots.owners() - found.owners
             # Of the same name: another one. Not listed, but on the disk: just being made.
-            if name in {item.lxc_name for item in listed}
-            or not os.path.lexists(f"{paths.INCUS_CONTAINERS}/{name}")
+            if name in names or not os.path.lexists(f"{paths.INCUS_CONTAINERS}/{name}")
         }
         left = {uuid for uuid in os.listdir(paths.STATE) if _UUID.fullmatch(uuid)}
         left |= {uuid for uuid in os.listdir(paths.RUN) if _UUID.fullmatch(uuid)}
-        left -= uuids
+        left -= found.uuids
         if not owners and not left:
             return
         # They were there before this second list: what is new is on it.
-        again = await self._listing()
-        if again is None:
+        again = await census.take()
+        if again.reason:
             return
-        known, uuids = _known(again)
-        for name, uuid in owners - known:
+        for name, uuid in owners - again.owners:
             roots.remove(name, uuid)
             log.info("%s: roots dropped: the instance is %s", name,
-                     "renamed" if uuid in uuids else "deleted")  # fmt: skip
-        for uuid in left - uuids:
+                     "renamed" if uuid in again.uuids else "deleted")  # fmt: skip
+        for uuid in left - again.uuids:
             await self._forget(uuid)
             shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
-            self._tried.pop(uuid, None)
+            for key in [key for key in self._tried if key[1] == uuid]:
+                del self._tried[key]
+
+    async def _tell_again(self) -> None:
+        """The sidecar before this one may have died between a root and telling the collector."""
+        try:
+            for name, uuid in roots.owners():
+                await self._collector.spare(roots.read(roots.directory(name, uuid)).values())
+        except InxError as error:
+            log.error("%s", error)
 
     async def _welcome(self, instance: Instance) -> None:
         """A copy, or one that was restored, brings registered paths along."""
@@ -355,8 +335,9 @@ class Fleet:
         if instance is not None:
             self._reporter.note(instance, mirror.status())
 
-    def _unfinished(self) -> bool:
-        return bool(self._reason or self._complaints)
+    def _runs(self, item: Listed) -> bool:
+        mirror = self._watch.get(item.uuid)
+        return mirror is not None and mirror.lxc_name == item.lxc_name
 
     def _mirror(self, lxc_name: str, uuid: str, rootfs: str, process: Process | None) -> Mirror:
         return Mirror(lxc_name, uuid, rootfs, process, self._most(), self._collector)
@@ -371,11 +352,3 @@ class Fleet:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _known(listed: list[Listed]) -> tuple[set[tuple[str, str]], set[str]]:
-    return {(item.lxc_name, item.uuid) for item in listed}, {item.uuid for item in listed}
-
-
-def _rootfs(lxc_name: str) -> str:
-    return f"{paths.INCUS_CONTAINERS}/{lxc_name}/rootfs"

@@ -75,7 +75,7 @@ async def add(
             f"cannot keep {path} for {lxc_name!r} in {place}: {error.strerror or error}"
         ) from None
     finally:
-        await collector.spare(tuple(new.values()))
+        await collector.spare(new.values())
     return new
 
 

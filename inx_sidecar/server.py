@@ -18,6 +18,8 @@ from inx_sidecar.lifecycle import Lifecycle
 from inx_sidecar.service import live, notify
 
 _REQUEST_MAX: Final = 1 << 16
+# As systemd has it; asyncio would make it less.
+_BACKLOG: Final = 4096
 _FIRST_PASSED_FD: Final = 3
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ async def serve(listener: socket.socket) -> None:
 
     # From Python 3.13 on the server removes its socket at the end; this one is systemd's.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-    server = await asyncio.start_unix_server(client, sock=listener, **keep)
+    server = await asyncio.start_unix_server(client, sock=listener, backlog=_BACKLOG, **keep)
     notify("READY=1")
     async with server:
         tasks = [

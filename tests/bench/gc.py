@@ -35,7 +35,8 @@ sys.path[:0] = ["/root/inx/tests"]
 from nixworker import Client
 
 def said(*argv):
-    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True)
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done.check_returncode()
     return done.stdout.strip()
 
 def timed(*argv):

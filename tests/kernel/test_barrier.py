@@ -30,8 +30,8 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.makedirs(f"{gcroots}/inx")
     monkeypatch.setattr(paths, "SOCKET", str(tmp_path / "sidecar.sock"))
     monkeypatch.setattr(paths, "GCROOTS", f"{gcroots}/inx")
-    words = {gcroots: client.SYNC, temproots: client.DRAIN}
-    monkeypatch.setattr(barrier, "_DIRECTORIES", words)
+    questions = {gcroots: (client.DRAIN, client.SYNC), temproots: (client.DRAIN,)}
+    monkeypatch.setattr(barrier, "_QUESTIONS", questions)
 
 
 @pytest.fixture
@@ -329,13 +329,13 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def held(gate: Gate, place: str, start: Start, word: str = client.SYNC) -> float:
+async def held(gate: Gate, place: str, start: Start, word: str = client.DRAIN) -> float:
     """How long an opening was held that was asked about with `word`."""
     gate.mark(place)
     opener = start(open_it(place))
     (opening,) = openings(gate)
     begin = time.monotonic()
-    await barrier._hold(gate, opening, word)
+    await barrier.hold(gate, [opening], (word,))
     took = time.monotonic() - begin
     await until(opener.succeeded)
     return took
@@ -349,7 +349,7 @@ def test_an_opening_goes_on_when_the_sidecar_has_answered(
             gate.mark(place)
             opener = start(open_it(place))
             (opening,) = openings(gate)
-            task = asyncio.create_task(barrier._hold(gate, opening, client.SYNC))
+            task = asyncio.create_task(barrier.hold(gate, [opening], (client.SYNC,)))
             await until(lambda: sidecar.asked)
             await asyncio.sleep(0.05)
             assert not task.done() and not opener.ended()
@@ -476,15 +476,16 @@ async def guarding() -> AsyncIterator[None]:
         await asyncio.wait_for(task, SECONDS)
 
 
-def test_each_directory_has_its_word(place: str, other: str, start: Start) -> None:
+def test_each_directory_has_its_words(place: str, other: str, start: Start) -> None:
     async def main() -> None:
         async with Sidecar().running() as sidecar, guarding():
-            for directory, word in ((place, "sync"), (other, "drain")):
+            for directory, words in ((place, ["drain", "sync"]), (other, ["drain"])):
                 opener = start(open_it(directory))
                 await until(lambda: sidecar.asked)
-                assert sidecar.asked == [word] and not opener.ended()
+                assert sidecar.asked == words[:1] and not opener.ended()
                 sidecar.answering.set()
                 await until(opener.succeeded)
+                assert sidecar.asked == words
                 sidecar.answering.clear()
                 sidecar.asked.clear()
 
@@ -508,7 +509,7 @@ def test_when_it_ends_all_go_on(place: str, start: Start) -> None:
         async with Sidecar().running() as sidecar:
             async with guarding():
                 openers = [start(open_it(place)) for _ in range(10)]
-                await until(lambda: len(sidecar.asked) == 10)
+                await until(lambda: len(sidecar.asked) == 8)
                 assert not any(opener.ended() for opener in openers)
             for opener in openers:
                 await until(opener.succeeded)
@@ -573,7 +574,7 @@ def test_a_directory_that_was_replaced_is_held_as_well(
             await until(lambda: marks() == 3)
             opener = start(open_it(place))
             await until(lambda: sidecar.asked)
-            assert sidecar.asked == ["sync"] and not opener.ended()
+            assert sidecar.asked == ["drain"] and not opener.ended()
             sidecar.answering.set()
             await until(opener.succeeded)
 

@@ -20,8 +20,10 @@ TIERS = (
         "beneath", "client", "collector", "fanotify", "forked", "hook", "incus", "instance",
         "process", "storepath",
     },
-    {"barrier", "bootstrap", "config", "generations", "nixdaemon", "registered", "roots", "running",
-     "status"},
+    {
+        "barrier", "bootstrap", "census", "config", "generations", "nixdaemon", "registered",
+        "roots", "running", "status",
+    },
     {"mounts", "plan", "settings", "systems", "views"},
     {"builds", "check", "looks"},
     {"mirror"},

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from inx_sidecar.fleet import Listed
+from inx_sidecar.census import Listed
 
 pytestmark = pytest.mark.gc
 

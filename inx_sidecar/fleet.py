@@ -61,6 +61,9 @@ class Fleet:
         """Before anything else."""
         self._watch.open()
         self._watch.directory(paths.INCUS_CONTAINERS, self.soon)
+
+    def begin(self) -> None:
+        """Once what runs is attached."""
         self._spawn(self._tell_again())
 
     def attach(self, instance: Instance, running: Running) -> None:
@@ -280,10 +283,19 @@ class Fleet:
                 del self._tried[key]
 
     async def _tell_again(self) -> None:
-        """The sidecar before this one may have died between a root and telling the collector."""
+        """The sidecar before this one may have died between a root and telling the collector.
+
+        Not of links, which may be gone: the first look at each instance that runs tells of them.
+        """
+        running = {(mirror.lxc_name, mirror.uuid) for mirror in self._watch.mirrors}
         try:
-            for name, uuid in roots.owners():
-                await self._collector.spare(roots.read(roots.directory(name, uuid)).values())
+            for owner in roots.owners():
+                present = roots.read(roots.directory(*owner))
+                await self._collector.spare(
+                    path
+                    for root, path in present.items()
+                    if owner not in running or not root.startswith(LINKS)
+                )
         except InxError as error:
             log.error("%s", error)
 

@@ -79,6 +79,7 @@ class Mirror:
         self._saved_away = dict(self._away)
         self._lost: set[str] = set()
         self._copy_trouble = ""
+        self._compared = False
         self._refused_at = -_REFUSED_SECONDS
 
     @property
@@ -128,6 +129,10 @@ class Mirror:
                 held.setdefault(name, {})[path] = home
             wanted, gone = await self._wanted(texts, held)
             await self._add(wanted, texts)
+            if not self._compared:
+                # The sidecar before this one may have died between a root and telling of it.
+                await self._collector.spare(wanted.values())
+                self._compared = True
             self._known = {name: marks[name] for name in texts}
             if may_drop is not None and self.process is not None and await may_drop():
                 wanted |= await self._release(gone)
@@ -179,8 +184,9 @@ class Mirror:
                 if trouble and trouble != self._copy_trouble:
                     log.warning("%s: copies and snapshots lack roots: %s", self.lxc_name, trouble)
                 self._copy_trouble = trouble
-        except MountError:
+        except MountError as error:
             self._slow_until = time.monotonic() + _SLOW_SECONDS
+            self.trouble = str(error)
             raise
         return sights
 

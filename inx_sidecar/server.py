@@ -45,6 +45,7 @@ async def serve(listener: socket.socket) -> None:
     except InxError as error:
         log.error("%s", error)  # there may be one from before; if not, starts say so themselves
     await lifecycle.resume()
+    lifecycle.fleet.begin()
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
 

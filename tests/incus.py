@@ -198,7 +198,9 @@ class Incus:
     def story(self) -> str:
         """What one wants to read when a test failed."""
         parts = [
-            self.host.run(["journalctl", "-u", "inx-sidecar", "-n", "60", "--no-pager"]).stdout
+            self.host.run(
+                ["journalctl", "-u", "inx-sidecar", "-u", "inx-barrier", "-n", "60", "--no-pager"]
+            ).stdout
         ]
         for project, name in self._launched:
             parts += [f"--- {name}", self.log(name, project), self.console(name, project)]

@@ -1,7 +1,5 @@
-"""Register GC roots as a Nix client does, step by step or as fast as a host takes it.
-
-Also a program, copied to a host and run there: some clients of each of several instances register
-while all kinds of collections run back to back, and no path may be lost.
+"""Some clients of each of several instances register GC roots as fast as a host takes it, while all
+kinds of collections run back to back: no path may be lost. Copied to a host and run there.
 """
 
 import argparse
@@ -11,115 +9,14 @@ import itertools
 import json
 import os
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Final, Self
 
-# libstore/worker-protocol.hh
-_CLIENT_MAGIC: Final = 0x6E697863
-_DAEMON_MAGIC: Final = 0x6478696F
-_VERSION: Final = 1 << 8 | 35
-_ADD_TEXT_TO_STORE: Final = 8
-_ADD_TEMP_ROOT: Final = 11
-_ADD_INDIRECT_ROOT: Final = 12
-_LAST: Final = 0x616C7473
-_ERROR: Final = 0x63787470
-_NUMBER: Final = struct.Struct("<Q")
-
-
-class NixError(Exception):
-    """What the daemon answered."""
-
-
-class NixClient:
-    """A connection to a Nix daemon. When it is closed, its temporary roots are gone."""
-
-    def __init__(self, path: str, seconds: float = 60) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(seconds)
-        self._socket.connect(path)
-        self._file = self._socket.makefile("rb")
-        self._send(_CLIENT_MAGIC)
-        assert self._number() == _DAEMON_MAGIC
-        assert self._number() >= _VERSION
-        self._send(_VERSION, 0, 0)  # no CPU affinity, no reserved space
-        self.version = self._text()
-        self.trust = self._number()
-        self._await_answer()
-
-    def add_text(self, name: str, text: str) -> str:
-        """The store path of a file."""
-        self._send(_ADD_TEXT_TO_STORE, name, text, 0)
-        self._await_answer()
-        return self._text()
-
-    def add_temp_root(self, store_path: str) -> None:
-        self._send(_ADD_TEMP_ROOT, store_path)
-        self._await_answer()
-        assert self._number() == 1
-
-    def add_indirect_root(self, link: str) -> None:
-        self._send(_ADD_INDIRECT_ROOT, link)
-        self._await_answer()
-        assert self._number() == 1
-
-    def close(self) -> None:
-        """Wait for the end of the daemon's process for this connection."""
-        self._socket.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionError):
-            while self._file.read(4096):
-                pass
-        self._file.close()
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _send(self, *words: int | str) -> None:
-        message = b""
-        for word in words:
-            if isinstance(word, int):
-                message += _NUMBER.pack(word)
-            else:
-                data = word.encode()
-                message += _NUMBER.pack(len(data)) + data + bytes(-len(data) % 8)
-        self._socket.sendall(message)
-
-    def _read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        if len(data) < size:
-            raise ConnectionResetError("the Nix daemon closed the connection")
-        return data
-
-    def _number(self) -> int:
-        return int(_NUMBER.unpack(self._read(8))[0])
-
-    def _text(self) -> str:
-        size = self._number()
-        return self._read(size + -size % 8)[:size].decode()
-
-    def _await_answer(self) -> None:
-        kind = self._number()
-        if kind == _ERROR:
-            self._text(), self._number(), self._text()
-            raise NixError(self._text())
-        assert kind == _LAST, hex(kind)
-
-
-def make_link(target: str, link: str) -> None:
-    """As Nix does (makeSymlink)."""
-    temporary = f"{link}.tmp-{os.getpid()}-{threading.get_ident()}"
-    os.symlink(target, temporary)
-    os.rename(temporary, link)
+from nixworker import NixClient, make_link
 
 
 @dataclass

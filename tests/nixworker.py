@@ -1,45 +1,78 @@
-"""A Nix client that is fast: the worker protocol on a daemon's socket, in plain Python.
+"""A Nix client without Nix: the worker protocol on a daemon's socket, step by step and fast.
 
-Used on a disposable host, where the Nix client would take longer to start than what is looked at;
-the order of a registration is that of Nix (libstore/indirect-root-store.cc, addPermRoot).
+For tests, and for programs that are copied to a host: starting Nix's own client takes longer than
+what they look at.
 """
 
+import contextlib
 import os
 import socket
 import struct
-from typing import Self
+import threading
+from typing import Final, Self
 
-_CLIENT_MAGIC = 0x6E697863
-_SERVER_MAGIC = 0x6478696F
-_VERSION = 1 << 8 | 35
-_STDERR_LAST = 0x616C7473
-_STDERR_ERROR = 0x63787470
-_STDERR_NEXT = 0x6F6C6D67
-
-_ADD_TEXT_TO_STORE = 8
-_ADD_TEMP_ROOT = 11
-_ADD_INDIRECT_ROOT = 12
+# libstore/worker-protocol.hh
+_CLIENT_MAGIC: Final = 0x6E697863
+_DAEMON_MAGIC: Final = 0x6478696F
+_VERSION: Final = 1 << 8 | 35
+_ADD_TEXT_TO_STORE: Final = 8
+_ADD_TEMP_ROOT: Final = 11
+_ADD_INDIRECT_ROOT: Final = 12
+_LAST: Final = 0x616C7473
+_ERROR: Final = 0x63787470
+_NUMBER: Final = struct.Struct("<Q")
 
 
 class NixError(Exception):
-    """The daemon refused."""
+    """What the daemon answered."""
 
 
-class Client:
-    """One connection to a nix-daemon; closing it ends its temporary roots."""
+class NixClient:
+    """A connection to a Nix daemon. When it is closed, its temporary roots are gone."""
 
-    def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, path: str, seconds: float = 60) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(seconds)
         self._socket.connect(path)
-        self._stream = self._socket.makefile("rwb")
+        self._file = self._socket.makefile("rb")
         self._send(_CLIENT_MAGIC)
-        if self._number() != _SERVER_MAGIC:
-            raise NixError("no nix-daemon")
-        self._number()
-        self._send(_VERSION, 0, 0)
-        self._text()  # the version of Nix
-        self._number()  # whether we are trusted
-        self._answer()
+        assert self._number() == _DAEMON_MAGIC
+        assert self._number() >= _VERSION
+        self._send(_VERSION, 0, 0)  # no CPU affinity, no reserved space
+        self.version = self._text()
+        self.trust = self._number()
+        self._await_answer()
+
+    def add_text(self, name: str, text: str) -> str:
+        """The store path of a file."""
+        self._send(_ADD_TEXT_TO_STORE, name, text, 0)
+        self._await_answer()
+        return self._text()
+
+    def add_temp_root(self, store_path: str) -> None:
+        self._send(_ADD_TEMP_ROOT, store_path)
+        self._await_answer()
+        assert self._number() == 1
+
+    def add_indirect_root(self, link: str) -> None:
+        self._send(_ADD_INDIRECT_ROOT, link)
+        self._await_answer()
+        assert self._number() == 1
+
+    def register(self, store_path: str, rootfs: str, link: str) -> None:
+        """As `nix build -o` below `rootfs` (libstore/indirect-root-store.cc, addPermRoot)."""
+        self.add_temp_root(store_path)
+        make_link(store_path, f"{rootfs}{link}")
+        self.add_indirect_root(link)
+
+    def close(self) -> None:
+        """Wait for the end of the daemon's process for this connection."""
+        self._socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while self._file.read(4096):
+                pass
+        self._file.close()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -47,62 +80,39 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        self._stream.close()
-        self._socket.close()
-
-    def add_text(self, name: str, text: str) -> str:
-        """The store path of a new file."""
-        self._send(_ADD_TEXT_TO_STORE, name, text, 0)
-        self._answer()
-        return self._text()
-
-    def add_temp_root(self, path: str) -> None:
-        self._send(_ADD_TEMP_ROOT, path)
-        self._answer()
-        self._number()
-
-    def add_indirect_root(self, link: str | bytes) -> None:
-        self._send(_ADD_INDIRECT_ROOT, link)
-        self._answer()
-        self._number()
-
-    def register(self, path: str, rootfs: str, link: str) -> None:
-        """As `nix build -o`: keep `path`, make the link below `rootfs`, and register it."""
-        self.add_temp_root(path)
-        temporary = f"{rootfs}{link}.tmp-{os.getpid()}"
-        os.symlink(path, temporary)
-        os.rename(temporary, f"{rootfs}{link}")
-        self.add_indirect_root(link)
-
-    def _send(self, *values: int | str | bytes) -> None:
-        for value in values:
-            if isinstance(value, int):
-                self._stream.write(struct.pack("<Q", value))
+    def _send(self, *words: int | str) -> None:
+        message = b""
+        for word in words:
+            if isinstance(word, int):
+                message += _NUMBER.pack(word)
             else:
-                data = os.fsencode(value)
-                self._stream.write(struct.pack("<Q", len(data)) + data + b"\0" * (-len(data) % 8))
-        self._stream.flush()
+                data = word.encode()
+                message += _NUMBER.pack(len(data)) + data + bytes(-len(data) % 8)
+        self._socket.sendall(message)
+
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if len(data) < size:
+            raise ConnectionResetError("the Nix daemon closed the connection")
+        return data
 
     def _number(self) -> int:
-        data = self._stream.read(8)
-        if len(data) != 8:
-            raise NixError("the daemon closed the connection")
-        return int(struct.unpack("<Q", data)[0])
+        return int(_NUMBER.unpack(self._read(8))[0])
 
     def _text(self) -> str:
-        length = self._number()
-        data = self._stream.read(length + -length % 8)
-        return os.fsdecode(data[:length])
+        size = self._number()
+        return self._read(size + -size % 8)[:size].decode()
 
-    def _answer(self) -> None:
-        """Until the daemon has done what was asked."""
-        while (kind := self._number()) != _STDERR_LAST:
-            if kind == _STDERR_NEXT:
-                self._text()
-            elif kind == _STDERR_ERROR:
-                self._text(), self._number(), self._text()
-                message = self._text()
-                raise NixError(message)
-            else:
-                raise NixError(f"an answer that this client does not know: {kind:#x}")
+    def _await_answer(self) -> None:
+        kind = self._number()
+        if kind == _ERROR:
+            self._text(), self._number(), self._text()
+            raise NixError(self._text())
+        assert kind == _LAST, hex(kind)
+
+
+def make_link(target: str, link: str) -> None:
+    """As Nix does (makeSymlink)."""
+    temporary = f"{link}.tmp-{os.getpid()}-{threading.get_ident()}"
+    os.symlink(target, temporary)
+    os.rename(temporary, link)

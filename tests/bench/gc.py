@@ -32,7 +32,7 @@ done
 MEASURE = """
 import json, os, subprocess, sys, time
 sys.path[:0] = ["/root/inx/tests"]
-from nixworker import Client
+from nixworker import NixClient
 
 def said(*argv):
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -52,7 +52,7 @@ class Instance:
         self.daemon = f"/run/inx/{uuid}/daemon-socket/socket"
 
     def register(self, count, link):
-        with Client(self.daemon) as client:
+        with NixClient(self.daemon) as client:
             for number in range(count):
                 client.register(paths[number], self.rootfs, f"/root/{link}-{number}")
 
@@ -62,7 +62,7 @@ class Instance:
 
 count, links, rounds = json.load(sys.stdin)
 instances = [Instance(f"b{number}") for number in range(1, count + 1)]
-keeper = Client(instances[0].daemon)
+keeper = NixClient(instances[0].daemon)
 paths = [keeper.add_text(f"bench-{number}", f"{number}") for number in range(max(*links, rounds))]
 answer = {"syncs": {}}
 sidecar = "/opt/inx/bin/inx-sidecar"
@@ -77,7 +77,7 @@ latencies = []
 for number in range(rounds):
     instance = instances[number % count]
     before = len(os.listdir(instance.roots))
-    with Client(instance.daemon) as client:
+    with NixClient(instance.daemon) as client:
         client.register(paths[number], instance.rootfs, f"/root/late-{number}")
         begin = time.perf_counter()
         while len(os.listdir(instance.roots)) == before:

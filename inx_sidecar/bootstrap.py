@@ -22,7 +22,17 @@ _TOOL: Final = f"{paths.RUN}/busybox"
 
 
 def install_busybox() -> None:
-    """Copy a static busybox to /run/inx once; every instance gets a hard link to it."""
+    """Copy a static busybox to /run/inx once; every instance gets a hard link to it.
+
+    UnsupportedError if that fails.
+    """
+    try:
+        _install_busybox()
+    except OSError as error:
+        raise UnsupportedError(f"cannot install {_TOOL}: {error.strerror}") from None
+
+
+def _install_busybox() -> None:
     temporary = f"{_TOOL}.new"
     shutil.copyfile(find("busybox"), temporary)
     with open(temporary, "rb") as file:

@@ -31,10 +31,10 @@ async def estate_of(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | N
     found: dict[str, str] = {}
     try:
         found |= system_roots(generations.read(rootfs, lxc_name))
-        sights = await looks.look_below(lxc_name, rootfs, texts) if texts else {}
+        looked = await looks.look_below(lxc_name, rootfs, texts)
         found |= {
             root_name(registered.name_of(text), path, True): path
-            for text, sight in sights.items()
+            for text, sight in looked.sights.items()
             for path in sight.targets
         }
     except InxError as error:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from inx_sidecar import census, generations, paths, registered, roots, settings, snapshots, systems
 from inx_sidecar.census import Census, Listed
 from inx_sidecar.collector import Collector
-from inx_sidecar.errors import InstanceError, InxError
+from inx_sidecar.errors import InstanceError, InxError, RootError
 from inx_sidecar.estate import estate_of
 from inx_sidecar.instance import Instance
 from inx_sidecar.looks import Process
@@ -53,6 +53,8 @@ class Fleet:
         self._unread: set[str] = set()
         self._tried: dict[tuple[str, str], dict[str, registered.Mark]] = {}
         self._adopted: dict[tuple[str, str], tuple[int, int]] = {}
+        # By uuid: those of the comparison before this one, not to repeat them, and of this one.
+        self._said: dict[str, str] = {}
         self._complaints: dict[str, str] = {}
         self._apart: dict[str, asyncio.Task[None]] = {}
         self._reason = ""
@@ -60,7 +62,8 @@ class Fleet:
     def open(self) -> None:
         """Before anything else."""
         self._watch.open()
-        self._watch.directory(paths.INCUS_CONTAINERS, self.soon)
+        for directory in (paths.INCUS_CONTAINERS, paths.INCUS_SNAPSHOTS):
+            self._watch.directory(directory, self.soon)
 
     def begin(self) -> None:
         """Once what runs is attached."""
@@ -88,7 +91,22 @@ class Fleet:
         return ""
 
     async def sync(self) -> str:
-        """Compare everything; a line on what there is then."""
+        """Compare everything; a line on what there is then. RootError if some could not be."""
+        try:
+            line = await self._compare_all()
+        except OSError as error:
+            self.soon()
+            raise RootError(f"cannot compare all roots: {error}") from None
+        except InxError:
+            self.soon()
+            raise
+        if self._reason or self._complaints:
+            self.soon()
+        if self._complaints:
+            raise RootError(min(self._complaints.values()))
+        return line
+
+    async def _compare_all(self) -> str:
         # One that runs may have passed what the caller asks about; one that waits will not.
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._sync_in_turn())
@@ -103,11 +121,12 @@ class Fleet:
         while True:
             again = _AGAIN_SECONDS
             try:
-                await self.sync()
-                if not self._reason and not self._complaints:
+                await self._compare_all()
+                hanging = any(mirror.hanging for mirror in self._watch.mirrors)
+                if not (self._reason or self._complaints or hanging):
                     again = _PERIOD_SECONDS
-            except InxError as error:
-                log.error("%s", error)
+            except (InxError, OSError) as error:
+                log.error("cannot compare all roots: %s", error)
             except Exception:
                 log.exception("comparing roots ended in a bug")
             try:
@@ -132,6 +151,7 @@ class Fleet:
             return await self._sync()
 
     async def _sync(self) -> str:
+        self._said, self._complaints = self._complaints, {}
         await self.drain()
         found = await census.take()
         self._reason = found.reason
@@ -160,18 +180,18 @@ class Fleet:
         for item in found.instances:
             if not item.ours:
                 continue
-            place = roots.directory(item.lxc_name, item.uuid)
-            key, written = (item.lxc_name, item.uuid), item.written()
-            fresh = not os.path.isdir(f"{place}/{LINKS}")
-            changed = not self._runs(item) and self._adopted.get(key) != written
-            if fresh or changed:
-                if await self._adopt_one(item):
-                    self._adopted[key] = written
-                elif fresh:
+            try:
+                if not await self._adopt_if_new(item):
                     unread.add(item.lxc_name)
                     continue
-            current = roots.read(place)
-            await snapshots.hold(self._collector, item.lxc_name, item.uuid, current, self._most())
+                current = roots.read(roots.directory(item.lxc_name, item.uuid))
+                await snapshots.hold(
+                    self._collector, item.lxc_name, item.uuid, current, settings.most_roots()
+                )
+            except (InxError, OSError) as error:
+                # Others are compared all the same; nothing is dropped.
+                self._reason = str(error)
+                self._complain(item.uuid, item.lxc_name, error)
         for name in unread - self._unread:
             log.warning(
                 "%s: its storage is not mounted, and what it may need is not known: no root of any "
@@ -181,10 +201,22 @@ class Fleet:
         if unread:
             self._reason = f"{min(unread)!r} is a copy that has never been started"
 
+    async def _adopt_if_new(self, item: Listed) -> bool:
+        """False if nobody can say what it names."""
+        key, written = (item.lxc_name, item.uuid), item.written()
+        fresh = not os.path.isdir(f"{roots.directory(*key)}/{LINKS}")
+        changed = not self._runs(item) and self._adopted.get(key) != written
+        if fresh or changed:
+            if await self._adopt_one(item):
+                self._adopted[key] = written
+            elif fresh:
+                return False
+        return True
+
     async def _adopt_one(self, item: Listed) -> bool:
         """False if nobody can say what it names."""
         name, uuid = item.lxc_name, item.uuid
-        found = await estate_of(name, item.rootfs, self._most())
+        found = await estate_of(name, item.rootfs, settings.most_roots())
         former = [owner for owner, its in roots.owners() if its == uuid and owner != name]
         if found is None and item.ran and not former:
             return False
@@ -192,7 +224,7 @@ class Fleet:
         for owner in former:
             wanted = roots.read(roots.directory(owner, uuid)) | wanted
         await roots.add(self._collector, name, uuid, wanted)
-        os.makedirs(f"{roots.directory(name, uuid)}/{LINKS}", exist_ok=True)
+        roots.make(name, uuid, LINKS)
         return True
 
     def _compare_apart(self, mirror: Mirror, found: Census | None) -> None:
@@ -209,7 +241,7 @@ class Fleet:
             if found is None or found.outdated():
                 return False
             current = roots.read(roots.directory(name, uuid))
-            await snapshots.hold(self._collector, name, uuid, current, self._most())
+            await snapshots.hold(self._collector, name, uuid, current, settings.most_roots())
             return True
 
         try:
@@ -224,10 +256,10 @@ class Fleet:
                     snapshots.drop(name, uuid)
         except InstanceError as error:
             log.debug("%s", error)  # it ended meanwhile
-        except InxError as error:
-            self._complain(mirror, error)
+        except (InxError, OSError) as error:
+            self._complain(uuid, name, error)
         else:
-            self._complaints.pop(uuid, None)
+            mirror.trouble = ""
         self._tell(mirror)
 
     async def _look_at_the_stopped(self, found: Census, *, drop: bool) -> None:
@@ -237,7 +269,7 @@ class Fleet:
                 await self._look_at_stopped(name, uuid, item.rootfs)
                 if drop and snapshots.gone(name, uuid):
                     # It may have been restored from one of them.
-                    names = await estate_of(name, item.rootfs, self._most())
+                    names = await estate_of(name, item.rootfs, settings.most_roots())
                     if names is not None:
                         await roots.add(self._collector, name, uuid, names)
                         snapshots.drop(name, uuid)
@@ -251,7 +283,7 @@ class Fleet:
         try:
             await self._mirror(lxc_name, uuid, rootfs, None).take(names)
             self._tried[lxc_name, uuid] = names
-        except InxError as error:
+        except (InxError, OSError) as error:
             log.debug("%s", error)
 
     async def _bury(self, found: Census) -> None:
@@ -274,8 +306,8 @@ class Fleet:
             return
         for name, uuid in owners - again.owners:
             roots.remove(name, uuid)
-            log.info("%s: roots dropped: the instance is %s", name,
-                     "renamed" if uuid in again.uuids else "deleted")  # fmt: skip
+            why = "renamed" if uuid in again.uuids else "deleted"
+            log.info("%s: roots dropped: the instance is %s", name, why)
         for uuid in left - again.uuids:
             await self._forget(uuid)
             shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
@@ -296,7 +328,7 @@ class Fleet:
                     for root, path in present.items()
                     if owner not in running or not root.startswith(LINKS)
                 )
-        except InxError as error:
+        except (InxError, OSError) as error:
             log.error("%s", error)
 
     async def _welcome(self, instance: Instance) -> None:
@@ -306,16 +338,14 @@ class Fleet:
             with opened(
                 os.open(instance.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             ) as root:
-                brought = registered.read_inside(root, instance.lxc_name, self._most())
+                brought = registered.read_inside(root, instance.lxc_name, settings.most_roots())
             names = registered.names(instance.uuid)
             for text in brought:
                 if registered.name_of(text) not in names:
                     registered.put(instance.uuid, text)
             if mirror is not None:
                 await mirror.compare(None)
-            os.makedirs(
-                f"{roots.directory(instance.lxc_name, instance.uuid)}/{LINKS}", exist_ok=True
-            )
+            roots.make(instance.lxc_name, instance.uuid, LINKS)
         except (InxError, OSError) as error:
             log.error("%s: %s", instance.lxc_name, error)
         if mirror is not None:
@@ -327,8 +357,8 @@ class Fleet:
             await mirror.take(names)
         except InstanceError as error:
             log.debug("%s", error)  # it ended: its stop hook looks again
-        except InxError as error:
-            self._complain(mirror, error)
+        except (InxError, OSError) as error:
+            self._complain(mirror.uuid, mirror.lxc_name, error)
             self.soon()
         except Exception:
             log.exception("%s: taking roots ended in a bug", mirror.lxc_name)
@@ -336,11 +366,16 @@ class Fleet:
             self.soon()
         self._tell(mirror)
 
-    def _complain(self, mirror: Mirror, error: InxError) -> None:
+    def _complain(self, uuid: str, lxc_name: str, error: Exception) -> None:
         """Once: it is tried again and again."""
-        if self._complaints.get(mirror.uuid) != str(error):
-            self._complaints[mirror.uuid] = str(error)
-            log.error("%s: %s", mirror.lxc_name, error)
+        mirror = self._watch.get(uuid)
+        if mirror is not None:
+            mirror.trouble = str(error)
+            self._tell(mirror)
+        said = self._said.get(uuid) or self._complaints.get(uuid)
+        self._complaints[uuid] = str(error)
+        if said != str(error):
+            log.error("%s: %s", lxc_name, error)
 
     def _tell(self, mirror: Mirror) -> None:
         instance = self._instances.get(mirror.uuid)
@@ -352,13 +387,7 @@ class Fleet:
         return mirror is not None and mirror.lxc_name == item.lxc_name
 
     def _mirror(self, lxc_name: str, uuid: str, rootfs: str, process: Process | None) -> Mirror:
-        return Mirror(lxc_name, uuid, rootfs, process, self._most(), self._collector)
-
-    def _most(self) -> int:
-        try:
-            return settings.load().max_roots_per_instance
-        except InxError:
-            return settings.Settings.max_roots_per_instance
+        return Mirror(lxc_name, uuid, rootfs, process, settings.most_roots(), self._collector)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

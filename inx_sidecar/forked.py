@@ -23,9 +23,17 @@ _TRACE_MAX: Final = 4000
 Result = tuple[Any, list[int]]
 
 
+class TookTooLongError(MountError):
+    """The child did not end in time; `ended` is done when it has, which may be never."""
+
+    def __init__(self, message: str, ended: asyncio.Future[None]) -> None:
+        super().__init__(message)
+        self.ended = ended
+
+
 async def call(function: Callable[[], Result], what: str, seconds: float = _SECONDS) -> Result:
-    """The result of `function`; MountError saying that `what` failed if it raises, and that it
-    took too long if it does not end within `seconds`.
+    """The result of `function`; MountError saying that `what` failed if it raises, and
+    TookTooLongError if it does not end within `seconds`.
 
     An InxError comes through as it is. The child must not use the event loop.
     """
@@ -35,15 +43,18 @@ async def call(function: Callable[[], Result], what: str, seconds: float = _SECO
         _child(function, theirs)
     theirs.close()
     ours.setblocking(False)
+    late = False
     try:
         await _readable(ours, seconds)
         message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_MAX, _FDS_MAX)
     except TimeoutError:
-        raise MountError(f"{what} took over {seconds:.0f} s") from None
+        late = True
     finally:
         ours.close()
         os.kill(pid, signal.SIGKILL)
-        await _reap(pid)
+        ended = await _reap(pid)
+    if late:
+        raise TookTooLongError(f"{what} took over {seconds:.0f} s", ended)
     if message == _IN_A_FILE:
         with open(fds.pop(), "rb") as file:
             file.seek(0)
@@ -83,7 +94,7 @@ def _child(function: Callable[[], Result], channel: socket.socket) -> None:
         os._exit(0)
 
 
-async def _reap(pid: int) -> None:
+async def _reap(pid: int) -> asyncio.Future[None]:
     """Wait a moment for the child; one that the kernel holds fast ends some time after that."""
     loop = asyncio.get_running_loop()
     pidfd = os.pidfd_open(pid)
@@ -97,6 +108,7 @@ async def _reap(pid: int) -> None:
 
     loop.add_reader(pidfd, reap)
     await asyncio.wait([ended], timeout=_REAP_SECONDS)
+    return ended
 
 
 def _settle(ready: asyncio.Future[None]) -> None:

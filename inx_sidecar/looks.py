@@ -5,9 +5,11 @@ behind, and finds no way out of the container's root directory (openat2 with RES
 magic links). As for Nix, a root is a path whose last step is a link with the text of a store path.
 """
 
+import asyncio
 import errno
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,6 +31,9 @@ from inx_sidecar.views import View, of_container
 _SECONDS: Final = 4.0
 # These answers are final; others may be due to the moment, or to a right that root lacks.
 _NO_SUCH_LINK: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+# Before each answer; JSON takes it for white space.
+_BEGUN: Final = b" "
+_LACKING: Final = "copies and snapshots lack roots"
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
@@ -56,32 +61,67 @@ class Process:
     started: int
 
 
-async def look(name: str, process: Process, texts: Sequence[str]) -> tuple[dict[str, Sight], str]:
-    """What is at the paths `texts` of a running container, whose own copy of them is completed;
-    and why that could not be done, if so.
+@dataclass(frozen=True)
+class Looked:
+    """What was seen, up to the path at which a file system did not answer, if any; `trouble` is one
+    sentence on what else went wrong. If something did not answer in time, `late` is done when
+    whoever waited for it has ended."""
 
-    InstanceError if the container has ended, MountError if it cannot be looked into in time.
+    sights: Mapping[str, Sight]
+    hung: str | None = None
+    trouble: str = ""
+    late: asyncio.Future[None] | None = None
+
+
+async def look(name: str, process: Process, texts: Sequence[str]) -> Looked:
+    """What is at the paths `texts` of a running container, whose own copy of them is completed.
+
+    InstanceError if the container has ended, TookTooLongError if it cannot be looked into in time.
     """
 
-    def inside() -> forked.Result:
+    def inside(progress: int) -> list[str]:
         views, complete = _become(name, process)
-        answers = [_look(text, views, complete) for text in texts]
-        there = [text for text, answer in zip(texts, answers, strict=True) if answer["targets"]]
-        return [answers, _note(views[0].root, name, add=there)], []
+        there = [text for text in texts if _tell(progress, text, views, complete)["targets"]]
+        trouble = _note(views[0].root, name, add=there)
+        few = "" if complete else f"{name!r} has too many processes to look at: no root is dropped"
+        return [trouble, few]
 
-    (answers, trouble), _ = await forked.call(inside, f"looking into {name!r}", _SECONDS)
-    return _sights(texts, answers), str(trouble)
+    return await _looked(inside, texts, f"looking into {name!r}")
 
 
-async def look_below(name: str, rootfs: str, texts: Sequence[str]) -> dict[str, Sight]:
+async def look_below(name: str, rootfs: str, texts: Sequence[str]) -> Looked:
     """The same for the root file system of a container that does not run; nothing is written."""
 
-    def inside() -> forked.Result:
+    def inside(progress: int) -> list[str]:
         view = View.at(rootfs)
-        return [_look(text, [view], True) for text in texts], []
+        for text in texts:
+            _tell(progress, text, [view], True)
+        return []
 
-    answers, _ = await forked.call(inside, f"looking into {rootfs} of {name!r}", _SECONDS)
-    return _sights(texts, answers)
+    return await _looked(inside, texts, f"looking into {rootfs} of {name!r}")
+
+
+async def _looked(inside: Callable[[int], list[str]], texts: Sequence[str], what: str) -> Looked:
+    """Run `inside` in a child, which writes each answer as it has it: a path that does not answer
+    keeps nobody from those before it."""
+    with opened(os.memfd_create("sights", os.MFD_CLOEXEC)) as progress:
+        try:
+            troubles, _ = await forked.call(lambda: (inside(progress), []), what, _SECONDS)
+        except forked.TookTooLongError as error:
+            if not os.fstat(progress).st_size:
+                raise
+            sights = _sights(texts, progress)
+            if len(sights) == len(texts):
+                return Looked(sights, trouble=f"{_LACKING}: {error}", late=error.ended)
+            return Looked(sights, hung=texts[len(sights)], late=error.ended)
+        return Looked(_sights(texts, progress), trouble="; ".join(filter(None, troubles)))
+
+
+def _tell(progress: int, text: str, views: Sequence[View], complete: bool) -> dict[str, Any]:
+    os.write(progress, _BEGUN)
+    answer = _look(text, views, complete)
+    os.write(progress, json.dumps(answer).encode() + b"\n")
+    return answer
 
 
 async def forget_inside(name: str, process: Process, texts: Sequence[str]) -> None:
@@ -108,9 +148,10 @@ def _note(root: int, name: str, add: Iterable[str] = (), remove: Iterable[str] =
     try:
         registered.write_inside(root, name, add, remove)
     except InxError as error:
-        return str(error)
+        return f"{_LACKING}: {error}"
     except OSError as error:
-        return f"/{GCROOTS_INSIDE}/auto of {name!r} cannot be written: {error.strerror}"
+        place = f"/{GCROOTS_INSIDE}/auto of {name!r}"
+        return f"{_LACKING}: {place} cannot be written: {error.strerror}"
     return ""
 
 
@@ -184,7 +225,11 @@ def _mount_of(root: int, text: str) -> int:
     return deepest
 
 
-def _sights(texts: Sequence[str], answers: Iterable[Mapping[str, Any]]) -> dict[str, Sight]:
+def _sights(texts: Sequence[str], progress: int) -> dict[str, Sight]:
+    """Of those paths, from the first, that have an answer."""
+    os.lseek(progress, 0, os.SEEK_SET)
+    with open(progress, "rb", closefd=False) as file:
+        answers = [json.loads(line) for line in file if line.endswith(b"\n")]
     return {
         text: Sight(
             targets=answer["targets"],
@@ -192,5 +237,5 @@ def _sights(texts: Sequence[str], answers: Iterable[Mapping[str, Any]]) -> dict[
             missing=frozenset(answer["missing"]),
             sure=answer["sure"],
         )
-        for text, answer in zip(texts, answers, strict=True)
+        for text, answer in zip(texts, answers, strict=False)
     }

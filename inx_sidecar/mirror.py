@@ -12,12 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar import looks, paths, registered, roots
 from inx_sidecar.collector import Collector
-from inx_sidecar.errors import MountError, RootError
-from inx_sidecar.looks import Process, Sight
+from inx_sidecar.forked import TookTooLongError
+from inx_sidecar.looks import Looked, Process, Sight
 from inx_sidecar.storepath import valid_paths
 
 LINKS: Final = "links/"
@@ -25,8 +26,11 @@ _AWAY: Final = ".away"
 _BATCH: Final = 500
 _LINES: Final = 20
 _SHOWN: Final = 200
-_SLOW_SECONDS: Final = 600.0
+_PATIENCE_SECONDS: Final = (15.0, 600.0)
 _REFUSED_SECONDS: Final = 10.0
+# More paths that do not answer than this, and the rest of a batch waits for its next turn.
+_MAX_HUNG: Final = 2
+_UNSURE: Final = Sight(sure=False)
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,25 @@ def judge(
     return {path: home for path, home in held.items() if not home}
 
 
+@dataclass(frozen=True)
+class _Pause:
+    """How long nobody is sent to what did not answer: ever longer, and not before the one who was
+    sent last has ended."""
+
+    seconds: float = 0.0
+    until: float = 0.0
+    ended: asyncio.Future[None] | None = None
+
+    def lasts(self) -> bool:
+        waiting = self.ended is not None and not self.ended.done()
+        return waiting or time.monotonic() < self.until
+
+    def again(self, ended: asyncio.Future[None]) -> "_Pause":
+        first, most = _PATIENCE_SECONDS
+        seconds = min(max(first, self.seconds * 2), most)
+        return _Pause(seconds, time.monotonic() + seconds, ended)
+
+
 class Mirror:
     """The links of one instance; without a `process` it does not run."""
 
@@ -68,8 +91,8 @@ class Mirror:
         self.rootfs = rootfs
         self.process = process
         self.most = most
-        self._slow_until = 0.0
-        # What could not be made a root, in one sentence: tried again at every comparison.
+        self._slow = _Pause()
+        # What does not work, in one sentence: tried again and again.
         self.trouble = ""
         self.over = 0
         self._collector = collector
@@ -78,14 +101,21 @@ class Mirror:
         self._away = _recall_away(uuid)
         self._saved_away = dict(self._away)
         self._lost: set[str] = set()
-        self._copy_trouble = ""
+        self._held: set[str] = set()
+        self._look_trouble = ""
+        self._hung: dict[str, _Pause] = {}
         self._compared = False
         self._refused_at = -_REFUSED_SECONDS
 
     @property
     def slow(self) -> bool:
         """A file system in it did not answer of late: nobody waits for this instance."""
-        return time.monotonic() < self._slow_until
+        return self._slow.lasts()
+
+    @property
+    def hanging(self) -> bool:
+        """Something in it did not answer when it was last looked at."""
+        return self.slow or bool(self._hung)
 
     @property
     def crowded(self) -> bool:
@@ -123,6 +153,7 @@ class Mirror:
             self._known = {name: self._known[name] for name in self._known if name in marks}
             texts = await self._admit(marks)
             present = roots.read(roots.directory(self.lxc_name, self.uuid), LINKS)
+            self._held = set(present)
             held: dict[str, dict[str, bool]] = {}
             for root, path in present.items():
                 name, home = parse_root_name(root)
@@ -138,15 +169,18 @@ class Mirror:
                 wanted |= await self._release(gone)
                 self._drop(present, wanted, texts)
             self._save_away()
-        self._find_lost(present | wanted, texts)
+        self._find_lost({root: path for root, path in present.items() if root in wanted}, texts)
 
     def status(self) -> str:
         """What the operator should know; empty if all is well."""
         if self.over:
             return (
-                f"{self.most} GC roots are registered inside, the most that "
-                "'max_roots_per_instance' allows; newer ones are not kept"
+                f"{self.most} GC roots are registered inside and newer ones are not kept: remove "
+                f"links, or raise max_roots_per_instance in {paths.CONFIG}"
             )
+        hung = [text for text, pause in self._hung.items() if pause.lasts()]
+        if hung and not self.trouble:
+            return f"the file system at {_shown(hung[0])} does not answer"
         return self.trouble
 
     async def _wanted(
@@ -173,22 +207,39 @@ class Mirror:
         return wanted, gone
 
     async def _look(self, texts: Iterable[str]) -> dict[str, Sight]:
-        wanted = list(dict.fromkeys(texts))
-        if not wanted:
-            return {}
+        """What is at each path; nothing is sure of one whose file system did not answer of late."""
+        sights = dict.fromkeys(texts, _UNSURE)
+        left = [text for text in sights if text not in self._hung or not self._hung[text].lasts()]
+        for _ in range(_MAX_HUNG):
+            if not left:
+                break
+            looked = await self._look_at(left)
+            sights |= looked.sights
+            if looked.late is not None:
+                self._slow = self._slow.again(looked.late)
+            if looked.hung is None:
+                self._hung = {text: pause for text, pause in self._hung.items() if pause.lasts()}
+                break
+            self._hung[looked.hung] = self._slow
+            log.warning(
+                "%s: the file system at %s does not answer; what is linked there is kept as it is",
+                self.lxc_name, _shown(looked.hung),
+            )  # fmt: skip
+            left = left[left.index(looked.hung) + 1 :]
+        return sights
+
+    async def _look_at(self, texts: list[str]) -> Looked:
         try:
             if self.process is None:
-                sights = await looks.look_below(self.lxc_name, self.rootfs, wanted)
-            else:
-                sights, trouble = await looks.look(self.lxc_name, self.process, wanted)
-                if trouble and trouble != self._copy_trouble:
-                    log.warning("%s: copies and snapshots lack roots: %s", self.lxc_name, trouble)
-                self._copy_trouble = trouble
-        except MountError as error:
-            self._slow_until = time.monotonic() + _SLOW_SECONDS
-            self.trouble = str(error)
+                return await looks.look_below(self.lxc_name, self.rootfs, texts)
+            looked = await looks.look(self.lxc_name, self.process, texts)
+        except TookTooLongError as error:
+            self._slow = self._slow.again(error.ended)
             raise
-        return sights
+        if looked.trouble and looked.trouble != self._look_trouble:
+            log.warning("%s: %s", self.lxc_name, looked.trouble)
+        self._look_trouble = looked.trouble
+        return looked
 
     async def _admit(self, names: Iterable[str]) -> dict[str, str]:
         """The paths of `names` without those that are refused, which are forgotten."""
@@ -198,10 +249,7 @@ class Mirror:
         over = order[room:]
         texts = registered.read(self.uuid, order[:room])
         stored = [name for name, text in texts.items() if f"{text}/".startswith(f"{paths.STORE}/")]
-        refused = [f"root refused: {_shown(texts.pop(name))} is in the store" for name in stored]
-        if refused and time.monotonic() - self._refused_at > _REFUSED_SECONDS:
-            self._refused_at = time.monotonic()
-            self._log(refused, logging.WARNING)
+        self._refuse([f"{_shown(texts.pop(name))} is in the store" for name in stored])
         for batch in _batches([*over, *stored]):
             registered.forget(self.uuid, batch)
             await asyncio.sleep(0)
@@ -215,17 +263,18 @@ class Mirror:
     async def _add(self, wanted: Mapping[str, str], texts: Mapping[str, str]) -> None:
         valid = valid_paths(wanted.values())
         real = {root: path for root, path in wanted.items() if path in valid}
-        try:
-            new = await roots.add(self._collector, self.lxc_name, self.uuid, real)
-        except RootError as error:
-            self.trouble = str(error)
-            raise
-        self.trouble = ""
+        new = await roots.add(self._collector, self.lxc_name, self.uuid, real)
         self._log(
             f"root added: {_shown(texts[parse_root_name(root)[0]])} -> {path}"
             for root, path in new.items()
         )
-        self._find_lost(wanted, texts)
+        self._refuse(
+            f"{_shown(texts[parse_root_name(root)[0]])} -> {path} is not in the store"
+            for root, path in wanted.items()
+            if path not in valid and root not in self._held
+        )
+        self._held |= real.keys()
+        self._find_lost(new, texts)
 
     async def _release(self, gone: Mapping[str, str]) -> dict[str, str]:
         """Forget registered paths that lead nowhere; the roots of those that do so after all.
@@ -267,14 +316,17 @@ class Mirror:
         )
 
     def _find_lost(self, held: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Roots that stand and hold nothing: their store paths were collected all the same."""
         lost = set(held.values()) - valid_paths(held.values())
-        for root, path in held.items():
-            if path in lost and path not in self._lost:
-                text = texts.get(parse_root_name(root)[0], "?")
-                log.error(
-                    "%s: root lost: %s -> %s is not in the store; build it again",
-                    self.lxc_name, _shown(text), path,
-                )  # fmt: skip
+        self._log(
+            (
+                f"root lost: {_shown(texts.get(parse_root_name(root)[0], '?'))} -> {path} is no "
+                "more in the store; build it again"
+                for root, path in held.items()
+                if path in lost and path not in self._lost
+            ),
+            logging.ERROR,
+        )
         self._lost = (self._lost - set(held.values())) | lost
 
     def _remember(self, name: str, sight: Sight) -> None:
@@ -296,6 +348,13 @@ class Mirror:
                 os.rename(f"{path}.new", path)
             except OSError as error:
                 log.debug("%s: %s", self.lxc_name, error)  # then only this sidecar knows
+
+    def _refuse(self, lines: Iterable[str]) -> None:
+        """Now and then: a container may have as many refused as it likes."""
+        refused = [f"root refused: {line}" for line in lines]
+        if refused and time.monotonic() - self._refused_at > _REFUSED_SECONDS:
+            self._refused_at = time.monotonic()
+            self._log(refused, logging.WARNING)
 
     def _log(self, lines: Iterable[str], level: int = logging.INFO) -> None:
         for count, line in enumerate(lines):

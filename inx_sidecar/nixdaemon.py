@@ -21,7 +21,13 @@ class NixDaemon:
         self._change: asyncio.Task[InxError | None] | None = None
 
     def prepare(self) -> None:
-        """Make what the units need; never removes anything."""
+        """Make what the units need; never removes anything. UnsupportedError if that fails."""
+        try:
+            self._prepare()
+        except OSError as error:
+            raise UnsupportedError(f"cannot make {error.filename}: {error.strerror}") from None
+
+    def _prepare(self) -> None:
         uuid = self._uuid
         os.makedirs(os.path.dirname(paths.GC_SOCKET), mode=0o755, exist_ok=True)
         # Not for the host's users: anyone may speak to the socket below.

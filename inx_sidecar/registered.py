@@ -104,17 +104,17 @@ def read_inside(root: int, instance: str, most: int) -> list[str]:
 
 def write_inside(root: int, instance: str, add: Iterable[str], remove: Iterable[str]) -> None:
     """Keep the container's own copy; only in a child that has become the container's root."""
-    with opened(open_directory(root, paths.GCROOTS_INSIDE, instance, make=True)) as gcroots:
-        with opened(open_directory(gcroots, _AUTO, instance, make=True)) as auto:
-            for path in add:
-                name = name_of(path)
-                if not _is(auto, name, path):
-                    _replace_at(auto, name, path)
-            for path in remove:
-                try:
-                    os.unlink(name_of(path), dir_fd=auto)
-                except FileNotFoundError:
-                    pass
+    place = f"{paths.GCROOTS_INSIDE}/{_AUTO}"
+    with opened(open_directory(root, place, instance, make=True)) as auto:
+        for path in add:
+            name = name_of(path)
+            if not _is(auto, name, path):
+                _replace_at(auto, name, path)
+        for path in remove:
+            try:
+                os.unlink(name_of(path), dir_fd=auto)
+            except FileNotFoundError:
+                pass
 
 
 def _is(auto: int, name: str, path: str) -> bool:

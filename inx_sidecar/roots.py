@@ -79,6 +79,15 @@ async def add(
     return new
 
 
+def make(lxc_name: str, uuid: str, within: str) -> None:
+    """The directory for roots `within` the instance's own, empty so far."""
+    place = f"{directory(lxc_name, uuid)}/{within}"
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise RootError(f"cannot make {place}: {error.strerror}") from None
+
+
 def drop(lxc_name: str, uuid: str, names: Iterable[str]) -> None:
     place = directory(lxc_name, uuid)
     try:

@@ -85,10 +85,13 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 
 async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
     """Status and message: an expected failure's own, 1 for a bug, which goes to the journal."""
+    asked: Request | str | None = None
     try:
-        said = await _handle(lifecycle, parse(request))
+        asked = parse(request)
+        said = await _handle(lifecycle, asked)
     except InxError as error:
-        log.error("%s", error)
+        if not isinstance(asked, str):
+            log.error("%s", error)  # who asks by a word says so
         return f"{error.status}\n{error}".encode()
     except Exception:
         log.error("%s", traceback.format_exc())

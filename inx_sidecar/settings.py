@@ -73,6 +73,14 @@ def load(path: str = paths.CONFIG) -> Settings:
     return Settings(**table)
 
 
+def most_roots() -> int:
+    """`max_roots_per_instance`; roots are kept with the default while the settings are wrong."""
+    try:
+        return load().max_roots_per_instance
+    except ConfigError:
+        return Settings.max_roots_per_instance
+
+
 def _check(path: str, name: str, value: Any) -> Any:
     def bad(allowed: str) -> ConfigError:
         return ConfigError(f"{path}: {name} is {value!r}; allowed: {allowed}")

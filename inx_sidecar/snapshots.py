@@ -53,7 +53,7 @@ async def hold(
         place = f"{SNAPSHOTS}{key}/"
         wanted = {f"{place}{os.path.basename(path)[:32]}": path for path in named}
         await roots.add(collector, lxc_name, uuid, wanted)
-        os.makedirs(f"{roots.directory(lxc_name, uuid)}/{place}", exist_ok=True)
+        roots.make(lxc_name, uuid, place)
 
 
 def gone(lxc_name: str, uuid: str) -> list[str]:

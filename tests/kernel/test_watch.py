@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from inx_sidecar import paths, registered, watch
 from inx_sidecar.collector import Collector
-from inx_sidecar.mirror import Mirror
+from inx_sidecar.mirror import Mirror, _Pause
 from inx_sidecar.syscalls import CLONE_NEWUSER, unshare
 from inx_sidecar.watch import Watch
 
@@ -209,7 +208,7 @@ def test_an_instance_that_is_slow_is_not_waited_for() -> None:
             taken.go.clear()
             registered.put(WEB, "/one")
             await asyncio.sleep(0.05)
-            one._slow_until = time.monotonic() + 60
+            one._slow = _Pause().again(asyncio.get_running_loop().create_future())
             await asyncio.wait_for(watched.drain(), 10)
             assert taken.of() == set()
             taken.go.set()

@@ -6,6 +6,7 @@ lead elsewhere, and a refusal names the very step that stands in the way.
 
 import errno
 import os
+import secrets
 
 from inx_sidecar.errors import InstanceError
 from inx_sidecar.syscalls import (
@@ -61,3 +62,14 @@ def _open(parent: int, name: str) -> int:
         os.O_PATH | os.O_DIRECTORY,
         RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
     )
+
+
+def replace_link(dir_fd: int, name: str, target: str) -> None:
+    """Make `name` a link to `target`: a complete one takes the place of whatever was there."""
+    temporary = f".inx-{secrets.token_hex(8)}"
+    os.symlink(target, temporary, dir_fd=dir_fd)
+    try:
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError:
+        os.unlink(temporary, dir_fd=dir_fd)
+        raise

@@ -11,13 +11,12 @@ only by a process that has become the container's root.
 
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from inx_sidecar import paths
-from inx_sidecar.beneath import open_directory
+from inx_sidecar.beneath import open_directory, replace_link
 from inx_sidecar.errors import InstanceError
 from inx_sidecar.storepath import STORE_PATH
 from inx_sidecar.syscalls import opened
@@ -55,9 +54,9 @@ class Select:
     pinned: bool
 
     def apply(self, dir_fd: int) -> int:
-        _replace(dir_fd, "system", f"system-{self.number}-link")
+        replace_link(dir_fd, "system", f"system-{self.number}-link")
         if self.pinned:
-            _replace(dir_fd, _PINNED, str(self.number))
+            replace_link(dir_fd, _PINNED, str(self.number))
         else:
             _remove(dir_fd, _PINNED)
         return self.number
@@ -77,9 +76,9 @@ class Append:
         # Like Nix: the same system again is not a new generation.
         if number is None or present.system != self.toplevel:
             number = _next_number(dir_fd, present)
-            _replace(dir_fd, f"system-{number}-link", self.toplevel)
-        _replace(dir_fd, "system", f"system-{number}-link")
-        _replace(dir_fd, _SOURCE, self.fingerprint)
+            replace_link(dir_fd, f"system-{number}-link", self.toplevel)
+        replace_link(dir_fd, "system", f"system-{number}-link")
+        replace_link(dir_fd, _SOURCE, self.fingerprint)
         _remove(dir_fd, _PINNED)
         for old in superfluous({*present.links, number}, number, self.keep):
             _remove(dir_fd, f"system-{old}-link")
@@ -153,16 +152,6 @@ def _next_number(dir_fd: int, present: Generations) -> int:
             "remove it"
         )
     return number
-
-
-def _replace(dir_fd: int, name: str, target: str) -> None:
-    temporary = f".inx-{secrets.token_hex(8)}"
-    os.symlink(target, temporary, dir_fd=dir_fd)
-    try:
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except OSError:
-        os.unlink(temporary, dir_fd=dir_fd)
-        raise
 
 
 def _remove(dir_fd: int, name: str) -> None:

@@ -9,12 +9,11 @@ write that one.
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Iterable
 from typing import Final
 
 from inx_sidecar import paths
-from inx_sidecar.beneath import open_directory
+from inx_sidecar.beneath import open_directory, replace_link
 from inx_sidecar.errors import InstanceError
 from inx_sidecar.syscalls import opened
 
@@ -69,7 +68,8 @@ def read(uuid: str, some: Iterable[str]) -> dict[str, str]:
 
 
 def put(uuid: str, path: str) -> None:
-    _replace(paths.auto_dir(uuid), name_of(path), path)
+    with opened(os.open(paths.auto_dir(uuid), os.O_PATH | os.O_DIRECTORY)) as auto:
+        replace_link(auto, name_of(path), path)
 
 
 def forget(uuid: str, some: Iterable[str]) -> None:
@@ -109,7 +109,7 @@ def write_inside(root: int, instance: str, add: Iterable[str], remove: Iterable[
         for path in add:
             name = name_of(path)
             if not _is(auto, name, path):
-                _replace_at(auto, name, path)
+                replace_link(auto, name, path)
         for path in remove:
             try:
                 os.unlink(name_of(path), dir_fd=auto)
@@ -122,18 +122,3 @@ def _is(auto: int, name: str, path: str) -> bool:
         return os.readlink(name, dir_fd=auto) == path
     except OSError:
         return False
-
-
-def _replace(directory: str, name: str, path: str) -> None:
-    with opened(os.open(directory, os.O_PATH | os.O_DIRECTORY)) as place:
-        _replace_at(place, name, path)
-
-
-def _replace_at(place: int, name: str, path: str) -> None:
-    temporary = f".{secrets.token_hex(8)}"
-    os.symlink(path, temporary, dir_fd=place)
-    try:
-        os.rename(temporary, name, src_dir_fd=place, dst_dir_fd=place)
-    except OSError:
-        os.unlink(temporary, dir_fd=place)
-        raise

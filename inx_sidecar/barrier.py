@@ -110,7 +110,8 @@ class _Barrier:
 
     def _ask(self) -> None:
         while self._waiting and len(self._tasks) < _AT_ONCE:
-            words, openings = self._waiting.popitem()
+            words = next(iter(self._waiting))  # who came first
+            openings = self._waiting.pop(words)
             task = asyncio.create_task(hold(self.gate, openings, words))
             self._tasks.add(task)
             task.add_done_callback(self._asked)
@@ -139,7 +140,10 @@ async def hold(gate: Gate, openings: list[Opening], words: tuple[str, ...]) -> N
         log.error("%s goes on: %s", who, error)
     finally:
         for opening in openings:
-            gate.let_through(opening)
+            try:
+                gate.let_through(opening)
+            except OSError as error:
+                log.debug("process %d: %s", opening.pid, error)  # it was killed meanwhile
     took = loop.time() - begin
     if took > _SLOW_SECONDS:
         log.info("%s waited %.1f s for roots to be made", who, took)

@@ -59,9 +59,12 @@ class Census:
     def uuids(self) -> set[str]:
         return {item.uuid for item in self.instances}
 
-    def outdated(self) -> bool:
-        """Something came up since."""
-        return not _entries() <= self.entries
+    async def holds(self) -> bool:
+        """Nothing came up since, and Incus is not making anything."""
+        try:
+            return not self.reason and _entries() <= self.entries and not await incus.at_work()
+        except incus.IncusError:
+            return False
 
 
 async def take() -> Census:

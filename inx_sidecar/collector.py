@@ -77,6 +77,7 @@ class Collector:
                 await writer.drain()
                 if await reader.read(1) != b"1":
                     raise ConnectionResetError
+                self._owed.discard(path)
         except (FileNotFoundError, ConnectionError):
             self.close()
             return False

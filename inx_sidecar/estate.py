@@ -8,8 +8,9 @@ import logging
 import os
 
 from inx_sidecar import generations, looks, registered
-from inx_sidecar.errors import InxError
-from inx_sidecar.mirror import root_name
+from inx_sidecar.errors import InxError, RootError
+from inx_sidecar.forked import TookTooLongError
+from inx_sidecar.mirror import batches, root_name
 from inx_sidecar.storepath import valid_paths
 from inx_sidecar.syscalls import opened
 from inx_sidecar.systems import system_roots
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 async def estate_of(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | None:
     """Root names and valid store paths; None if the file system is not mounted.
 
-    What cannot be read is not kept: whoever made it so in the container has only that to lose.
+    RootError if not all could be looked at in time. What cannot be read is not kept: whoever made
+    it so in the container has only that to lose.
     """
     try:
         root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -31,12 +33,17 @@ async def estate_of(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | N
     found: dict[str, str] = {}
     try:
         found |= system_roots(generations.read(rootfs, lxc_name))
-        looked = await looks.look_below(lxc_name, rootfs, texts)
-        found |= {
-            root_name(registered.name_of(text), path, True): path
-            for text, sight in looked.sights.items()
-            for path in sight.targets
-        }
+        for batch in batches(texts):
+            looked = await looks.look_below(lxc_name, rootfs, batch)
+            if looked.late is not None:
+                raise TookTooLongError(f"{rootfs} took too long to look at", looked.late)
+            found |= {
+                root_name(registered.name_of(text), path, True): path
+                for text, sight in looked.sights.items()
+                for path in sight.targets
+            }
+    except TookTooLongError as error:
+        raise RootError(f"not all that {lxc_name!r} names can be kept: {error}") from None
     except InxError as error:
         log.error("%s: %s", lxc_name, error)
     valid = valid_paths(found.values())

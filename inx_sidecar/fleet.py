@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import re
-import shutil
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
@@ -167,7 +166,8 @@ class Fleet:
         for mirror in mirrors:
             if mirror.slow and mirror.uuid not in self._apart:
                 self._compare_apart(mirror, drop)
-        await asyncio.gather(*(compare(mirror) for mirror in mirrors if not mirror.slow))
+        waited = [m for m in mirrors if not m.slow and m.uuid not in self._apart]
+        await asyncio.gather(*(compare(mirror) for mirror in waited))
         await self._look_at_the_stopped(found, drop=drop is not None)
         if drop is not None:
             await self._bury(drop)
@@ -181,7 +181,7 @@ class Fleet:
             if not item.ours:
                 continue
             try:
-                if not await self._adopt_if_new(item):
+                if not await self._adopt_if_new(item, found.owners):
                     unread.add(item.lxc_name)
                     continue
                 current = roots.read(roots.directory(item.lxc_name, item.uuid))
@@ -201,23 +201,24 @@ class Fleet:
         if unread:
             self._reason = f"{min(unread)!r} is a copy that has never been started"
 
-    async def _adopt_if_new(self, item: Listed) -> bool:
+    async def _adopt_if_new(self, item: Listed, listed: set[tuple[str, str]]) -> bool:
         """False if nobody can say what it names."""
         key, written = (item.lxc_name, item.uuid), item.written()
         fresh = not os.path.isdir(f"{roots.directory(*key)}/{LINKS}")
         changed = not self._runs(item) and self._adopted.get(key) != written
         if fresh or changed:
-            if await self._adopt_one(item):
+            if await self._adopt_one(item, listed):
                 self._adopted[key] = written
             elif fresh:
                 return False
         return True
 
-    async def _adopt_one(self, item: Listed) -> bool:
+    async def _adopt_one(self, item: Listed, listed: set[tuple[str, str]]) -> bool:
         """False if nobody can say what it names."""
         name, uuid = item.lxc_name, item.uuid
         found = await estate_of(name, item.rootfs, settings.most_roots())
-        former = [owner for owner, its in roots.owners() if its == uuid and owner != name]
+        # Not one that Incus still has: an import may have the uuid of what was exported.
+        former = [owner for owner, its in roots.owners() - listed if its == uuid]
         if found is None and item.ran and not former:
             return False
         wanted = dict(found or {})
@@ -238,7 +239,7 @@ class Fleet:
 
         async def may_drop() -> bool:
             """After a look, and before a drop: did a copy or a snapshot come up meanwhile?"""
-            if found is None or found.outdated():
+            if found is None or not await found.holds():
                 return False
             current = roots.read(roots.directory(name, uuid))
             await snapshots.hold(self._collector, name, uuid, current, settings.most_roots())
@@ -251,8 +252,9 @@ class Fleet:
                 present = generations.read(mirror.rootfs, instance.name)
                 await systems.keep_systems(self._collector, instance, present, None)
                 rooted = roots.read(roots.directory(name, uuid))
-                if await may_drop():
-                    roots.drop(name, uuid, systems.superfluous(present, rooted))
+                unwanted = systems.superfluous(present, rooted)
+                if (unwanted or snapshots.gone(name, uuid)) and await may_drop():
+                    roots.drop(name, uuid, unwanted)
                     snapshots.drop(name, uuid)
         except InstanceError as error:
             log.debug("%s", error)  # it ended meanwhile
@@ -281,8 +283,10 @@ class Fleet:
         if not names or self._tried.get((lxc_name, uuid)) == names:
             return
         try:
-            await self._mirror(lxc_name, uuid, rootfs, None).take(names)
-            self._tried[lxc_name, uuid] = names
+            mirror = self._mirror(lxc_name, uuid, rootfs, None)
+            await mirror.take(names)
+            if not mirror.hanging:
+                self._tried[lxc_name, uuid] = names
         except (InxError, OSError) as error:
             log.debug("%s", error)
 
@@ -297,7 +301,9 @@ class Fleet:
         }
         left = {uuid for uuid in os.listdir(paths.STATE) if _UUID.fullmatch(uuid)}
         left |= {uuid for uuid in os.listdir(paths.RUN) if _UUID.fullmatch(uuid)}
-        left -= found.uuids
+        # What runs is there, whatever uuid it was given meanwhile.
+        left = {uuid for uuid in left - found.uuids if Running.recall(uuid) is None}
+        owners = {(name, uuid) for name, uuid in owners if Running.recall(uuid) is None}
         if not owners and not left:
             return
         # They were there before this second list: what is new is on it.
@@ -310,7 +316,6 @@ class Fleet:
             log.info("%s: roots dropped: the instance is %s", name, why)
         for uuid in left - again.uuids:
             await self._forget(uuid)
-            shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
             for key in [key for key in self._tried if key[1] == uuid]:
                 del self._tried[key]
 

@@ -182,8 +182,10 @@ class Lifecycle:
         """The instance was deleted."""
         life = self._life(uuid)
         async with life.lock:
-            _release(life)
+            if life.start is not None or life.attached.is_set():
+                return  # it came back, as by an import
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
+            shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
             life.daemon.begin_stop()
             await _quieten(life)
             with contextlib.suppress(FileNotFoundError):

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from inx_sidecar import looks, paths, registered, roots
@@ -28,7 +29,7 @@ _LINES: Final = 20
 _SHOWN: Final = 200
 _PATIENCE_SECONDS: Final = (15.0, 600.0)
 _REFUSED_SECONDS: Final = 10.0
-# More paths that do not answer than this, and the rest of a batch waits for its next turn.
+# More paths that do not answer than this, and the rest waits for its next turn.
 _MAX_HUNG: Final = 2
 _UNSURE: Final = Sight(sure=False)
 
@@ -104,6 +105,7 @@ class Mirror:
         self._held: set[str] = set()
         self._look_trouble = ""
         self._hung: dict[str, _Pause] = {}
+        self._budget = _MAX_HUNG
         self._compared = False
         self._refused_at = -_REFUSED_SECONDS
 
@@ -130,7 +132,8 @@ class Mirror:
     async def take(self, names: Iterable[str]) -> None:
         """Make what was registered under `names` roots."""
         async with self._lock:
-            for batch in _batches(names):
+            self._budget = _MAX_HUNG
+            for batch in batches(names):
                 marks = registered.marks(self.uuid, batch)
                 texts = await self._admit(marks)
                 sights = await self._look(texts.values())
@@ -149,6 +152,7 @@ class Mirror:
         """Look at every registered path; drop what leads nowhere if it runs and `may_drop`, asked
         after the look, allows."""
         async with self._lock:
+            self._budget = _MAX_HUNG
             marks = registered.names(self.uuid)
             self._known = {name: self._known[name] for name in self._known if name in marks}
             texts = await self._admit(marks)
@@ -165,8 +169,9 @@ class Mirror:
                 await self._collector.spare(wanted.values())
                 self._compared = True
             self._known = {name: marks[name] for name in texts}
-            if may_drop is not None and self.process is not None and await may_drop():
-                wanted |= await self._release(gone)
+            drop = gone or present.keys() - wanted.keys()
+            if drop and may_drop is not None and self.process is not None and await may_drop():
+                wanted |= await self._release(gone, present)
                 self._drop(present, wanted, texts)
             self._save_away()
         self._find_lost({root: path for root, path in present.items() if root in wanted}, texts)
@@ -190,7 +195,7 @@ class Mirror:
         tight = len(texts) * 2 > self.most
         wanted: dict[str, str] = {}
         gone: dict[str, str] = {}
-        for batch in _batches(texts):
+        for batch in batches(texts):
             some = {name: texts[name] for name in batch}
             sights = await self._look(some.values())
             for name, text in some.items():
@@ -210,9 +215,7 @@ class Mirror:
         """What is at each path; nothing is sure of one whose file system did not answer of late."""
         sights = dict.fromkeys(texts, _UNSURE)
         left = [text for text in sights if text not in self._hung or not self._hung[text].lasts()]
-        for _ in range(_MAX_HUNG):
-            if not left:
-                break
+        while left and self._budget:
             looked = await self._look_at(left)
             sights |= looked.sights
             if looked.late is not None:
@@ -221,6 +224,7 @@ class Mirror:
                 self._hung = {text: pause for text, pause in self._hung.items() if pause.lasts()}
                 break
             self._hung[looked.hung] = self._slow
+            self._budget -= 1
             log.warning(
                 "%s: the file system at %s does not answer; what is linked there is kept as it is",
                 self.lxc_name, _shown(looked.hung),
@@ -241,16 +245,16 @@ class Mirror:
         self._look_trouble = looked.trouble
         return looked
 
-    async def _admit(self, names: Iterable[str]) -> dict[str, str]:
+    async def _admit(self, names: Mapping[str, registered.Mark]) -> dict[str, str]:
         """The paths of `names` without those that are refused, which are forgotten."""
         # The ones that were there first stay.
-        order = sorted(names, key=lambda name: name not in self._known)
+        order = sorted(names, key=lambda name: (name not in self._known, names[name][1]))
         room = max(0, self.most - len(self._known.keys() - set(order)))
         over = order[room:]
         texts = registered.read(self.uuid, order[:room])
         stored = [name for name, text in texts.items() if f"{text}/".startswith(f"{paths.STORE}/")]
         self._refuse([f"{_shown(texts.pop(name))} is in the store" for name in stored])
-        for batch in _batches([*over, *stored]):
+        for batch in batches([*over, *stored]):
             registered.forget(self.uuid, batch)
             await asyncio.sleep(0)
         if over and not self.over:
@@ -262,7 +266,11 @@ class Mirror:
 
     async def _add(self, wanted: Mapping[str, str], texts: Mapping[str, str]) -> None:
         valid = valid_paths(wanted.values())
-        real = {root: path for root, path in wanted.items() if path in valid}
+        # A path may lead elsewhere in each mount namespace: their number is the container's choice.
+        some = islice(
+            ((root, path) for root, path in wanted.items() if path in valid), 2 * self.most
+        )
+        real = dict(some)
         new = await roots.add(self._collector, self.lxc_name, self.uuid, real)
         self._log(
             f"root added: {_shown(texts[parse_root_name(root)[0]])} -> {path}"
@@ -276,7 +284,7 @@ class Mirror:
         self._held |= real.keys()
         self._find_lost(new, texts)
 
-    async def _release(self, gone: Mapping[str, str]) -> dict[str, str]:
+    async def _release(self, gone: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
         """Forget registered paths that lead nowhere; the roots of those that do so after all.
 
         A link is there before Nix registers it, so one that was registered again before it was
@@ -284,20 +292,24 @@ class Mirror:
         """
         if not gone:
             return {}
-        registered.forget(self.uuid, gone)
         back: dict[str, str] = {}
-        again: dict[str, str] = {}
-        for batch in _batches(gone):
-            sights = await self._look(gone[name] for name in batch)
-            for name in batch:
-                targets = sights[gone[name]].targets
-                back |= {root_name(name, path, home): path for path, home in targets.items()}
-                if targets or not sights[gone[name]].sure:
-                    again[name] = gone[name]
-        for text in again.values():
-            registered.put(self.uuid, text)
+        left: dict[str, str] = {}
+        registered.forget(self.uuid, gone)
+        try:
+            for batch in batches(gone):
+                sights = await self._look(gone[name] for name in batch)
+                for name in batch:
+                    sight = sights[gone[name]]
+                    back |= {root_name(name, p, home): p for p, home in sight.targets.items()}
+                    if sight.sure and not sight.targets:
+                        left[name] = gone[name]
+        finally:
+            # Also what nobody has looked at, should something have kept us from it.
+            again = {name: text for name, text in gone.items() if name not in left}
+            for text in again.values():
+                registered.put(self.uuid, text)
         await self._add(back, again)
-        left = {name: text for name, text in gone.items() if name not in again}
+        back |= {root: path for root, path in present.items() if parse_root_name(root)[0] in again}
         for name in left:
             self._known.pop(name, None)
             self._away.pop(name, None)
@@ -364,7 +376,7 @@ class Mirror:
             log.log(level, "%s: %s", self.lxc_name, line)
 
 
-def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+def batches(names: Iterable[str]) -> Iterator[list[str]]:
     everything = list(names)
     for start in range(0, len(everything), _BATCH):
         yield everything[start : start + _BATCH]

@@ -24,6 +24,8 @@ _LENGTH: Final = 32
 # A link that takes another's place may get the inode number of one before it.
 Mark = tuple[int, int]
 _AUTO: Final = "auto"
+# So many entries that are none of ours may stand in the container's own directory.
+_OTHERS: Final = 1000
 
 
 def name_of(path: str) -> str:
@@ -89,8 +91,8 @@ def read_inside(root: int, instance: str, most: int) -> list[str]:
     found: list[str] = []
     with opened(place), opened(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)) as auto:
         with os.scandir(auto) as entries:
-            for entry in entries:
-                if len(found) == most:
+            for count, entry in enumerate(entries):
+                if len(found) == most or count > 2 * most + _OTHERS:
                     break
                 if NAME.fullmatch(entry.name):
                     try:

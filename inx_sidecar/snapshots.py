@@ -27,14 +27,16 @@ def present(lxc_name: str) -> dict[str, str]:
         with os.scandir(parent) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                found[f"{entry.name}.{status.st_ino:x}.{status.st_ctime_ns:x}"] = entry.path
+                # The device tells apart what has one number on all of btrfs' subvolumes.
+                identity = f"{status.st_dev:x}-{status.st_ino:x}"
+                found[f"{entry.name}.{identity}.{status.st_ctime_ns:x}"] = entry.path
     except FileNotFoundError:
         pass
     return found
 
 
 def held(lxc_name: str, uuid: str) -> set[str]:
-    """The keys of the snapshots that have roots, or were seen to need none."""
+    """The keys of the snapshots that have roots, not always all of them."""
     try:
         return set(os.listdir(f"{roots.directory(lxc_name, uuid)}/{SNAPSHOTS}"))
     except FileNotFoundError:
@@ -46,7 +48,9 @@ async def hold(
 ) -> None:
     """Root what new snapshots name; `current` are the roots of the instance itself."""
     there = present(lxc_name)
-    for key in there.keys() - held(lxc_name, uuid):
+    for key in there:
+        if os.path.exists(_seen(lxc_name, uuid, key)):
+            continue
         rootfs = f"{there[key]}/rootfs"
         names = await estate_of(lxc_name, rootfs, most)
         named = set(current.values()) if names is None else set(names.values())
@@ -54,6 +58,13 @@ async def hold(
         wanted = {f"{place}{os.path.basename(path)[:32]}": path for path in named}
         await roots.add(collector, lxc_name, uuid, wanted)
         roots.make(lxc_name, uuid, place)
+        with open(_seen(lxc_name, uuid, key), "w"):
+            pass
+
+
+def _seen(lxc_name: str, uuid: str, key: str) -> str:
+    """A file, which is no root, that is there once all roots of the snapshot are."""
+    return f"{roots.directory(lxc_name, uuid)}/{SNAPSHOTS}{key}/seen"
 
 
 def gone(lxc_name: str, uuid: str) -> list[str]:

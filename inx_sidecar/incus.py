@@ -15,6 +15,15 @@ from inx_sidecar import paths
 from inx_sidecar.errors import InxError
 
 _SECONDS: Final = 60.0
+# internal/server/db/operationtype: one that hangs, as a stop may, must not hold everything up.
+_MAKE_NOTHING: Final = (
+    "Starting ",
+    "Stopping ",
+    "Restarting ",
+    "Freezing ",
+    "Unfreezing ",
+    "Deleting ",
+)
 
 
 class IncusError(InxError):
@@ -45,11 +54,11 @@ async def instances() -> list[Mapping[str, Any]]:
 
 
 async def at_work() -> bool:
-    """Whether it creates, copies, moves or deletes something just now."""
+    """Whether it creates, copies, moves or snapshots something just now."""
     answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")
     kinds = answer["metadata"] or {}
     return any(
-        operation["class"] == "task"
+        operation["class"] == "task" and not operation["description"].startswith(_MAKE_NOTHING)
         for kind in ("pending", "running", "cancelling")
         for operation in kinds.get(kind, [])
     )

@@ -182,8 +182,10 @@ class Lifecycle:
         """The instance was deleted."""
         life = self._life(uuid)
         async with life.lock:
-            if life.start is not None or life.attached.is_set():
+            start = life.start
+            if Running.recall(uuid) or (start and os.path.exists(start.instance.rootfs)):
                 return  # it came back, as by an import
+            _release(life)
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
             shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
             life.daemon.begin_stop()

@@ -14,6 +14,7 @@ from typing import Final
 from inx_sidecar import paths
 from inx_sidecar.errors import UnsupportedError, one_line
 from inx_sidecar.process import find
+from inx_sidecar.storepath import veil
 
 _READY: Final = "ready"
 _FAILED: Final = "failed"
@@ -63,10 +64,12 @@ def prepare(uuid: str, *, ready: bool, notice: str = "") -> None:
 class Console:
     """The writing end of `console`; lines are dropped while nobody reads and the pipe is full.
 
+    With `veiled`, for a container that may not learn which store paths there are, without names.
     The first of `ready`, `failed` and `close` counts; after it the others do nothing.
     """
 
-    def __init__(self, uuid: str) -> None:
+    def __init__(self, uuid: str, *, veiled: bool = False) -> None:
+        self._veiled = veiled
         self._directory = paths.boot_dir(uuid)
         path = f"{self._directory}/{_CONSOLE}"
         # Reading and writing: opening waits for nobody, and a reader that leaves breaks nothing.
@@ -74,6 +77,7 @@ class Console:
         self._closed = False
 
     def print(self, line: str) -> None:
+        line = veil(line) if self._veiled else line
         shown = "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
         try:
             os.write(self._fifo, f"{shown}\r\n".encode())
@@ -96,6 +100,7 @@ class Console:
 
     def _end(self, mark: str, text: str) -> None:
         if not self._closed:
+            text = veil(text) if self._veiled else text
             _write(self._directory, mark, text, unread=self._unread())
             os.unlink(f"{self._directory}/{_CONSOLE}")
             self.close()

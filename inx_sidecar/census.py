@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from inx_sidecar import incus, paths
+from inx_sidecar.storepath import listed
 
 
 @dataclass(frozen=True)
 class Listed:
     """An instance that Incus has; `ours` if it uses the hooks, `ran` if it, or what it was copied
-    from, ran with inx."""
+    from, ran with inx; `include` are the store paths that it shows in addition to its system."""
 
     lxc_name: str
     uuid: str
     ours: bool
     ran: bool
+    include: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, api: Mapping[str, Any]) -> Self:
@@ -27,6 +29,7 @@ class Listed:
             config.get("volatile.uuid", ""),
             f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
             bool(config.get("user.inx.status")),
+            listed(config.get("user.inx.store.include", "")),
         )
 
     @property

@@ -3,21 +3,27 @@
 import os
 import platform
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import yaml
 
 from inx_sidecar import barrier, forked, incus, paths
-from inx_sidecar.errors import InxError
+from inx_sidecar.errors import InxError, MountError
+from inx_sidecar.overlay import show_only
 from inx_sidecar.process import run
 from inx_sidecar.settings import load
 from inx_sidecar.storepath import valid_paths
 from inx_sidecar.syscalls import (
     AT_FDCWD,
+    CLONE_NEWNS,
     CLONE_NEWUSER,
     MOUNT_ATTR_IDMAP,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
     mount_setattr,
     open_tree,
     opened,
@@ -27,6 +33,7 @@ from inx_sidecar.syscalls import (
 _KERNEL: Final = (5, 12)
 _INCUS: Final = (6, 0)
 _NIX: Final = (2, 18)
+_FIRST_ID: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,43 @@ async def _owners_mapped() -> list[Finding]:
 
 
 def _try_idmap() -> forked.Result:
-    """In a child: map the owners of the store with a user namespace made for the purpose."""
+    """In a child: map the owners of the store."""
+    with opened(open_tree(AT_FDCWD, paths.STORE)) as store, _user_namespace() as user:
+        mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
+    return None, []
+
+
+async def _isolated_store() -> list[Finding]:
+    subject = f"a part of {paths.STORE} can be shown alone"
+    try:
+        await forked.call(_try_overlay, "mounting")
+    except InxError as error:
+        return [Finding(subject, f"{error}; instances with user.inx.store=isolated do not start")]
+    return [Finding(subject)]
+
+
+def _try_overlay() -> forked.Result:
+    """In a child: show nothing but two entries of the store."""
+    unshare(CLONE_NEWNS)
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("inx", "/run", "tmpfs", 0, "mode=755")
+    names = frozenset(sorted(os.listdir(paths.STORE))[:2])
+    with opened(open_tree(AT_FDCWD, paths.STORE)) as store, _user_namespace() as user:
+        try:
+            mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
+        except OSError:
+            pass  # as the start of an instance does; a finding of its own
+        with opened(show_only(names, store, (_FIRST_ID, _FIRST_ID), "/run/layers")) as shown:
+            with opened(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=shown)) as directory:
+                seen = os.listdir(directory)
+    if set(seen) != names:
+        raise MountError(f"it shows {seen} instead of {sorted(names)}")
+    return None, []
+
+
+@contextmanager
+def _user_namespace() -> Iterator[int]:
+    """One made for the purpose, as an unprivileged container has."""
     go, done = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -90,16 +133,12 @@ def _try_idmap() -> forked.Result:
         os.read(done[0], 1)
         for kind in ("uid_map", "gid_map"):
             with open(f"/proc/{pid}/{kind}", "w") as file:
-                file.write("0 1000000 65536")
-        with (
-            opened(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)) as user,
-            opened(open_tree(AT_FDCWD, paths.STORE)) as store,
-        ):
-            mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
+                file.write(f"0 {_FIRST_ID} 65536")
+        with opened(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)) as user:
+            yield user
     finally:
         os.write(go[1], b"1")
         os.waitpid(pid, 0)
-    return None, []
 
 
 async def _nix() -> list[Finding]:
@@ -208,6 +247,6 @@ def _at_least(what: str, text: str, wanted: tuple[int, int], why: str) -> Findin
 
 
 _LOOKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
-    _kernel, _cgroups, _nix, _owners_mapped, _busybox, _settings, _hooks, _sidecar, _barrier,
-    _incus, _profile, _instances,
+    _kernel, _cgroups, _nix, _owners_mapped, _isolated_store, _busybox, _settings, _hooks,
+    _sidecar, _barrier, _incus, _profile, _instances,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar.errors import ConfigError
-from inx_sidecar.storepath import STORE_PATH
+from inx_sidecar.storepath import STORE_PATH, listed
 
 PREFIX: Final = "user.inx."
 
@@ -97,6 +97,8 @@ class Wish:
     generation: int | None = None
     keep: int = 5
     daemon: bool | None = None
+    isolated: bool = False
+    include: tuple[str, ...] = ()
 
     def fingerprint(self, resolved: str | None = None) -> str:
         """Equal as long as no rebuild is asked for; `resolved` is where a System leads.
@@ -118,9 +120,15 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
     for key in given:
         if key not in _KEYS and not _WRITTEN_BY_SIDECAR.fullmatch(key):
             raise ConfigError(f"unknown key {_shown(key, 450)}; {_known()}")
-    if given.get(f"{PREFIX}store") == "isolated":
-        raise ConfigError("user.inx.store=isolated is not available yet; use 'shared'")
     values = {key: _KEYS[key](key, value) for key, value in given.items() if key in _KEYS}
+    isolated = given.get(f"{PREFIX}store") == "isolated"
+    if isolated and given.get(f"{PREFIX}daemon") == "true":
+        raise ConfigError(
+            "user.inx.daemon=true and user.inx.store=isolated exclude each other: a Nix daemon "
+            "shows every path of the store; unset one"
+        )
+    if not isolated and f"{PREFIX}store.include" in given:
+        raise ConfigError("user.inx.store.include goes with user.inx.store=isolated")
     generation = given.get(f"{PREFIX}generation")
     return Wish(
         source=_source(values, instance, default_flake),
@@ -128,6 +136,8 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
         generation=None if generation is None else int(generation),
         keep=int(given.get(f"{PREFIX}keep", Wish.keep)),
         daemon=_bool(given.get(f"{PREFIX}daemon")),
+        isolated=isolated,
+        include=listed(given.get(f"{PREFIX}store.include", "")),
     )
 
 
@@ -214,6 +224,12 @@ def _one_of(*allowed: str) -> Callable[[str, str], str]:
     return check
 
 
+def _store_paths(key: str, value: str) -> str:
+    if re.sub(r"[\s,]+", " ", value).split() != list(listed(value)):
+        raise _bad(key, value, "/nix/store/HASH-NAME, more of them with blanks between")
+    return value
+
+
 def _any(_key: str, value: str) -> str:
     return value
 
@@ -236,6 +252,7 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.attr": _attr,
     "user.inx.system": _system,
     "user.inx.store": _one_of("shared", "isolated"),
+    "user.inx.store.include": _store_paths,
     "user.inx.daemon": _one_of("true", "false"),
     "user.inx.generation": _number(1, 999_999_999),
     "user.inx.update": _any,

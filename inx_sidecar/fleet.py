@@ -22,6 +22,7 @@ from inx_sidecar.looks import Process
 from inx_sidecar.mirror import LINKS, Mirror
 from inx_sidecar.running import Running
 from inx_sidecar.status import Reporter
+from inx_sidecar.storepath import valid_paths
 from inx_sidecar.syscalls import opened
 from inx_sidecar.watch import Watch
 
@@ -221,7 +222,7 @@ class Fleet:
         former = [owner for owner, its in roots.owners() - listed if its == uuid]
         if found is None and item.ran and not former:
             return False
-        wanted = dict(found or {})
+        wanted = (found or {}) | systems.included_roots(valid_paths(item.include))
         for owner in former:
             wanted = roots.read(roots.directory(owner, uuid)) | wanted
         await roots.add(self._collector, name, uuid, wanted)
@@ -252,7 +253,7 @@ class Fleet:
                 present = generations.read(mirror.rootfs, instance.name)
                 await systems.keep_systems(self._collector, instance, present, None)
                 rooted = roots.read(roots.directory(name, uuid))
-                unwanted = systems.superfluous(present, rooted)
+                unwanted = systems.superfluous(present, instance.included, rooted)
                 if (unwanted or snapshots.gone(name, uuid)) and await may_drop():
                     roots.drop(name, uuid, unwanted)
                     snapshots.drop(name, uuid)
@@ -340,9 +341,8 @@ class Fleet:
         """A copy, or one that was restored, brings registered paths along."""
         mirror = self._watch.get(instance.uuid)
         try:
-            with opened(
-                os.open(instance.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            ) as root:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            with opened(os.open(instance.rootfs, flags)) as root:
                 brought = registered.read_inside(root, instance.lxc_name, settings.most_roots())
             names = registered.names(instance.uuid)
             for text in brought:

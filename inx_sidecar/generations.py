@@ -2,17 +2,19 @@
 
 `system` -> `system-N-link` -> store path, as Nix writes them, so that snapshots, copies and exports
 carry the system and its history, and `nix-env --list-generations` and `nixos-rebuild --rollback`
-work inside. Two more links belong to inx: `system-source` tells by a fingerprint which source was
-built last, `system-pinned` that `user.inx.generation` chose the current one.
+work inside. More links belong to inx: `system-source` tells by a fingerprint which source was
+built last, `system-pinned` that `user.inx.generation` chose the current one, and `system-N-seal`
+that inx wrote generation N (seals.py).
 
 The container can write all of them: links are read as text and never followed, and are written
 only by a process that has become the container's root.
 """
 
+import hmac
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from inx_sidecar import paths
@@ -36,6 +38,16 @@ class Generations:
     current: int | None = None
     fingerprint: str | None = None
     pinned: bool = False
+    seals: Mapping[int, str] = field(default_factory=dict)
+
+    def sealed(self, seal: Callable[[str], str]) -> "Generations":
+        """Those alone that bear the seal of their system."""
+        links = {
+            number: system
+            for number, system in self.links.items()
+            if hmac.compare_digest(os.fsencode(self.seals.get(number, "")), seal(system).encode())
+        }
+        return replace(self, links=links, current=self.current if self.current in links else None)
 
     @property
     def system(self) -> str | None:
@@ -69,6 +81,7 @@ class Append:
     toplevel: str
     fingerprint: str
     keep: int
+    seal: str = ""
 
     def apply(self, dir_fd: int) -> int:
         present = read_links(dir_fd)
@@ -77,11 +90,14 @@ class Append:
         if number is None or present.system != self.toplevel:
             number = _next_number(dir_fd, present)
             replace_link(dir_fd, f"system-{number}-link", self.toplevel)
+        if self.seal:
+            replace_link(dir_fd, f"system-{number}-seal", self.seal)
         replace_link(dir_fd, "system", f"system-{number}-link")
         replace_link(dir_fd, _SOURCE, self.fingerprint)
         _remove(dir_fd, _PINNED)
         for old in superfluous({*present.links, number}, number, self.keep):
             _remove(dir_fd, f"system-{old}-link")
+            _remove(dir_fd, f"system-{old}-seal")
         return number
 
 
@@ -124,6 +140,7 @@ def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
             target = _text(dir_fd, entry.name) if match else None
             if match and target and STORE_PATH.fullmatch(target):
                 links[int(match[1])] = target
+    seals = {number: _text(dir_fd, f"system-{number}-seal") for number in links}
     chosen = _LINK.fullmatch(os.path.basename(_text(dir_fd, "system") or ""))
     current = int(chosen[1]) if chosen and int(chosen[1]) in links else None
     return Generations(
@@ -131,6 +148,7 @@ def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
         current=current,
         fingerprint=_text(dir_fd, _SOURCE),
         pinned=_text(dir_fd, _PINNED) is not None,
+        seals={number: seal for number, seal in seals.items() if seal is not None},
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import yaml
 
 from inx_sidecar.errors import InstanceError
+from inx_sidecar.storepath import listed
 
 # Every scalar as text: YAML 1.1 has its own ideas of what "no" and "=" mean.
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -43,6 +44,16 @@ class Instance:
     @property
     def rootfs(self) -> str:
         return self.facts.rootfs
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it may see its own part of the store alone."""
+        return self.config.get("user.inx.store") == "isolated"
+
+    @property
+    def included(self) -> tuple[str, ...]:
+        """What it sees in addition."""
+        return listed(self.config.get("user.inx.store.include", ""))
 
     @property
     def lxc_name(self) -> str:

@@ -9,41 +9,24 @@ import contextlib
 import logging
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths
 from inx_sidecar.collector import Collector
-from inx_sidecar.config import Wish, parse
-from inx_sidecar.errors import InstanceError, InxError, SystemMissingError
+from inx_sidecar.errors import InstanceError, InxError
 from inx_sidecar.fleet import Fleet
-from inx_sidecar.generations import Append, Generations, Select
+from inx_sidecar.generations import Append, Change, Generations, Select
 from inx_sidecar.instance import Facts, Instance, read_instance
 from inx_sidecar.mounts import Container, HostDirectory
 from inx_sidecar.nixdaemon import NixDaemon
-from inx_sidecar.plan import Boot, Build, Plan, decide
+from inx_sidecar.plan import Boot, Build
 from inx_sidecar.running import Running
-from inx_sidecar.settings import Settings, load
+from inx_sidecar.seals import seal
+from inx_sidecar.start import Start, decide_start
 from inx_sidecar.status import Reporter, Status
-from inx_sidecar.storepath import check_toplevel, resolve, valid_paths
 from inx_sidecar.systems import keep_systems, last_look
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """One start of an instance: what it is, what is asked for and what will be done."""
-
-    instance: Instance
-    wish: Wish
-    present: Generations
-    plan: Plan
-    settings: Settings
-
-    @property
-    def daemon(self) -> bool:
-        """A privileged container's root is the host's root: it gets no daemon unless asked for."""
-        return not self.instance.privileged if self.wish.daemon is None else self.wish.daemon
 
 
 @dataclass
@@ -159,10 +142,11 @@ class Lifecycle:
                 if Running.recall(uuid) is None:
                     _release(life)  # it ended meanwhile, and the number is another's
                     return
-                life.start = start = await self._decide(instance)
+                life.start = start = await decide_start(self._collector, instance)
                 plan = start.plan
                 if isinstance(plan, Boot):
-                    await self._go(life, start, plan, bootstrap.Console(uuid))
+                    console = bootstrap.Console(uuid, veiled=instance.isolated)
+                    await self._go(life, start, plan, console)
                 else:
                     self._begin_build(life, start, plan)
             else:
@@ -198,7 +182,7 @@ class Lifecycle:
         return self._lives.setdefault(uuid, _Life(NixDaemon(uuid)))
 
     async def _prepare(self, life: _Life, instance: Instance) -> Start:
-        start = await self._decide(instance)
+        start = await decide_start(self._collector, instance)
         uuid = instance.uuid
         await _quieten(life)
         life.daemon.prepare()
@@ -212,35 +196,19 @@ class Lifecycle:
         log.info("%s: %s", instance.lxc_name, start.plan.describe())
         return start
 
-    async def _decide(self, instance: Instance) -> Start:
-        settings = load()
-        wish = parse(instance.config, instance.name, settings.default_flake)
-        present = generations.read(instance.rootfs, instance.name)
-        plan = decide(wish, present, instance.name, valid_paths, resolve)
-        start = Start(instance, wish, present, plan, settings)
-        booted = plan.system if isinstance(plan, Boot) else None
-        await keep_systems(self._collector, instance, present, booted)
-        if isinstance(plan, Build) and plan.fallback is None:
-            settings.check_allowed(wish.source)
-        if isinstance(plan, Boot):
-            check_toplevel(plan.system, f"the system of {instance.name!r}")
-            if not valid_paths({plan.system}):
-                raise SystemMissingError(
-                    f"{plan.system} of {instance.name!r} was collected while it started; try again"
-                )
-        return start
-
     async def _attach(self, container: Container, start: Start) -> bool:
         """Attach what this start needs; whether the store's owners are mapped."""
-        uuid = start.instance.uuid
+        uuid, plan = start.instance.uuid, start.plan
         directories = [
-            HostDirectory(paths.STORE, "nix/store"),
             HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE),
             HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket"),
         ]
-        plan = start.plan
+        # An isolated container has no store before it is known what it may see of it.
+        shown = isinstance(plan, Boot) or not start.wish.isolated
+        if shown:
+            directories.insert(0, await start.store(plan))
         change = plan.change if isinstance(plan, Boot) else None
-        mapped = await mounts.attach(container, directories, change)
+        mapped = await mounts.attach(container, directories, _sealed(change)) or not shown
         if not mapped:
             log.warning("%s: %s", container.name, _UNMAPPED)
         if isinstance(plan, Boot):
@@ -263,7 +231,7 @@ class Lifecycle:
     async def _build(self, life: _Life, start: Start, plan: Build) -> None:
         """Build, then let the waiting init go on; runs beside the start and after it."""
         instance, source = start.instance, start.wish.source
-        console = bootstrap.Console(instance.uuid)
+        console = bootstrap.Console(instance.uuid, veiled=instance.isolated)
         try:
             try:
                 system = await self._built(start, plan, console)
@@ -314,8 +282,14 @@ class Lifecycle:
         # The build's link roots the system until the instance's own root stands.
         await keep_systems(self._collector, instance, start.present, boot.system)
         await builds.forget(instance.uuid)
-        if boot.change is not None:
-            await mounts.write_generation(life.container, boot.change)
+        change = _sealed(boot.change)
+        if start.wish.isolated:
+            store = await start.store(boot)
+            life.mapped = await mounts.show(life.container, store, change)
+            if not life.mapped:
+                log.warning("%s: %s", instance.lxc_name, _UNMAPPED)
+        elif change is not None:
+            await mounts.write_generation(life.container, change)
         _close(life)
         trouble = _fell_back(boot, start.present)
         status = await self._settled(start, life.mapped, trouble)
@@ -326,6 +300,10 @@ class Lifecycle:
 
 _UNMAPPED = "store owned by nobody: its file system cannot map owners"
 _BUG = "inx failed; see 'journalctl -u inx-sidecar' on the host"
+
+
+def _sealed(change: Change | None) -> Change | None:
+    return replace(change, seal=seal(change.toplevel)) if isinstance(change, Append) else change
 
 
 def _twin(instance: Instance) -> str | None:

@@ -11,13 +11,9 @@ from inx_sidecar import paths, registered, roots
 from inx_sidecar.errors import InstanceError, UnsupportedError
 from inx_sidecar.mirror import LINKS, parse_root_name
 from inx_sidecar.snapshots import SNAPSHOTS, name_of
+from inx_sidecar.storepath import CLOSURE
 
-_CLOSURE = """
-    with recursive closure(id) as (
-        select id from ValidPaths where path = ?
-        union select reference from Refs join closure on referrer = closure.id
-    ) select sum(narSize) from ValidPaths where id in closure
-"""
+_SIZE = CLOSURE.format("?") + "select sum(narSize) from ValidPaths where id in closure"
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
     sizes: dict[str, int | None] = {}
     for root, path in sorted(present.items()):
         if path not in sizes:
-            sizes[path] = db.execute(_CLOSURE, (path,)).fetchone()[0]
+            sizes[path] = db.execute(_SIZE, (path,)).fetchone()[0]
         try:
             age = max(0.0, time.time() - os.lstat(f"{place}/{root}").st_mtime)
         except FileNotFoundError:

@@ -8,7 +8,7 @@ the container's root could remount /nix/store writable and write the host's stor
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Self
@@ -17,6 +17,7 @@ from inx_sidecar import forked, paths
 from inx_sidecar.beneath import in_the_way, open_directory
 from inx_sidecar.errors import InstanceError, MountError
 from inx_sidecar.generations import Change
+from inx_sidecar.overlay import show_only
 from inx_sidecar.syscalls import (
     AT_FDCWD,
     CLONE_NEWNS,
@@ -43,13 +44,18 @@ _READ_ONLY: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 
 @dataclass(frozen=True)
 class HostDirectory:
-    """`source` of the host appears read-only at `target`, a path below the container's root."""
+    """`source` of the host appears read-only at `target`, a path below the container's root.
+
+    With `only`, no more of it than the entries of these names.
+    """
 
     source: str
     target: str
+    only: frozenset[str] | None = None
 
     def describe(self) -> str:
-        return f"{self.source} at /{self.target}"
+        what = "" if self.only is None else f"{len(self.only)} entries of "
+        return f"{what}{self.source} at /{self.target}"
 
 
 class Container:
@@ -69,6 +75,10 @@ class Container:
             raise InstanceError(f"process {pid} of {name!r} is gone: {error.strerror}") from None
         own = os.stat("/proc/self/ns/user")
         self.privileged = os.path.samestat(os.fstat(self.user), own)
+
+    def root_ids(self) -> tuple[int, int]:
+        """The user and group of the host that its root is (user_namespaces(7), uid_map)."""
+        return _first_id(self.pid, "uid_map"), _first_id(self.pid, "gid_map")
 
     def close(self) -> None:
         for fd in (self.user, self.mount):
@@ -105,6 +115,12 @@ class Container:
         os.umask(0o022)
 
 
+def _first_id(pid: int, kind: str) -> int:
+    with open(f"/proc/{pid}/{kind}") as file:
+        rows = [[int(word) for word in line.split()] for line in file]
+    return next(outside for inside, outside, _ in rows if inside == 0)
+
+
 async def attach(
     container: Container, directories: Sequence[HostDirectory], change: Change | None
 ) -> bool:
@@ -115,21 +131,62 @@ async def attach(
     writable one as a sign to open a store of its own instead of asking the daemon, and would then
     take the whole shared store for garbage.
     """
+    name = container.name
+    targets = [directory.target for directory in directories]
+
+    def inside(root: int, locked: Sequence[int]) -> None:
+        for target in (*targets, *(f"{_NIX_STATE}/{directory}" for directory in _WRITABLE)):
+            os.close(_make(root, target, name))
+        if change is not None:
+            _apply(root, name, change)
+        _protect_nix_state(root, name)
+        _put(locked, root, targets, name)
+
+    return await _bring(container, directories, inside)
+
+
+async def show(container: Container, store: HostDirectory, change: Change | None) -> bool:
+    """Attach `store` to a container that runs, over what is there, then apply `change`; True if its
+    owners are mapped.
+
+    Who uses what lies under it goes on: a mount is not taken away.
+    """
+
+    def inside(root: int, locked: Sequence[int]) -> None:
+        _put(locked, root, [store.target], container.name)
+        if change is not None:
+            _apply(root, container.name, change)
+
+    return await _bring(container, [store], inside)
+
+
+async def _bring(
+    container: Container,
+    directories: Sequence[HostDirectory],
+    inside: Callable[[int, Sequence[int]], None],
+) -> bool:
+    """Call `inside` in a child that has become the container's root, with its root directory and
+    the locked mounts of `directories`; True if the owners of the first are mapped."""
+    what = f"attaching the store of {container.name!r}"
     with ExitStack() as fds:
         clones = [fds.enter_context(opened(_clone(directory))) for directory in directories]
         mapped = [_map_owners(fd, container) for fd in clones]
-        targets = [directory.target for directory in directories]
-        what = f"attaching the store of {container.name!r}"
+
+        def lock() -> list[int]:
+            return _lock(directories, clones, container)
+
+        def enter(locked: Sequence[int]) -> forked.Result:
+            inside(container.enter(from_its_user_namespace=not container.privileged), locked)
+            return None, []
+
         if container.privileged:
             # The user namespace that locks them is not the container's: a child cannot come back.
-            _, locked = await forked.call(lambda: (None, _lock(clones, container)), what)
+            _, locked = await forked.call(lambda: (None, lock()), what)
             for fd in locked:
                 fds.callback(os.close, fd)
-            await forked.call(lambda: _attach_inside(container, locked, targets, change), what)
+            await forked.call(lambda: enter(locked), what)
         else:
-            await forked.call(
-                lambda: _attach_inside(container, _lock(clones, container), targets, change), what
-            )
+            await forked.call(lambda: enter(lock()), what)
     return mapped[0]
 
 
@@ -174,16 +231,20 @@ def _map_owners(fd: int, container: Container) -> bool:
     return True
 
 
-def _lock(fds: Sequence[int], container: Container) -> list[int]:
-    """In a child: the same mounts, their flags locked.
+def _lock(
+    directories: Sequence[HostDirectory], clones: Sequence[int], container: Container
+) -> list[int]:
+    """In a child: the mounts `clones` of `directories`, their flags locked.
 
     Leaves the child in the user namespace of an unprivileged container.
     """
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("inx", paths.RUN, "tmpfs", 0, "mode=755")
-    for number, fd in enumerate(fds):
+    for number, (directory, fd) in enumerate(zip(directories, clones, strict=True)):
         place = f"{paths.RUN}/{number}"
+        if directory.only is not None:
+            fd = show_only(directory.only, fd, container.root_ids(), f"{place}.layers")
         os.mkdir(place)
         with opened(os.open(place, os.O_PATH | os.O_CLOEXEC)) as target:
             move_mount(fd, target)
@@ -193,24 +254,13 @@ def _lock(fds: Sequence[int], container: Container) -> list[int]:
     else:
         setns(container.user, CLONE_NEWUSER)
     unshare(CLONE_NEWNS)
-    return [open_tree(AT_FDCWD, f"{paths.RUN}/{number}") for number in range(len(fds))]
+    return [open_tree(AT_FDCWD, f"{paths.RUN}/{number}") for number in range(len(clones))]
 
 
-def _attach_inside(
-    container: Container, locked: Sequence[int], targets: Sequence[str], change: Change | None
-) -> forked.Result:
-    """In a child, after `_lock`: become the container's root, make and fill the mount points."""
-    root = container.enter(from_its_user_namespace=not container.privileged)
-    name = container.name
-    for target in (*targets, *(f"{_NIX_STATE}/{directory}" for directory in _WRITABLE)):
-        os.close(_make(root, target, name))
-    if change is not None:
-        _apply(root, name, change)
-    _protect_nix_state(root, name)
-    for fd, target in zip(locked, targets, strict=True):
+def _put(mounts: Sequence[int], root: int, targets: Sequence[str], name: str) -> None:
+    for fd, target in zip(mounts, targets, strict=True):
         with opened(_make(root, target, name)) as place:
             move_mount(fd, place)
-    return None, []
 
 
 def _protect_nix_state(root: int, name: str) -> None:

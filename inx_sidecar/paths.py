@@ -25,6 +25,7 @@ INCUS_CONTAINERS = "/var/lib/incus/containers"
 INCUS_SNAPSHOTS = "/var/lib/incus/containers-snapshots"
 
 # Inside a container.
+STORE_INSIDE = "nix/store"
 PROFILES_INSIDE = "nix/var/nix/profiles"
 GCROOTS_INSIDE = "nix/var/nix/gcroots"
 BOOT_INSIDE = "dev/.inx"

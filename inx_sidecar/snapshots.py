@@ -13,6 +13,7 @@ from typing import Final
 from inx_sidecar import paths, roots
 from inx_sidecar.collector import Collector
 from inx_sidecar.estate import estate_of
+from inx_sidecar.systems import INCLUDED
 
 SNAPSHOTS: Final = "snapshots/"
 
@@ -53,7 +54,9 @@ async def hold(
             continue
         rootfs = f"{there[key]}/rootfs"
         names = await estate_of(lxc_name, rootfs, most)
-        named = set(current.values()) if names is None else set(names.values())
+        # Which of the included paths its configuration names, only Incus knows.
+        included = {path for root, path in current.items() if root.startswith(INCLUDED)}
+        named = set(current.values()) if names is None else included | set(names.values())
         place = f"{SNAPSHOTS}{key}/"
         wanted = {f"{place}{os.path.basename(path)[:32]}": path for path in named}
         await roots.add(collector, lxc_name, uuid, wanted)

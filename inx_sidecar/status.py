@@ -14,6 +14,7 @@ from typing import Final
 from inx_sidecar import incus, paths
 from inx_sidecar.errors import InxError, one_line
 from inx_sidecar.instance import Instance
+from inx_sidecar.storepath import veil
 
 _KEYS: Final = ("user.inx.status", "user.inx.status.system", "user.inx.status.generation")
 _FIRST_DELAY: Final = 0.1
@@ -92,6 +93,9 @@ class Reporter:
         note = self._notes.get(name)
         if note:
             config = config | {_KEYS[0]: f"{config[_KEYS[0]]} ({one_line(note)[:400]})"}
+        if instance.isolated:
+            # The container may read it, by Incus' guest API.
+            config = config | {_KEYS[0]: veil(config[_KEYS[0]])}
         if self._last.get(name) == config:
             return
         self._last[name] = config

@@ -1,7 +1,7 @@
 """What a path in the Nix store looks like, and which ones the store holds.
 
 Validity is read from Nix's own database: it works with the daemon stopped and takes well under a
-millisecond. Schema 10 of `ValidPaths(path)` is unchanged since Nix 2.0 (libstore/schema.sql).
+millisecond. Schema 10 of `ValidPaths` and `Refs` is unchanged since Nix 2.0 (libstore/schema.sql).
 """
 
 import os
@@ -18,6 +18,14 @@ from inx_sidecar.errors import SystemMissingError, UnsupportedError
 STORE_PATH: Final = re.compile(
     r"/nix/store/[0-9a-df-np-sv-z]{32}-(?!\.\.?(?:-|/|$))[A-Za-z0-9+._?=-]{1,211}"
 )
+# The first part of a query: the ids of all that the paths need, themselves included.
+CLOSURE: Final = """
+    with recursive closure(id) as (
+        select id from ValidPaths where path in ({})
+        union select reference from Refs join closure on referrer = closure.id
+    )
+"""
+_NAMED: Final = re.compile(r"(?:/nix/store/)?\b[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]+")
 _BELOW: Final = re.compile(rf"({STORE_PATH.pattern})(?:/.*)?", re.DOTALL)
 
 
@@ -26,6 +34,16 @@ def store_path_of(target: str) -> str | None:
     what lies below a store path counts as that path."""
     match = _BELOW.fullmatch(target)
     return match[1] if match else None
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The store paths in a list with blanks or commas between them; what is none is left out."""
+    return tuple(word for word in re.split(r"[\s,]+", text) if STORE_PATH.fullmatch(word))
+
+
+def veil(text: str) -> str:
+    """`text` without the names of store paths: for those who may not learn which there are."""
+    return _NAMED.sub(f"{paths.STORE}/...", text)
 
 
 def valid_paths(candidates: Iterable[str]) -> frozenset[str]:

@@ -33,6 +33,9 @@ RESOLVE_IN_ROOT: Final = 0x10
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
 
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 1 << 18
 

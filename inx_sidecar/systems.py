@@ -1,7 +1,8 @@
 """Which systems of an instance are kept from the garbage collector: generations and what runs."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from inx_sidecar import generations, roots
@@ -12,6 +13,8 @@ from inx_sidecar.instance import Instance
 from inx_sidecar.storepath import valid_paths
 
 BOOTED: Final = "booted-system"
+# Roots of what user.inx.store.include names.
+INCLUDED: Final = "include/"
 # A container may write as many links as it likes; this many of them are rooted.
 _MAX_GENERATIONS: Final = 1000
 
@@ -24,21 +27,35 @@ def system_roots(present: Generations) -> dict[str, str]:
     return {f"system-{number}": present.links[number] for number in newest}
 
 
-def superfluous(present: Generations, rooted: Mapping[str, str]) -> list[str]:
-    """The roots of systems, among `rooted`, that no generation of a running instance names."""
-    wanted = system_roots(present)
+def included_roots(include: Iterable[str]) -> dict[str, str]:
+    """A root for every path that is shown in addition."""
+    return {f"{INCLUDED}{os.path.basename(path)[:32]}": path for path in include}
+
+
+def superfluous(
+    present: Generations, include: Iterable[str], rooted: Mapping[str, str]
+) -> list[str]:
+    """The roots, among `rooted`, of systems and included paths that a running instance no longer
+    names."""
+    wanted = system_roots(present) | included_roots(include)
     return [
         name
         for name, path in rooted.items()
-        if "/" not in name and name != BOOTED and wanted.get(name) != path
+        if ("/" not in name or name.startswith(INCLUDED))
+        and name != BOOTED
+        and wanted.get(name) != path
     ]
 
 
 async def keep_systems(
-    collector: Collector, instance: Instance, present: Generations, booted: str | None
+    collector: Collector,
+    instance: Instance,
+    present: Generations,
+    booted: str | None,
+    include: Iterable[str] = (),
 ) -> None:
-    """Root every generation, and `booted`: what runs, or is about to."""
-    wanted = system_roots(present)
+    """Root every generation, `include`, and `booted`: what runs, or is about to."""
+    wanted = system_roots(present) | included_roots(include)
     if booted is not None:
         wanted[BOOTED] = booted
     real = valid_paths(wanted.values())

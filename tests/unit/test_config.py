@@ -260,6 +260,7 @@ GOOD = {
     "attr": ["web", "hosts.web"],
     "system": [SYSTEM, "/nix/var/nix/profiles/system"],
     "store": ["shared", "isolated"],
+    "store.include": [SYSTEM, f"{SYSTEM} {SYSTEM}-2", f"{SYSTEM},\n {SYSTEM}-2 "],
     "daemon": ["true", "false"],
     "generation": ["1", "17"],
     "update": ["2026-01-01", "x"],

@@ -17,15 +17,16 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 TIERS = (
     {"errors", "lxclog", "paths", "service", "syscalls"},
     {
-        "beneath", "client", "collector", "fanotify", "forked", "hook", "incus", "instance",
-        "process", "storepath",
+        "beneath", "client", "collector", "fanotify", "forked", "hook", "incus", "overlay",
+        "process", "seals", "storepath",
     },
+    {"instance"},
     {
-        "barrier", "bootstrap", "census", "config", "generations", "nixdaemon", "registered",
-        "roots", "running", "status",
+        "barrier", "bootstrap", "census", "closure", "config", "generations", "nixdaemon",
+        "registered", "roots", "running", "status",
     },
     {"mounts", "plan", "settings", "systems", "views"},
-    {"builds", "check", "looks"},
+    {"builds", "check", "looks", "start"},
     {"mirror"},
     {"estate", "watch"},
     {"snapshots"},

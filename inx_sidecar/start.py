@@ -1,0 +1,72 @@
+"""One start of an instance: what is asked for, what is there, and what follows from both."""
+
+import os
+from dataclasses import dataclass
+
+from inx_sidecar import generations, paths
+from inx_sidecar.closure import closure
+from inx_sidecar.collector import Collector
+from inx_sidecar.config import Wish, parse
+from inx_sidecar.errors import SystemMissingError
+from inx_sidecar.generations import Generations
+from inx_sidecar.instance import Instance
+from inx_sidecar.mounts import HostDirectory
+from inx_sidecar.plan import Boot, Build, Plan, decide
+from inx_sidecar.seals import seal
+from inx_sidecar.settings import Settings, load
+from inx_sidecar.storepath import check_toplevel, resolve, valid_paths
+from inx_sidecar.systems import keep_systems
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of an instance: what it is, what is asked for and what will be done."""
+
+    instance: Instance
+    wish: Wish
+    present: Generations
+    plan: Plan
+    settings: Settings
+
+    @property
+    def daemon(self) -> bool:
+        """A privileged container's root is the host's root: it gets no daemon unless asked for."""
+        if self.wish.isolated:
+            return False
+        return not self.instance.privileged if self.wish.daemon is None else self.wish.daemon
+
+    async def store(self, plan: Plan) -> HostDirectory:
+        """The store of the host, or what an isolated container sees of it with its system."""
+        if not self.wish.isolated:
+            return HostDirectory(paths.STORE, paths.STORE_INSIDE)
+        assert isinstance(plan, Boot)
+        visible = await closure([plan.system, *self.wish.include])
+        names = frozenset(os.path.basename(path) for path in visible)
+        return HostDirectory(paths.STORE, paths.STORE_INSIDE, only=names)
+
+
+async def decide_start(collector: Collector, instance: Instance) -> Start:
+    """Look at what `instance` is, asks for and has, decide what its start does, and root that."""
+    settings = load()
+    wish = parse(instance.config, instance.name, settings.default_flake)
+    present = generations.read(instance.rootfs, instance.name)
+    # What an isolated container boots is what it sees: not what it chooses itself.
+    usable = present.sealed(seal) if wish.isolated else present
+    plan = decide(wish, usable, instance.name, valid_paths, resolve)
+    start = Start(instance, wish, usable, plan, settings)
+    booted = plan.system if isinstance(plan, Boot) else None
+    await keep_systems(collector, instance, present, booted, wish.include)
+    for path in set(wish.include) - valid_paths(wish.include):
+        raise SystemMissingError(
+            f"user.inx.store.include of {instance.name!r} names {path}, which is not in the "
+            f"store; fetch it, as by 'nix-store --realise {path}', or take it from the key"
+        )
+    if isinstance(plan, Build) and plan.fallback is None:
+        settings.check_allowed(wish.source)
+    if isinstance(plan, Boot):
+        check_toplevel(plan.system, f"the system of {instance.name!r}")
+        if not valid_paths({plan.system}):
+            raise SystemMissingError(
+                f"{plan.system} of {instance.name!r} was collected while it started; try again"
+            )
+    return start

@@ -104,14 +104,16 @@ def _try_overlay() -> forked.Result:
     """In a child: show nothing but two entries of the store."""
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
-    mount("inx", "/run", "tmpfs", 0, "mode=755")
+    mount("inx", paths.RUN, "tmpfs", 0, "mode=755")
     names = frozenset(sorted(os.listdir(paths.STORE))[:2])
     with opened(open_tree(AT_FDCWD, paths.STORE)) as store, _user_namespace() as user:
         try:
             mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
         except OSError:
             pass  # as the start of an instance does; a finding of its own
-        with opened(show_only(names, store, (_FIRST_ID, _FIRST_ID), "/run/layers")) as shown:
+        with opened(
+            show_only(names, store, (_FIRST_ID, _FIRST_ID), f"{paths.RUN}/layers")
+        ) as shown:
             with opened(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=shown)) as directory:
                 seen = os.listdir(directory)
     if set(seen) != names:

@@ -150,7 +150,7 @@ def test_a_refused_start_says_why_at_once(incus: Incus) -> None:
         ("user.inx.flake", "relative/../path; rm -rf /"),
         ("user.inx.system", "/etc/passwd"),
         ("user.inx.typo", "x"),
-        ("user.inx.store", "isolated"),
+        ("user.inx.store", "private"),
     ):
         name = incus.init(name=incus.name(str(abs(hash(value)) % 10**6)))
         incus.set(name, f"{key}={value}")

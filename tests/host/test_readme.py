@@ -27,7 +27,7 @@ def commands(section: str) -> list[str]:
 def test_no_block_of_commands_is_forgotten() -> None:
     sections = (
         "Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Garbage collection",
-        "Uninstall",
+        "Isolated store", "Uninstall",
     )  # fmt: skip
     text = (REPO / "README.md").read_text()
     assert text.count("```sh\n") == len(sections)
@@ -68,6 +68,25 @@ def test_what_to_see_of_roots(incus: Incus, host: Host) -> None:
     assert f"gcroots/inx/web.{incus.uuid('web')}/system-1 -> /nix/store/" in printed.stdout
     assert synced.stdout.startswith("compared ")
     assert "store paths deleted" in collected.stdout
+
+
+@pytest.mark.isolated
+def test_what_an_isolated_container_sees(incus: Incus, host: Host) -> None:
+    incus.adopt("vault")
+    launch, look, include, restart = commands("Isolated store")
+    host.sh(launch)
+    incus.wait_ready("vault")
+    system = incus.get("vault", "user.inx.status.system")
+    seen = set(host.sh(look).stdout.split())
+    needed = host.run(["nix-store", "--query", "--requisites", system]).stdout
+    assert {f"/nix/store/{name}" for name in seen} == set(needed.split())
+    host.sh(include)
+    host.sh(restart)
+    incus.wait_ready("vault")
+    (added,) = set(host.sh(look).stdout.split()) - seen
+    assert added.endswith("-hostname")
+    content = incus.run("vault", "cat", f"/nix/store/{added}").stdout
+    assert content == host.run(["cat", "/etc/hostname"]).stdout
 
 
 def test_the_first_example_of_the_page(incus: Incus, host: Host) -> None:

@@ -37,6 +37,33 @@ def test_a_default_flake_may_name_an_attribute() -> None:
     assert wish(default="github:o/r#all").source == Flake("github:o/r", "all", attr_given=True)
 
 
+@pytest.mark.isolated
+def test_an_isolated_store_and_what_is_included() -> None:
+    assert (wish().isolated, wish(store="shared").isolated) == (False, False)
+    given = parse(
+        {"user.inx.store": "isolated", "user.inx.store.include": f"{SYSTEM} {SYSTEM}-2"},
+        "web",
+        "/etc/nixos",
+    )
+    assert given.isolated and given.include == (SYSTEM, f"{SYSTEM}-2")
+
+
+@pytest.mark.isolated
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"store": "isolated", "daemon": "true"}, "every path of the store; unset one"),
+        ({"store.include": SYSTEM}, "goes with user.inx.store=isolated"),
+        ({"store": "shared", "store.include": SYSTEM}, "goes with user.inx.store=isolated"),
+        ({"store": "isolated", "store.include": f"{SYSTEM}/bin"}, "allowed: /nix/store/HASH-NAME"),
+        ({"store": "isolated", "store.include": "hello"}, "store.include is 'hello'"),
+        ({"store": "private"}, "allowed: shared or isolated"),
+    ],
+)
+def test_what_does_not_go_with_an_isolated_store(keys: dict[str, str], said: str) -> None:
+    assert said in refusal(**keys)
+
+
 def test_an_empty_value_is_as_good_as_none() -> None:
     assert wish(**dict.fromkeys(("flake", "file", "attr", "generation", "keep"), "")) == wish()
 

@@ -141,3 +141,31 @@ def test_a_system_has_an_init(tmp_path: Path) -> None:
         check_toplevel(str(tmp_path), "the result")
     (tmp_path / "init").symlink_to("/nowhere")
     check_toplevel(str(tmp_path), "the result")
+
+
+@pytest.mark.isolated
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ()),
+        (PATH, (PATH,)),
+        (f" {PATH}\n{PATH}-b,{PATH}.c, ", (PATH, f"{PATH}-b", f"{PATH}.c")),
+        (f"{PATH}/bin /etc {PATH}", (PATH,)),
+    ],
+)
+def test_a_list_of_store_paths(text: str, found: tuple[str, ...]) -> None:
+    assert storepath.listed(text) == found
+
+
+@pytest.mark.isolated
+@pytest.mark.parametrize(
+    ("text", "veiled"),
+    [
+        (f"building '{PATH}.drv'...", "building '/nix/store/...'..."),
+        (f"{PATH}/bin/sh: {PATH[11:]}-x failed", "/nix/store/.../bin/sh: /nix/store/... failed"),
+        ("cannot build /etc/nixos#web: no such attribute", None),
+        (f"{'1' * 40}-not-a-hash", None),
+    ],
+)
+def test_a_veil_hides_the_names_of_store_paths(text: str, veiled: str | None) -> None:
+    assert storepath.veil(text) == (text if veiled is None else veiled)

@@ -24,6 +24,7 @@ from inx_sidecar.syscalls import (
     MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
+    create_as,
     mount,
     mount_setattr,
     move_mount,
@@ -67,15 +68,20 @@ def show_only(names: Iterable[str], directory: int, owner: tuple[int, int], plac
 def _fill(entries: str, names: Iterable[str], directory: int, owner: tuple[int, int]) -> None:
     os.mkdir(entries)
     os.setxattr(entries, "trusted.overlay.opaque", b"y")
-    for name in names:
-        _add(f"{entries}/{name}", name, directory)
-        os.chown(f"{entries}/{name}", *owner, follow_symlinks=False)
     os.chown(entries, *owner)
+    # Short paths, and entries that are the owner's from the first: three calls for each.
+    os.chdir(entries)
+    create_as(*owner)
+    for name in names:
+        _add(name, directory)
+    create_as(0, 0)
+    os.chdir("/")
     os.chmod(entries, 0o555)
 
 
-def _add(entry: str, name: str, directory: int) -> None:
-    """What stat(2) tells of an entry is that of the upper layer, so all of it is copied."""
+def _add(name: str, directory: int) -> None:
+    """Make an entry in the working directory; type, mode, times and a file's size, which stat(2)
+    tells of it, are those of the real one."""
     try:
         real = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -85,15 +91,13 @@ def _add(entry: str, name: str, directory: int) -> None:
         ) from None
     mode = stat.S_IMODE(real.st_mode)
     if stat.S_ISLNK(real.st_mode):
-        os.symlink(os.readlink(name, dir_fd=directory), entry)
+        os.symlink(os.readlink(name, dir_fd=directory), name)
     elif stat.S_ISDIR(real.st_mode):
-        os.mkdir(entry, mode)
-        os.setxattr(entry, "trusted.overlay.redirect", os.fsencode(f"/{name}"))
+        os.mkdir(name, mode)
+        os.setxattr(name, "trusted.overlay.redirect", os.fsencode(f"/{name}"))
     else:
-        with opened(
-            os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        ) as fd:
+        with opened(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)) as fd:
             os.truncate(fd, real.st_size)
             os.setxattr(fd, "trusted.overlay.metacopy", b"")
             os.setxattr(fd, "trusted.overlay.redirect", os.fsencode(f"/{name}"))
-    os.utime(entry, ns=(real.st_atime_ns, real.st_mtime_ns), follow_symlinks=False)
+    os.utime(name, ns=(real.st_atime_ns, real.st_mtime_ns), follow_symlinks=False)

@@ -4,7 +4,9 @@ The status is what LXC logs ("Script exited with status N"), the text is what th
 that log. README.md lists the statuses; a test keeps the two in step.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_LONG_WORD: Final = 300
 
 
 class InxError(Exception):
@@ -64,7 +66,21 @@ class UnsupportedError(InxError):
     status = 27
 
 
-def one_line(text: str) -> str:
-    """`text` as one printable line of at most 1000 characters: it goes to logs and terminals."""
+class ActivationError(InxError):
+    """A system could not be activated in a running instance."""
+
+    status = 29
+
+
+def one_line(text: str, most: int = 1000) -> str:
+    """`text` as one printable line of at most `most` characters, for logs and terminals.
+
+    Cut before a word, unless it is longer than a store path can be: a part of one would not be
+    known as such (storepath.veil).
+    """
     flat = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in flat)[:1000]
+    line = "".join(c if c.isprintable() else "?" for c in flat)
+    if len(line) <= most:
+        return line
+    head, _, last = line[:most].rpartition(" ")
+    return head if head and len(last) < _LONG_WORD else line[:most]

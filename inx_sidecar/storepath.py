@@ -25,7 +25,7 @@ CLOSURE: Final = """
         union select reference from Refs join closure on referrer = closure.id
     )
 """
-_NAMED: Final = re.compile(r"(?:/nix/store/)?\b[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]+")
+_NAMED: Final = re.compile(r"(?:/nix/store/)?[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]+")
 _BELOW: Final = re.compile(rf"({STORE_PATH.pattern})(?:/.*)?", re.DOTALL)
 
 

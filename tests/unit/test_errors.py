@@ -67,6 +67,8 @@ def test_the_readme_lists_the_settings() -> None:
         ("\ud800", "?"),
         ("\0", "?"),
         ("x" * 5000, "x" * 1000),
+        ("word " + "x" * 5000, "word " + "x" * 995),
+        ("w" * 990 + " /nix/store/" + "0" * 32, "w" * 990),
     ],
 )
 def test_a_message_is_one_printable_line(text: str, line: str) -> None:

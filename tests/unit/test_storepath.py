@@ -164,7 +164,8 @@ def test_a_list_of_store_paths(text: str, found: tuple[str, ...]) -> None:
         (f"building '{PATH}.drv'...", "building '/nix/store/...'..."),
         (f"{PATH}/bin/sh: {PATH[11:]}-x failed", "/nix/store/.../bin/sh: /nix/store/... failed"),
         ("cannot build /etc/nixos#web: no such attribute", None),
-        (f"{'1' * 40}-not-a-hash", None),
+        (f"\x1b[1m{PATH[11:]} ", "\x1b[1m/nix/store/... "),
+        (f"{'1' * 31}-not-a-hash", None),
     ],
 )
 def test_a_veil_hides_the_names_of_store_paths(text: str, veiled: str | None) -> None:

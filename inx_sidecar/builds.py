@@ -55,6 +55,28 @@ class Turns:
                 self._changed.notify_all()
 
 
+async def in_turn(
+    turns: Turns,
+    uuid: str,
+    name: str,
+    source: Source,
+    missing: str | None,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> str:
+    """As `build`, once it is its turn; cancelled, it takes its processes along."""
+    limit = settings.max_builds
+    if turns.taken >= limit:
+        say(f"inx: waiting for other builds ({limit} at a time)")
+    async with turns.one_of(limit):
+        try:
+            settings.check_allowed(source)
+            return await build(uuid, name, source, missing, settings, say)
+        except asyncio.CancelledError:
+            await stop(uuid)
+            raise
+
+
 @dataclass(frozen=True)
 class Builder:
     """The user a build runs as."""
@@ -225,6 +247,11 @@ async def stop(uuid: str) -> None:
     """End a build of this instance that still runs, with all its processes."""
     await run(["systemctl", "stop", "--quiet", paths.build_unit(uuid)])
     await run(["systemctl", "reset-failed", "--quiet", paths.build_unit(uuid)])
+
+
+async def stop_all() -> None:
+    """End what a sidecar that died left behind: nobody waits for these builds any more."""
+    await run(["systemctl", "stop", "--quiet", paths.build_unit("*")])
 
 
 async def _limit_that_ended(uuid: str, settings: Settings) -> str | None:

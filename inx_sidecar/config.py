@@ -99,6 +99,7 @@ class Wish:
     daemon: bool | None = None
     isolated: bool = False
     include: tuple[str, ...] = ()
+    activate: str = "switch"
 
     def fingerprint(self, resolved: str | None = None) -> str:
         """Equal as long as no rebuild is asked for; `resolved` is where a System leads.
@@ -137,6 +138,7 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
         keep=int(given.get(f"{PREFIX}keep", Wish.keep)),
         daemon=_bool(given.get(f"{PREFIX}daemon")),
         isolated=isolated,
+        activate=given.get(f"{PREFIX}activate", Wish.activate),
         include=listed(given.get(f"{PREFIX}store.include", "")),
     )
 
@@ -256,6 +258,7 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.daemon": _one_of("true", "false"),
     "user.inx.generation": _number(1, 999_999_999),
     "user.inx.update": _any,
+    "user.inx.activate": _one_of("switch", "boot", "test", "none"),
     "user.inx.keep": _number(1, 1000),
 }
 _WRITTEN_BY_SIDECAR: Final = re.compile(r"user\.inx\.status(\.system|\.generation)?")

@@ -60,13 +60,16 @@ class Generations:
 
 @dataclass(frozen=True)
 class Select:
-    """Make generation `number` the current one."""
+    """Make generation `number` the current one, and the source that of `fingerprint`, if given."""
 
     number: int
     pinned: bool
+    fingerprint: str | None = None
 
     def apply(self, dir_fd: int) -> int:
         replace_link(dir_fd, "system", f"system-{self.number}-link")
+        if self.fingerprint is not None:
+            replace_link(dir_fd, _SOURCE, self.fingerprint)
         if self.pinned:
             replace_link(dir_fd, _PINNED, str(self.number))
         else:

@@ -5,7 +5,8 @@ Never called while a hook waits: Incus may be waiting for that hook.
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ _MAKE_NOTHING: Final = (
     "Freezing ",
     "Unfreezing ",
     "Deleting ",
+    "Executing ",
 )
 
 
@@ -34,6 +36,14 @@ class IncusError(InxError):
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program inside an instance ended, and what it wrote."""
+
+    status: int
+    output: str
 
 
 async def server_version() -> str:
@@ -53,6 +63,36 @@ async def instances() -> list[Mapping[str, Any]]:
     return list(answer["metadata"])
 
 
+async def instance(project: str, name: str) -> Mapping[str, Any]:
+    """One instance, with its expanded configuration."""
+    answer = await _request("GET", _instance(project, name))
+    return dict(answer["metadata"])
+
+
+async def execute(project: str, name: str, argv: Sequence[str], seconds: float) -> Ended:
+    """Run `argv` inside an instance, as its root, to its end.
+
+    IncusError if Incus cannot, TimeoutError after `seconds`: then the program goes on.
+    """
+    url = _instance(project, name, "/exec")
+    asked = {"command": list(argv), "wait-for-websocket": False, "record-output": True}
+    operation = (await _request("POST", url, asked))["operation"]
+    wait = f"{operation}/wait?timeout={int(seconds)}"
+    ended = (await _request("GET", wait, seconds=seconds + _SECONDS))["metadata"]
+    if ended["status"] == "Running":
+        raise TimeoutError
+    if ended.get("err"):
+        raise IncusError(str(ended["err"]), 400)
+    told = ended["metadata"]
+    output = ""
+    for path in sorted(told.get("output", {}).values()):
+        # The paths are without a project, which Incus needs again.
+        place = f"{path}?project={quote(project, safe='')}"
+        output += (await _exchange("GET", place)).decode(errors="replace")
+        await _request("DELETE", place)
+    return Ended(int(told["return"]), output)
+
+
 async def at_work() -> bool:
     """Whether it creates, copies, moves or snapshots something just now."""
     answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")
@@ -66,17 +106,22 @@ async def at_work() -> bool:
 
 async def set_config(project: str, name: str, config: Mapping[str, str]) -> None:
     """Change keys of an instance's configuration and leave the others alone."""
-    url = f"/1.0/instances/{quote(name, safe='')}?project={quote(project, safe='')}"
-    answer = await _request("PATCH", url, {"config": dict(config)})
+    answer = await _request("PATCH", _instance(project, name), {"config": dict(config)})
     if answer.get("type") == "async":
         done = await _request("GET", f"{answer['operation']}/wait?timeout={int(_SECONDS)}")
         if done["metadata"].get("err"):
             raise IncusError(str(done["metadata"]["err"]), 400)
 
 
-async def _request(method: str, url: str, body: object = None) -> dict[str, Any]:
+def _instance(project: str, name: str, what: str = "") -> str:
+    return f"/1.0/instances/{quote(name, safe='')}{what}?project={quote(project, safe='')}"
+
+
+async def _request(
+    method: str, url: str, body: object = None, seconds: float = _SECONDS
+) -> dict[str, Any]:
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(seconds):
             raw = await _exchange(method, url, b"" if body is None else json.dumps(body).encode())
     except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
         raise IncusError(f"Incus does not answer on {paths.INCUS_SOCKET}: {error}") from None
@@ -86,7 +131,7 @@ async def _request(method: str, url: str, body: object = None) -> dict[str, Any]
     return dict(answer)
 
 
-async def _exchange(method: str, url: str, body: bytes) -> bytes:
+async def _exchange(method: str, url: str, body: bytes = b"") -> bytes:
     reader, writer = await asyncio.open_unix_connection(paths.INCUS_SOCKET)
     connection = h11.Connection(h11.CLIENT)
     try:

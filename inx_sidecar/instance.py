@@ -71,12 +71,13 @@ def read_instance(facts: Facts) -> Instance:
     except (OSError, yaml.YAMLError) as error:
         raise InstanceError(f"cannot read {path} of {lxc_name!r}: {error}") from None
     try:
-        return _instance(document["container"], facts)
+        return instance_of(document["container"], facts)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InstanceError(f"{path} of {lxc_name!r} is not what Incus writes: {error!r}") from None
 
 
-def _instance(api: Mapping[str, Any], facts: Facts) -> Instance:
+def instance_of(api: Mapping[str, Any], facts: Facts) -> Instance:
+    """As the API describes it; KeyError or ValueError if that is none."""
     config = {str(key): str(value) for key, value in api["expanded_config"].items()}
     name, project, uuid = api["name"], api["project"], config["volatile.uuid"]
     if not (_UUID.fullmatch(uuid) and _NAME.fullmatch(name) and _NAME.fullmatch(project)):

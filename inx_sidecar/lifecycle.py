@@ -9,50 +9,39 @@ import contextlib
 import logging
 import os
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths
 from inx_sidecar.collector import Collector
-from inx_sidecar.errors import InstanceError, InxError
+from inx_sidecar.errors import InstanceError, InxError, SystemMissingError
 from inx_sidecar.fleet import Fleet
-from inx_sidecar.generations import Append, Change, Generations, Select
+from inx_sidecar.generations import Append, Generations, Select
 from inx_sidecar.instance import Facts, Instance, read_instance
+from inx_sidecar.life import Life
 from inx_sidecar.mounts import Container, HostDirectory
 from inx_sidecar.nixdaemon import NixDaemon
 from inx_sidecar.plan import Boot, Build
 from inx_sidecar.running import Running
-from inx_sidecar.seals import seal
-from inx_sidecar.start import Start, decide_start
+from inx_sidecar.seals import sealed
+from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start
 from inx_sidecar.status import Reporter, Status
+from inx_sidecar.storepath import veil
 from inx_sidecar.systems import keep_systems, last_look
+from inx_sidecar.updates import Updater
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Life:
-    """What the sidecar holds for one instance; all of it can be had again from the disk."""
-
-    daemon: NixDaemon
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    start: Start | None = None
-    # Set while a container with this PID is attached; its namespaces are held only for a build.
-    attached: asyncio.Event = field(default_factory=asyncio.Event)
-    pid: int = 0
-    mapped: bool = True
-    container: Container | None = None
-    build: asyncio.Task[None] | None = None
 
 
 class Lifecycle:
     """All instances that the sidecar knows of."""
 
     def __init__(self) -> None:
-        self._lives: dict[str, _Life] = {}
+        self._lives: dict[str, Life] = {}
         self._reporter = Reporter()
         self._turns = builds.Turns()
         self._collector = Collector()
         self.fleet = Fleet(self._collector, self._reporter, self._forget)
+        self._updater = Updater(self._collector, self._reporter, self._turns, self.fleet.soon)
 
     async def pre_start(self, facts: Facts) -> None:
         """Decide what this start does, or refuse it; begin a build if one is needed."""
@@ -62,8 +51,8 @@ class Lifecycle:
         async with life.lock:
             try:
                 _check_sole(instance)
-                await _end_build(life)
-                _release(life)
+                await life.end_build()
+                life.release()
                 life.start = await self._prepare(life, instance)
             except InxError as error:
                 self._reporter.report_refusal(instance, error)
@@ -79,7 +68,7 @@ class Lifecycle:
             _check_sole(instance)
             if life.attached.is_set() and life.pid == pid:
                 return  # asked again: the answer was lost with the sidecar before this one
-            _release(life)
+            life.release()
             # A sidecar that came up after pre-start knows nothing of it: decide anew.
             if life.start is None:
                 life.start = await self._prepare(life, instance)
@@ -91,15 +80,47 @@ class Lifecycle:
                 await life.daemon.settle()
                 life.mapped = await self._attach(life.container, start)
                 if isinstance(start.plan, Boot):
-                    _close(life)
+                    life.close()
             except InxError as error:
                 self._reporter.report_refusal(instance, error)
                 raise
-            running = Running.of(facts, pid, life.mapped)
+            booted = start.plan.system if isinstance(start.plan, Boot) else ""
+            tried = start.mark if start.wish.activate == "test" else ""
+            running = Running.of(facts, pid, life.mapped, booted, tried)
             running.remember(instance.uuid)
             life.pid = pid
             life.attached.set()
             self.fleet.attach(instance, running)
+
+    async def update(self, instance: Instance) -> None:
+        """Whatever may have changed, `instance` gets the system that it asks for while it runs."""
+        life = self._life(instance.uuid)
+        while True:
+            async with life.lock:
+                if not life.attached.is_set() or _twin(instance) is not None:
+                    return  # its next start looks
+                if not life.activating:
+                    if bootstrap.is_waiting(instance.uuid):
+                        await self._reconsider(life, instance)
+                    else:
+                        await self._updater.update(life, instance)
+                    return
+                task = life.build
+            if task is not None:
+                await asyncio.wait([task])
+
+    async def _reconsider(self, life: Life, instance: Instance) -> None:
+        """Its init waits for a build; the wish may be another by now."""
+        start = await decide_start(self._collector, instance)
+        if life.start is not None and life.start.mark == start.mark:
+            return
+        await life.end_build()
+        life.start = start
+        if isinstance(start.plan, Boot):
+            console = bootstrap.Console(instance.uuid, veiled=instance.isolated)
+            await self._go(life, start, start.plan, console)
+        else:
+            self._begin_build(life, start, start.plan)
 
     async def stop(self, facts: Facts, target: str) -> None:
         """The container ends; with `target` "reboot" it comes back at once."""
@@ -108,8 +129,8 @@ class Lifecycle:
         async with life.lock:
             if _twin(instance) is not None:
                 return  # refused by pre-start; what bears its uuid goes on
-            await _end_build(life)
-            _release(life)
+            await life.end_build()
+            life.release()
             life.start = None
             await last_look(self._collector, instance)
             await self.fleet.detach(instance)
@@ -119,7 +140,8 @@ class Lifecycle:
         log.info("%s: stopped", instance.lxc_name)
 
     async def resume(self) -> None:
-        """Take over the instances that run: builds go on for those that wait for one."""
+        """Take over the instances that run: builds begin again for those that wait for one."""
+        await builds.stop_all()
         for uuid in sorted(os.listdir(paths.RUN)):
             running = Running.recall(uuid)
             if running is not None:
@@ -140,7 +162,7 @@ class Lifecycle:
             if bootstrap.is_waiting(uuid):
                 life.container = Container(running.pid, facts.lxc_name)
                 if Running.recall(uuid) is None:
-                    _release(life)  # it ended meanwhile, and the number is another's
+                    life.release()  # it ended meanwhile, and the number is another's
                     return
                 life.start = start = await decide_start(self._collector, instance)
                 plan = start.plan
@@ -158,9 +180,9 @@ class Lifecycle:
         """Leave everything as it is for the next sidecar, but end the builds."""
         await self.fleet.close()
         for life in list(self._lives.values()):
-            await _end_build(life)
-            _release(life)
-            await _quieten(life)
+            await life.end_build()
+            life.release()
+            await life.quieten()
 
     async def _forget(self, uuid: str) -> None:
         """The instance was deleted."""
@@ -169,25 +191,28 @@ class Lifecycle:
             start = life.start
             if Running.recall(uuid) or (start and os.path.exists(start.instance.rootfs)):
                 return  # it came back, as by an import
-            _release(life)
+            life.release()
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
             shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
             life.daemon.begin_stop()
-            await _quieten(life)
+            await life.quieten()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(paths.build_log(uuid))
         del self._lives[uuid]
 
-    def _life(self, uuid: str) -> _Life:
-        return self._lives.setdefault(uuid, _Life(NixDaemon(uuid)))
+    def _life(self, uuid: str) -> Life:
+        return self._lives.setdefault(uuid, Life(NixDaemon(uuid)))
 
-    async def _prepare(self, life: _Life, instance: Instance) -> Start:
+    async def _prepare(self, life: Life, instance: Instance) -> Start:
         start = await decide_start(self._collector, instance)
         uuid = instance.uuid
-        await _quieten(life)
+        await life.quieten()
         life.daemon.prepare()
         plan = start.plan
         notice = _fell_back(plan, start.present) if isinstance(plan, Boot) else ""
+        notice = veil(notice) if instance.isolated else notice
+        if isinstance(plan, Boot) and plan.trouble:
+            _tell(instance.facts, SystemMissingError(plan.trouble))
         bootstrap.prepare(uuid, ready=isinstance(plan, Boot), notice=notice)
         if start.daemon:
             life.daemon.begin_start()
@@ -204,13 +229,14 @@ class Lifecycle:
             HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket"),
         ]
         # An isolated container has no store before it is known what it may see of it.
-        shown = isinstance(plan, Boot) or not start.wish.isolated
+        system = [plan.system] if isinstance(plan, Boot) else []
+        shown = system or not start.wish.isolated
         if shown:
-            directories.insert(0, await start.store(plan))
-        change = plan.change if isinstance(plan, Boot) else None
-        mapped = await mounts.attach(container, directories, _sealed(change)) or not shown
+            directories.insert(0, await start.store(*system))
+        change = sealed(plan.change) if isinstance(plan, Boot) else None
+        mapped = await mounts.attach(container, directories, change) or not shown
         if not mapped:
-            log.warning("%s: %s", container.name, _UNMAPPED)
+            log.warning("%s: %s", container.name, UNMAPPED)
         if isinstance(plan, Boot):
             trouble = _fell_back(plan, start.present)
             self._reporter.report(start.instance, await self._settled(start, mapped, trouble))
@@ -221,20 +247,24 @@ class Lifecycle:
         after = generations.read(start.instance.rootfs, start.instance.name)
         await keep_systems(self._collector, start.instance, after, after.system)
         self.fleet.soon()
-        text = trouble or ("ready" if mapped else f"ready ({_UNMAPPED})")
+        text = trouble or ("ready" if mapped else f"ready ({UNMAPPED})")
         return Status(text, after.system or "", after.current)
 
-    def _begin_build(self, life: _Life, start: Start, plan: Build) -> None:
+    def _begin_build(self, life: Life, start: Start, plan: Build) -> None:
         self._reporter.report(start.instance, Status("building"))
         life.build = asyncio.create_task(self._build(life, start, plan))
 
-    async def _build(self, life: _Life, start: Start, plan: Build) -> None:
+    async def _build(self, life: Life, start: Start, plan: Build) -> None:
         """Build, then let the waiting init go on; runs beside the start and after it."""
         instance, source = start.instance, start.wish.source
         console = bootstrap.Console(instance.uuid, veiled=instance.isolated)
         try:
             try:
-                system = await self._built(start, plan, console)
+                system = await builds.in_turn(
+                    self._turns, instance.uuid, instance.name, source, plan.missing,
+                    start.settings, console.print,
+                )  # fmt: skip
+                console.print(f"inx: starting {system}")
                 boot = Boot(system, Append(system, plan.fingerprint, start.wish.keep))
             except InxError as error:
                 if plan.fallback is None:
@@ -252,58 +282,38 @@ class Lifecycle:
             console.failed(str(error))
         except Exception:
             log.exception("%s: the build ended in a bug", instance.lxc_name)
-            await self._reporter.write(instance, Status(f"failed: {_BUG}"))
-            console.failed(_BUG)
+            await self._reporter.write(instance, Status(f"failed: {BUG}"))
+            console.failed(BUG)
         finally:
             console.close()
 
-    async def _built(self, start: Start, plan: Build, console: bootstrap.Console) -> str:
-        instance, wish = start.instance, start.wish
-        limit = start.settings.max_builds
-        if self._turns.taken >= limit:
-            console.print(f"inx: waiting for other builds ({limit} at a time)")
-        async with self._turns.one_of(limit):
-            try:
-                start.settings.check_allowed(wish.source)
-                system = await builds.build(
-                    instance.uuid, instance.name, wish.source, plan.missing, start.settings,
-                    console.print,
-                )  # fmt: skip
-            except asyncio.CancelledError:
-                await builds.stop(instance.uuid)
-                raise
-        console.print(f"inx: starting {system}")
-        return system
-
-    async def _go(self, life: _Life, start: Start, boot: Boot, console: bootstrap.Console) -> None:
+    async def _go(self, life: Life, start: Start, boot: Boot, console: bootstrap.Console) -> None:
         """Write the generation into the container that waits and let its init go on."""
         assert life.container is not None
         instance = start.instance
         # The build's link roots the system until the instance's own root stands.
         await keep_systems(self._collector, instance, start.present, boot.system)
         await builds.forget(instance.uuid)
-        change = _sealed(boot.change)
+        change = sealed(boot.change)
         if start.wish.isolated:
-            store = await start.store(boot)
+            store = await start.store(boot.system)
             life.mapped = await mounts.show(life.container, store, change)
             if not life.mapped:
-                log.warning("%s: %s", instance.lxc_name, _UNMAPPED)
+                log.warning("%s: %s", instance.lxc_name, UNMAPPED)
         elif change is not None:
             await mounts.write_generation(life.container, change)
-        _close(life)
+        life.close()
         trouble = _fell_back(boot, start.present)
+        running = Running.recall(instance.uuid)
+        if running is not None:
+            tried = start.mark if boot.trouble else ""
+            replace(running, mapped=life.mapped, booted=boot.system, tried=tried).remember(
+                instance.uuid
+            )
         status = await self._settled(start, life.mapped, trouble)
         self._reporter.promise(instance, status)
         console.ready(trouble)
         self._reporter.report(instance, status)
-
-
-_UNMAPPED = "store owned by nobody: its file system cannot map owners"
-_BUG = "inx failed; see 'journalctl -u inx-sidecar' on the host"
-
-
-def _sealed(change: Change | None) -> Change | None:
-    return replace(change, seal=seal(change.toplevel)) if isinstance(change, Append) else change
 
 
 def _twin(instance: Instance) -> str | None:
@@ -333,43 +343,15 @@ def _fell_back(boot: Boot, present: Generations) -> str:
 
 def _give_up(uuid: str, facts: Facts, error: Exception) -> None:
     """Whatever keeps the sidecar from taking an instance over must not leave its init waiting."""
-    text = str(error) if isinstance(error, InxError) else _BUG
+    text = str(error) if isinstance(error, InxError) else BUG
     log.error("%s: %s", facts.lxc_name, text, exc_info=not isinstance(error, InxError))
     lxclog.append(facts.lxc_config, facts.lxc_name, text)
     with contextlib.suppress(OSError):
         if bootstrap.is_waiting(uuid):
-            bootstrap.Console(uuid).failed(text)
+            bootstrap.Console(uuid, veiled=True).failed(text)
 
 
 def _tell(facts: Facts, error: InxError) -> None:
     """Where the operator looks: the journal and `incus info --show-log`."""
     log.error("%s: %s", facts.lxc_name, error)
     lxclog.append(facts.lxc_config, facts.lxc_name, str(error))
-
-
-def _close(life: _Life) -> None:
-    """Let go of the container's namespaces: held, they would keep its file systems busy."""
-    if life.container is not None:
-        life.container.close()
-        life.container = None
-
-
-def _release(life: _Life) -> None:
-    _close(life)
-    life.pid = 0
-    life.attached.clear()
-
-
-async def _quieten(life: _Life) -> None:
-    """Wait for what systemctl still does; how it ends matters to nobody any more."""
-    try:
-        await life.daemon.settle()
-    except InxError as error:
-        log.error("%s", error)
-
-
-async def _end_build(life: _Life) -> None:
-    if life.build is not None:
-        life.build.cancel()
-        await asyncio.gather(life.build, return_exceptions=True)
-        life.build = None

@@ -48,10 +48,13 @@ def decide(
     instance: str,
     valid: Callable[[Set[str]], Set[str]],
     resolve: Callable[[str, str], str],
+    *,
+    keep: bool = False,
 ) -> Plan:
     """What starting `instance` takes; SystemMissingError if it cannot start at all.
 
-    `valid` tells which store paths are complete, `resolve` where a System leads.
+    `valid` tells which store paths are complete, `resolve` where a System leads. With `keep` a
+    current generation that can be started is, whatever the source is now.
     """
     if wish.generation is not None:
         return _pinned(wish.generation, wish, present, instance, valid)
@@ -62,6 +65,8 @@ def decide(
     order = ([] if current is None else [current]) + sorted(present.links, reverse=True)
     fallback = next((Select(n, pinned=False) for n in order if present.links[n] in good), None)
 
+    if keep and usable and fallback is not None:
+        return _boot(fallback, present)
     if isinstance(wish.source, System):
         try:
             target = resolve(wish.source.path, instance)

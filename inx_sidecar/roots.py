@@ -98,6 +98,11 @@ def drop(lxc_name: str, uuid: str, names: Iterable[str]) -> None:
         raise RootError(f"cannot drop {what}: {error.strerror}") from None
 
 
+def drop_if_there(lxc_name: str, uuid: str, name: str) -> None:
+    if os.path.lexists(f"{directory(lxc_name, uuid)}/{name}"):
+        drop(lxc_name, uuid, [name])
+
+
 def remove(lxc_name: str, uuid: str, within: str = "") -> None:
     """All roots of an instance, or those `within` one directory of it."""
     place = f"{directory(lxc_name, uuid)}/{within}"

@@ -11,16 +11,24 @@ from inx_sidecar.instance import Facts
 
 @dataclass(frozen=True)
 class Running:
-    """A container that was attached; `mapped` tells whether its store shows mapped owners."""
+    """A container that was attached.
+
+    `mapped`: its store shows mapped owners. `booted` is the system that PID 1 runs. `tried` is the
+    mark of a wish that was tried since and left no generation: it is not tried again. `note` is
+    what the last activation left to look at.
+    """
 
     facts: Facts
     pid: int
     started: int
     mapped: bool
+    booted: str = ""
+    tried: str = ""
+    note: str = ""
 
     @classmethod
-    def of(cls, facts: Facts, pid: int, mapped: bool) -> Self:
-        return cls(facts, pid, started(pid), mapped)
+    def of(cls, facts: Facts, pid: int, mapped: bool, booted: str, tried: str) -> Self:
+        return cls(facts, pid, started(pid), mapped, booted, tried)
 
     @classmethod
     def recall(cls, uuid: str) -> Self | None:

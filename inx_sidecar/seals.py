@@ -9,10 +9,12 @@ import hashlib
 import hmac
 import os
 import secrets
+from dataclasses import replace
 from typing import Final
 
 from inx_sidecar import paths
 from inx_sidecar.errors import UnsupportedError
+from inx_sidecar.generations import Append, Change
 
 _BYTES: Final = 32
 
@@ -20,6 +22,11 @@ _BYTES: Final = 32
 def seal(toplevel: str) -> str:
     """What vouches for `toplevel` on this host."""
     return hmac.new(_key(), toplevel.encode(), hashlib.sha256).hexdigest()
+
+
+def sealed(change: Change | None) -> Change | None:
+    """`change` with the seal that it needs."""
+    return replace(change, seal=seal(change.toplevel)) if isinstance(change, Append) else change
 
 
 def _key() -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from inx_sidecar import bootstrap, client
 from inx_sidecar.errors import InxError, UnsupportedError, one_line
+from inx_sidecar.follower import Follower
 from inx_sidecar.instance import Facts
 from inx_sidecar.lifecycle import Lifecycle
 from inx_sidecar.service import live, notify
@@ -46,6 +47,7 @@ async def serve(listener: socket.socket) -> None:
         log.error("%s", error)  # there may be one from before; if not, starts say so themselves
     await lifecycle.resume()
     lifecycle.fleet.begin()
+    follower = Follower(lifecycle)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
 
@@ -66,12 +68,14 @@ async def serve(listener: socket.socket) -> None:
     async with server:
         tasks = [
             asyncio.create_task(lifecycle.fleet.keep_syncing()),
+            asyncio.create_task(follower.follow()),
             asyncio.create_task(live()),
         ]
         await stopping.wait()
         for task in tasks:
             task.cancel()
     notify("STOPPING=1")
+    await follower.close()
     await lifecycle.close()
 
 

@@ -1,12 +1,14 @@
 """One start of an instance: what is asked for, what is there, and what follows from both."""
 
+import contextlib
 import os
 from dataclasses import dataclass
+from typing import Final
 
 from inx_sidecar import generations, paths
 from inx_sidecar.closure import closure
 from inx_sidecar.collector import Collector
-from inx_sidecar.config import Wish, parse
+from inx_sidecar.config import System, Wish, parse
 from inx_sidecar.errors import SystemMissingError
 from inx_sidecar.generations import Generations
 from inx_sidecar.instance import Instance
@@ -16,6 +18,9 @@ from inx_sidecar.seals import seal
 from inx_sidecar.settings import Settings, load
 from inx_sidecar.storepath import check_toplevel, resolve, valid_paths
 from inx_sidecar.systems import keep_systems
+
+UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
+BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Start:
     present: Generations
     plan: Plan
     settings: Settings
+    # Of what is asked for, in full: another one is another wish.
+    mark: str
 
     @property
     def daemon(self) -> bool:
@@ -35,26 +42,31 @@ class Start:
             return False
         return not self.instance.privileged if self.wish.daemon is None else self.wish.daemon
 
-    async def store(self, plan: Plan) -> HostDirectory:
-        """The store of the host, or what an isolated container sees of it with its system."""
+    async def store(self, *shown: str) -> HostDirectory:
+        """The store of the host, or what an isolated container sees of it with the systems
+        `shown`."""
         if not self.wish.isolated:
             return HostDirectory(paths.STORE, paths.STORE_INSIDE)
-        assert isinstance(plan, Boot)
-        visible = await closure([plan.system, *self.wish.include])
+        visible = await closure([*shown, *self.wish.include])
         names = frozenset(os.path.basename(path) for path in visible)
         return HostDirectory(paths.STORE, paths.STORE_INSIDE, only=names)
 
 
-async def decide_start(collector: Collector, instance: Instance) -> Start:
-    """Look at what `instance` is, asks for and has, decide what its start does, and root that."""
+async def decide_start(collector: Collector, instance: Instance, *, running: bool = False) -> Start:
+    """Look at what `instance` is, asks for and has, decide what its start does, and root that.
+
+    With `running`, what its update does: PID 1 stays.
+    """
     settings = load()
     wish = parse(instance.config, instance.name, settings.default_flake)
     present = generations.read(instance.rootfs, instance.name)
     # What an isolated container boots is what it sees: not what it chooses itself.
     usable = present.sealed(seal) if wish.isolated else present
-    plan = decide(wish, usable, instance.name, valid_paths, resolve)
-    start = Start(instance, wish, usable, plan, settings)
-    booted = plan.system if isinstance(plan, Boot) else None
+    # What was on trial until now is not started, and not tried again.
+    keep = wish.activate == "test" and not running
+    plan = decide(wish, usable, instance.name, valid_paths, resolve, keep=keep)
+    start = Start(instance, wish, usable, plan, settings, _mark(wish, instance.name))
+    booted = plan.system if isinstance(plan, Boot) and not running else None
     await keep_systems(collector, instance, present, booted, wish.include)
     for path in set(wish.include) - valid_paths(wish.include):
         raise SystemMissingError(
@@ -70,3 +82,11 @@ async def decide_start(collector: Collector, instance: Instance) -> Start:
                 f"{plan.system} of {instance.name!r} was collected while it started; try again"
             )
     return start
+
+
+def _mark(wish: Wish, instance: str) -> str:
+    leads_to: str | None = None
+    if isinstance(wish.source, System):
+        with contextlib.suppress(SystemMissingError):
+            leads_to = resolve(wish.source.path, instance)
+    return f"{wish.fingerprint(leads_to)} {wish.generation} {wish.activate}"

@@ -22,6 +22,8 @@ _LAST_DELAY: Final = 5.0
 _GIVE_UP_SECONDS: Final = 900.0
 _AFTER_REFUSAL: Final = 1.0
 _PATIENCE: Final = 2.0
+# Incus refuses other requests for an instance while one is written.
+_CALM: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Status:
 
     def config(self) -> dict[str, str]:
         number = "" if self.generation is None else str(self.generation)
-        return dict(zip(_KEYS, (one_line(self.text)[:400], self.system, number), strict=True))
+        return dict(zip(_KEYS, (one_line(self.text, 400), self.system, number), strict=True))
 
 
 class Reporter:
@@ -56,10 +58,11 @@ class Reporter:
         if instance.lxc_name not in self._tasks:
             self._last[instance.lxc_name] = {key: instance.config.get(key, "") for key in _KEYS}
 
-    def report(self, instance: Instance, status: Status) -> None:
-        """Write `status` as soon as Incus lets us."""
+    def report(self, instance: Instance, status: Status, *, calmly: bool = False) -> None:
+        """Write `status` as soon as Incus lets us; `calmly`, a moment later: whoever changed the
+        configuration of an instance may want something else of it right then."""
         self.promise(instance, status)
-        self._report(instance, status.config())
+        self._report(instance, status.config(), _CALM if calmly else 0.0)
 
     def note(self, instance: Instance, text: str) -> None:
         """Add `text` to the status of an instance that runs, until it is empty again."""
@@ -92,7 +95,7 @@ class Reporter:
         name = instance.lxc_name
         note = self._notes.get(name)
         if note:
-            config = config | {_KEYS[0]: f"{config[_KEYS[0]]} ({one_line(note)[:400]})"}
+            config = config | {_KEYS[0]: f"{config[_KEYS[0]]} ({one_line(note, 400)})"}
         if instance.isolated:
             # The container may read it, by Incus' guest API.
             config = config | {_KEYS[0]: veil(config[_KEYS[0]])}

@@ -13,6 +13,8 @@ from inx_sidecar.instance import Instance
 from inx_sidecar.storepath import valid_paths
 
 BOOTED: Final = "booted-system"
+# What is about to be activated, or is on trial.
+NEXT: Final = "next-system"
 # Roots of what user.inx.store.include names.
 INCLUDED: Final = "include/"
 # A container may write as many links as it likes; this many of them are rooted.
@@ -42,7 +44,7 @@ def superfluous(
         name
         for name, path in rooted.items()
         if ("/" not in name or name.startswith(INCLUDED))
-        and name != BOOTED
+        and name not in (BOOTED, NEXT)
         and wanted.get(name) != path
     ]
 

@@ -115,6 +115,14 @@ class Incus:
             lambda: f"{name} has no system: {self.console(name, project)}",
         )
 
+    def wait_generation(self, name: str, number: str, project: str = "default") -> None:
+        """Until the status says that `number` runs, and runs well."""
+        keys = ("user.inx.status", "user.inx.status.generation")
+        self.eventually(
+            lambda: [self.get(name, key, project) for key in keys] == ["ready", number],
+            self.story,
+        )
+
     def restart_into(self, name: str, *, generation: int) -> None:
         """Restart and wait until `generation` runs."""
         self("restart", "-f", name)

@@ -128,7 +128,7 @@ def test_a_rebuild_that_gives_the_same_system_is_no_new_generation(incus: Incus)
     incus.set(name, "user.inx.update=again")
     incus.restart_into(name, generation=1)
     links = incus.sh(name, "ls /nix/var/nix/profiles").stdout.split()
-    assert links == ["system", "system-1-link", "system-source"]
+    assert links == ["system", "system-1-link", "system-1-seal", "system-source"]
 
 
 def test_old_generations_are_pruned_to_keep(incus: Incus) -> None:

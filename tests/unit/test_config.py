@@ -290,6 +290,7 @@ GOOD = {
     "store.include": [SYSTEM, f"{SYSTEM} {SYSTEM}-2", f"{SYSTEM},\n {SYSTEM}-2 "],
     "daemon": ["true", "false"],
     "generation": ["1", "17"],
+    "activate": ["switch", "boot", "test", "none"],
     "update": ["2026-01-01", "x"],
     "keep": ["5"],
 }

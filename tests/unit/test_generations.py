@@ -261,3 +261,30 @@ def test_a_directory_in_the_place_of_a_link_stays_and_leaves_no_litter(
     with pytest.raises(OSError, match="Is a directory"):
         change.apply(profiles_fd)
     assert not [path.name for path in profiles.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.life
+def test_going_back_takes_the_source_along(profiles: Path, profiles_fd: int) -> None:
+    Append(store("a"), "first", 5).apply(profiles_fd)
+    Append(store("b"), "second", 5).apply(profiles_fd)
+    Select(1, pinned=False, fingerprint="first").apply(profiles_fd)
+    found = generations.read_links(profiles_fd)
+    assert (found.current, found.fingerprint, set(found.links)) == (1, "first", {1, 2})
+
+
+@pytest.mark.isolated
+def test_generations_count_by_their_seals() -> None:
+    links = {1: store("a"), 2: store("b"), 3: store("c")}
+    seals = {1: f"sealed {store('a')}", 2: f"sealed {store('a')}"}
+    present = Generations(links, 3, "source", seals=seals)
+    found = present.sealed(lambda path: f"sealed {path}")
+    assert (found.links, found.current, found.fingerprint) == ({1: store("a")}, None, "source")
+
+
+@pytest.mark.isolated
+def test_a_generation_and_its_seal_come_and_go_together(profiles: Path, profiles_fd: int) -> None:
+    Append(store("a"), "f", 1, seal="of a").apply(profiles_fd)
+    assert generations.read_links(profiles_fd).seals == {1: "of a"}
+    Append(store("b"), "f", 1, seal="of b").apply(profiles_fd)
+    assert generations.read_links(profiles_fd).seals == {2: "of b"}
+    assert not os.path.lexists(profiles / "system-1-seal")

@@ -29,12 +29,19 @@ def three(wish: Wish = FLAKE, current: int | None = 3, *, pinned: bool = False) 
     return Generations(links, current, wish.fingerprint(LED), pinned)
 
 
-def plan(wish: Wish, present: Generations, valid: Set[str] = ALL, leads_to: str = LED) -> Plan:
+def plan(
+    wish: Wish,
+    present: Generations,
+    valid: Set[str] = ALL,
+    leads_to: str = LED,
+    *,
+    keep: bool = False,
+) -> Plan:
     def resolve(path: str, instance: str) -> str:
         assert (path, instance) == ("/srv/result", "web")
         return leads_to
 
-    return decide(wish, present, "web", lambda paths: paths & valid, resolve)
+    return decide(wish, present, "web", lambda paths: paths & valid, resolve, keep=keep)
 
 
 def pinned_to(number: int) -> Wish:
@@ -184,3 +191,15 @@ def test_a_plan_tells_what_it_does() -> None:
     assert Boot(ONE).describe() == f"boot {ONE}"
     assert Build("f").describe() == "build"
     assert Build("f", missing=ONE).describe() == f"fetch {ONE}"
+
+
+@pytest.mark.life
+@pytest.mark.parametrize("wish", [OTHER, LINK], ids=["flake", "system"])
+def test_a_current_generation_is_kept_while_a_source_is_on_trial(wish: Wish) -> None:
+    assert plan(wish, three(), keep=True) == Boot(THREE)
+
+
+@pytest.mark.life
+def test_without_a_current_generation_a_source_on_trial_is_built_and_kept() -> None:
+    assert plan(OTHER, Generations(), keep=True) == Build(OTHER.fingerprint())
+    assert isinstance(plan(OTHER, three(), valid={ONE}, keep=True), Build)

@@ -1,0 +1,92 @@
+"""Hear from Incus what changed, and have it looked at: each instance by one task at a time."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from inx_sidecar import incus, paths
+from inx_sidecar.errors import InxError
+from inx_sidecar.events import listen
+from inx_sidecar.instance import Instance, instance_of
+from inx_sidecar.lifecycle import Lifecycle
+from inx_sidecar.running import Running
+
+# Lost events heal after so long; a connection that was lost is tried again after these times.
+_QUIET_SECONDS: Final = 600.0
+_FIRST_DELAY: Final = 0.2
+_LAST_DELAY: Final = 30.0
+# Changes come in bursts, and often before a restart, which looks by itself.
+_SETTLE_SECONDS: Final = 0.3
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        # By project and name: what to look at again, and who does.
+        self._changed: set[tuple[str, str]] = set()
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def follow(self) -> None:
+        """Forever."""
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                async for event in listen(_QUIET_SECONDS):
+                    delay = _FIRST_DELAY
+                    if event is None or not event.action.startswith("instance-"):
+                        await self._look_at_all()
+                    elif event.action == "instance-updated":
+                        self._look_at(event.project, event.name)
+            except InxError as error:
+                log.debug("%s", error)
+            except Exception:
+                log.exception("following Incus' events ended in a bug")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LAST_DELAY)
+
+    async def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _look_at_all(self) -> None:
+        """Incus is asked once for all, and only if some run that it may concern."""
+        if any(Running.recall(uuid) for uuid in os.listdir(paths.RUN)):
+            for api in await incus.instances():
+                if _running(api) is not None:
+                    self._look_at(api["project"], api["name"])
+
+    def _look_at(self, project: str, name: str) -> None:
+        key = project, name
+        self._changed.add(key)
+        if key not in self._tasks:
+            self._tasks[key] = task = asyncio.create_task(self._look(*key))
+            task.add_done_callback(lambda _: self._tasks.pop(key))
+
+    async def _look(self, project: str, name: str) -> None:
+        while (project, name) in self._changed:
+            await asyncio.sleep(_SETTLE_SECONDS)
+            self._changed.discard((project, name))
+            try:
+                found = _running(await incus.instance(project, name))
+                if found is not None:
+                    await self._lifecycle.update(found)
+            except incus.IncusError as error:
+                log.debug("%s: %s", name, error)  # deleted, as a rule
+            except InxError as error:
+                log.error("%s: %s", name, error)
+            except Exception:
+                log.exception("%s: looking at it ended in a bug", name)
+
+
+def _running(api: Mapping[str, Any]) -> Instance | None:
+    """The instance, if it runs with inx."""
+    running = Running.recall(api["expanded_config"].get("volatile.uuid", ""))
+    if running is None:
+        return None
+    found = instance_of(api, running.facts)
+    return found if found.lxc_name == running.facts.lxc_name else None

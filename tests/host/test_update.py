@@ -1,0 +1,414 @@
+"""A running instance follows its configuration, and goes on as it is if that fails."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from disposable import Host
+from incus import Incus
+
+pytestmark = pytest.mark.life
+
+STORES = ["shared", pytest.param("isolated", marks=pytest.mark.isolated)]
+
+
+def source(incus: Incus, greeting: str, *, activate: str = "", build: str = "") -> str:
+    """A flake whose system says `greeting`; `activate` and `build` are shell text."""
+    return incus.flake_text(
+        f"""nixosConfigurations.web.config.system.build.toplevel = import ./system.nix {{
+            inherit deps; name = "web"; extra.greeting = {json.dumps(greeting)};
+            activate = {json.dumps(activate)}; {build}
+        }};""",
+        f"/srv/{incus.prefix}",
+    )
+
+
+def broken(incus: Incus) -> None:
+    incus.flake_text("nixosConfigurations = throw ''no such luck'';", f"/srv/{incus.prefix}")
+
+
+def endless(incus: Incus) -> None:
+    """The source now takes for ever to build."""
+    incus.flake_text(
+        f"""nixosConfigurations.web.config.system.build.toplevel = derivation {{
+            name = "{incus.prefix}-endless"; system = deps.system;
+            builder = "${{deps.busybox}}/bin/sh"; args = [ "-c" "while :; do :; done" ];
+        }};""",
+        f"/srv/{incus.prefix}",
+    )
+
+
+def launched(incus: Incus, greeting: str = "one", **config: str) -> str:
+    return incus.launch(flake=f"{source(incus, greeting)}#web", **config)
+
+
+def bump(incus: Incus, name: str, text: str = "2") -> None:
+    incus.set(name, f"user.inx.update={text}")
+
+
+def says(incus: Incus, name: str, greeting: str) -> bool:
+    """By an exit status: output of incus exec may get lost under load."""
+    script = f'[ "$(cat /etc/greeting)" = "{greeting}" ]'
+    return incus.run(name, "sh", "-c", script, check=False).returncode == 0
+
+
+def booted(incus: Incus, name: str, system: str) -> bool:
+    script = f'[ "$(readlink -f /run/booted-system)" = {system} ]'
+    return incus.run(name, "sh", "-c", script, check=False).returncode == 0
+
+
+def builds(host: Host) -> str:
+    """The builds that run."""
+    argv = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active", "inx-build-*"]
+    return host.run(argv).stdout
+
+
+def visible(incus: Incus, name: str) -> set[str]:
+    entries = incus.host.run(["ls", f"/proc/{incus.pid(name)}/root/nix/store"]).stdout
+    return {f"/nix/store/{entry}" for entry in entries.split()}
+
+
+def needed(host: Host, *systems: str) -> set[str]:
+    return set(host.run(["nix-store", "--query", "--requisites", *systems]).stdout.split())
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_changed_source_is_built_and_activated_and_pid_1_stays(
+    incus: Incus, host: Host, store: str
+) -> None:
+    name = launched(incus, store=store)
+    before, old = incus.pid(name), incus.get(name, "user.inx.status.system")
+    incus.sh(name, f"{old}/sw/bin/sleep 1000 >/dev/null 2>&1 & echo $! >/root/sleeper")
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    new = incus.get(name, "user.inx.status.system")
+    assert says(incus, name, "two") and booted(incus, name, old)
+    assert incus.pid(name) == before and new != old
+    incus.sh(name, "kill -0 $(cat /root/sleeper)")
+    if store == "isolated":
+        assert visible(incus, name) == needed(host, old, new)
+    incus("restart", "-f", name)
+    incus.wait_ready(name)
+    assert says(incus, name, "two") and booted(incus, name, new)
+    if store == "isolated":
+        assert visible(incus, name) == needed(host, new)
+
+
+@pytest.mark.isolated
+def test_the_view_of_services_with_mounts_of_their_own_grows_too(incus: Incus, host: Host) -> None:
+    name = launched(incus, store="isolated")
+    old = incus.get(name, "user.inx.status.system")
+    incus.sh(
+        name,
+        f"""mkfifo /root/go; {old}/sw/bin/unshare -m --propagation slave sh -c '
+            read word </root/go; ls /nix/store >/root/seen; echo done >/root/go
+        ' >/dev/null 2>&1 &""",
+    )
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    incus.sh(name, "echo go >/root/go; read word </root/go")
+    new = incus.get(name, "user.inx.status.system")
+    incus.sh(name, f"grep -qx {new.removeprefix('/nix/store/')} /root/seen")
+
+
+@pytest.mark.isolated
+def test_an_update_shows_nothing_that_the_container_chose(incus: Incus, host: Host) -> None:
+    """What ran before stays in view, but a link says only what root inside wants it to say."""
+    other = incus.launch(flake="/etc/nixos#second", name=incus.name("other"))
+    foreign = incus.get(other, "user.inx.status.system")
+    name = launched(incus, store="isolated")
+    incus.sh(name, f"ln -sfn {foreign} /nix/var/nix/profiles/system-1-link")
+    source(incus, "two")
+    bump(incus, name)
+    incus.eventually(lambda: says(incus, name, "two"), incus.story)
+    assert incus.get(name, "user.inx.status.system") in visible(incus, name)
+    assert foreign not in visible(incus, name)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_system_that_is_there_and_a_generation_are_activated_at_once(
+    incus: Incus, host: Host, store: str
+) -> None:
+    name = launched(incus, store=store)
+    first = incus.get(name, "user.inx.status.system")
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    begin = time.monotonic()
+    incus.set(name, "user.inx.generation=1")
+    incus.wait_generation(name, "1")
+    assert says(incus, name, "one")
+    incus("config", "unset", name, "user.inx.generation")
+    incus.wait_generation(name, "2")
+    incus.set(name, f"user.inx.system={first}", "user.inx.flake=")
+    incus.wait_generation(name, "3")
+    assert says(incus, name, "one")
+    assert time.monotonic() - begin < 20
+    assert len([line for line in journal(host, name) if "building" in line]) <= 2
+
+
+def journal(host: Host, name: str) -> list[str]:
+    """What the sidecar said of the instance."""
+    text = host.run(["journalctl", "-u", "inx-sidecar", "-o", "cat", "--no-pager"]).stdout
+    return [line for line in text.splitlines() if line.startswith(f"{name}: ")]
+
+
+def test_boot_waits_for_the_next_start(incus: Incus) -> None:
+    name = launched(incus, activate="boot")
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    assert says(incus, name, "one")
+    incus("restart", "-f", name)
+    incus.wait_ready(name)
+    assert says(incus, name, "two")
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_test_is_gone_at_the_next_start(incus: Incus, host: Host, store: str) -> None:
+    name = launched(incus, activate="test", store=store)
+    source(incus, "two")
+    bump(incus, name)
+    incus.eventually(lambda: says(incus, name, "two"), incus.story)
+    host.run(["nix-collect-garbage"])
+    assert says(incus, name, "two")
+    incus("restart", "-f", name)
+    incus.wait_generation(name, "1")
+    incus.wait_ready(name)
+    host.run(["systemctl", "restart", "inx-sidecar"])
+    incus.set(name, "user.other=1")
+    incus.wait_generation(name, "1")
+    assert says(incus, name, "one"), "it was tried again"
+    incus.set(name, "user.inx.activate=switch")
+    incus.wait_generation(name, "2")
+    assert says(incus, name, "two")
+
+
+def test_none_is_left_to_the_next_start(incus: Incus, host: Host) -> None:
+    name = launched(incus, activate="none")
+    source(incus, "two")
+    bump(incus, name)
+    host.run(["/opt/inx/bin/inx-sidecar", "sync"])
+    assert says(incus, name, "one") and incus.status(name) == "ready"
+    incus("restart", "-f", name)
+    incus.wait_generation(name, "2")
+    incus.wait_ready(name)
+    assert says(incus, name, "two")
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_build_that_fails_changes_nothing(incus: Incus, host: Host, store: str) -> None:
+    name = launched(incus, store=store)
+    before = incus.pid(name)
+    broken(incus)
+    bump(incus, name)
+    said = incus.wait_status(name, "failed: cannot build")
+    assert "no such luck" in said and said.endswith("; generation 1 runs on")
+    assert says(incus, name, "one") and incus.pid(name) == before
+    before_that = journal(host, name)
+    incus.set(name, "user.other=1")
+    host.run(["systemctl", "restart", "inx-sidecar"])
+    incus.set(name, "user.other=2")
+    source(incus, "two")
+    bump(incus, name, "3")
+    incus.wait_generation(name, "2")
+    assert says(incus, name, "two")
+    more = journal(host, name)[len(before_that) :]
+    assert len([line for line in more if "building the system" in line]) == 1, more
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_an_activation_that_fails_leaves_the_generation_from_before(
+    incus: Incus, store: str
+) -> None:
+    name = launched(incus, store=store)
+    old = incus.get(name, "user.inx.status.system")
+    source(incus, "two", activate="[ ! -e /run/current-system ] || { echo no disk; exit 1; }")
+    bump(incus, name)
+    said = incus.wait_status(name, "failed: activating ")
+    assert "ended with status 1: no disk; generation 1 runs on" in said
+    assert incus.get(name, "user.inx.status.system") == old
+    incus.sh(name, f"[ $(readlink -f /nix/var/nix/profiles/system) = {old} ]")
+    incus("restart", "-f", name)
+    incus.wait_ready(name)
+    assert says(incus, name, "two"), "a start tries again"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (2, "parts of the activation failed"),
+        (3, "some units could not be reloaded"),
+        (4, "some units failed"),
+        (100, "it takes a restart of the instance to switch"),
+    ],
+)
+def test_what_can_be_tolerated_is_told(incus: Incus, status: int, said: str) -> None:
+    name = launched(incus)
+    source(
+        incus,
+        "two",
+        activate=f"[ ! -e /run/current-system ] || {{ echo x.service; exit {status}; }}",
+    )
+    bump(incus, name)
+    assert incus.wait_status(name, r"ready \(") == f"ready ({said}: x.service)"
+    assert incus.get(name, "user.inx.status.generation") == "2"
+    assert says(incus, name, "two")
+
+
+def test_a_newer_wish_ends_the_build_of_an_older_one(incus: Incus, host: Host) -> None:
+    name = launched(incus)
+    endless(incus)
+    bump(incus, name)
+    incus.eventually(lambda: incus.uuid(name) in builds(host), incus.story)
+    source(incus, "three")
+    bump(incus, name, "3")
+    incus.wait_generation(name, "2")
+    assert says(incus, name, "three")
+    assert builds(host) == ""
+
+
+def test_a_wish_taken_back_ends_its_build(incus: Incus, host: Host) -> None:
+    name = launched(incus)
+    endless(incus)
+    bump(incus, name)
+    incus.eventually(lambda: incus.uuid(name) in builds(host), incus.story)
+    incus.wait_status(name, "building")
+    incus("config", "unset", name, "user.inx.update")
+    incus.wait_generation(name, "1")
+    assert builds(host) == ""
+
+
+def test_a_newer_wish_is_built_for_an_init_that_waits(incus: Incus, host: Host) -> None:
+    source(incus, "one")
+    endless(incus)
+    name = incus.init(flake=f"/srv/{incus.prefix}#web")
+    incus.start(name)
+    incus.eventually(lambda: incus.uuid(name) in builds(host), incus.story)
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "1")
+    incus.wait_ready(name)
+    assert says(incus, name, "two")
+
+
+def kill_the_sidecar(host: Host) -> None:
+    """Also one that is just coming up again."""
+    host.sh(
+        """until pid=$(systemctl show --property=MainPID --value inx-sidecar); [ "$pid" != 0 ]; do
+               sleep 0.05
+           done
+           kill -9 "$pid" """
+    )
+
+
+def restart_incus(host: Host) -> None:
+    host.run(["systemctl", "restart", "incus"])
+
+
+def stop_the_sidecar_while_it_changes(host: Host) -> None:
+    host.run(["systemctl", "restart", "inx-sidecar"])
+
+
+@pytest.mark.parametrize(
+    "disturb", [kill_the_sidecar, restart_incus, stop_the_sidecar_while_it_changes]
+)
+def test_a_lost_event_or_build_heals(
+    incus: Incus, host: Host, disturb: Callable[[Host], None]
+) -> None:
+    name = launched(incus)
+    endless(incus)
+    bump(incus, name)
+    incus.eventually(lambda: incus.uuid(name) in builds(host), incus.story)
+    source(incus, "three")
+    disturb(host)
+    bump(incus, name, "3")
+    disturb(host)
+    incus.wait_generation(name, "2")
+    assert says(incus, name, "three")
+    assert builds(host) == ""
+
+
+def test_a_change_while_the_sidecar_is_down_is_found(incus: Incus, host: Host) -> None:
+    name = launched(incus)
+    source(incus, "two")
+    host.run(["systemctl", "stop", "inx-sidecar.socket", "inx-sidecar.service"])
+    bump(incus, name)
+    host.run(["systemctl", "start", "inx-sidecar.socket", "inx-sidecar.service"])
+    incus.wait_generation(name, "2")
+
+
+def test_a_profile_reaches_all_that_use_it_and_builds_in_turns(incus: Incus, host: Host) -> None:
+    profile = incus.name("p")
+    flake = source(incus, "one")
+    incus("profile", "create", profile)
+    incus("profile", "set", profile, f"user.inx.flake={flake}#web")
+    names = [incus.launch("--profile", profile, name=incus.name(s)) for s in "abcd"]
+    source(incus, "two")
+    incus("profile", "set", profile, "user.inx.update=2")
+    most = 0
+
+    def all_ready() -> bool:
+        nonlocal most
+        most = max(most, len(builds(host).splitlines()))
+        return all(incus.get(name, "user.inx.status.generation") == "2" for name in names)
+
+    try:
+        incus.eventually(all_ready, incus.story)
+        assert 1 <= most <= 2
+        assert all(says(incus, name, "two") for name in names)
+    finally:
+        for name in names:
+            incus("delete", "-f", name)
+        incus("profile", "delete", profile)
+
+
+def test_what_changes_nothing_builds_nothing(incus: Incus, host: Host) -> None:
+    name = launched(incus)
+    before = journal(host, name)
+    incus.set(name, "user.other=1", "user.inx.keep=7")
+    incus("profile", "set", "inx", "user.other=1")
+    incus("profile", "unset", "inx", "user.other")
+    incus.set(name, "user.inx.typo=x")
+    said = incus.wait_status(name, "failed: ")
+    assert "user.inx.typo" in said and said.endswith("; generation 1 runs on")
+    incus("config", "unset", name, "user.inx.typo")
+    incus.wait_generation(name, "1")
+    said_since = journal(host, name)[len(before) :]
+    assert said_since and all("user.inx.typo" in line for line in said_since), said_since
+
+
+def test_a_system_chosen_inside_is_left_alone(incus: Incus) -> None:
+    name = launched(incus)
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    profile = "/nix/var/nix/profiles/system"
+    incus.sh(
+        name,
+        f"nix-env -p {profile} --switch-generation 1; {profile}/bin/switch-to-configuration switch",
+    )
+    incus.set(name, "user.other=1")
+    incus.eventually(lambda: incus.get(name, "user.inx.status.generation") == "1", incus.story)
+    assert says(incus, name, "one")
+
+
+def test_twenty_changes_in_a_row_end_with_the_last(incus: Incus, host: Host) -> None:
+    name = launched(incus)
+    for number in range(20):
+        source(incus, f"number {number}")
+        if number % 5 == 3:
+            broken(incus)
+        bump(incus, name, str(number))
+        if number == 10:
+            kill_the_sidecar(host)
+    source(incus, "the last")
+    bump(incus, name, "last")
+    incus.eventually(
+        lambda: says(incus, name, "the last") and incus.status(name) == "ready",
+        incus.story,
+    )
+    assert builds(host) == ""

@@ -3,10 +3,10 @@
 The statuses are those of NixOS' switch-to-configuration.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
-from inx_sidecar import incus
+from inx_sidecar import incus, paths
 from inx_sidecar.errors import ActivationError
 from inx_sidecar.instance import Instance
 
@@ -19,30 +19,42 @@ _TOLERATED: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Activated:
-    """The system is active; `note` says what did not go well, `output` is all that was printed."""
+_NOT_THERE: Final = (0, 503)
+# Inside: what a container prints is kept where its own limits count.
+LOG: Final = "run/inx-activation.log"
+_COMMAND: Final = (
+    f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c", f'exec "$0" "$1" >/{LOG} 2>&1 </dev/null'
+)  # fmt: skip
 
-    note: str
-    output: str
 
+async def run(instance: Instance, system: str, verb: str, seconds: float) -> int:
+    """The exit status of `switch-to-configuration VERB` of `system` inside; it writes to LOG.
 
-async def activate(instance: Instance, system: str, verb: str, seconds: float) -> Activated:
-    """Run `switch-to-configuration VERB` of `system` inside; ActivationError if that fails."""
-    command = f"{system}/bin/switch-to-configuration"
+    ActivationError if it cannot be started, or does not end in time; IncusError if Incus is not
+    there, which says nothing about the system.
+    """
     name = instance.name
+    command = [*_COMMAND, f"{system}/bin/switch-to-configuration", verb]
     try:
-        ended = await incus.execute(instance.project, name, [command, verb], seconds)
+        return await incus.execute(instance.project, name, command, seconds)
     except TimeoutError:
         raise ActivationError(
             f"activating {system} in {name!r} took over {seconds:.0f} s (build_timeout)"
         ) from None
     except incus.IncusError as error:
+        if error.code in _NOT_THERE:
+            raise
         raise ActivationError(f"cannot activate {system} in {name!r}: {error}") from None
-    if ended.status == 0:
-        return Activated("", ended.output)
-    said = [line for line in ended.output.splitlines() if line.strip()]
-    last = f": {said[-1].strip()}" if said else ""
-    if ended.status in _TOLERATED:
-        return Activated(f"{_TOLERATED[ended.status]}{last}", ended.output)
-    raise ActivationError(f"activating {system} in {name!r} ended with status {ended.status}{last}")
+
+
+def note(status: int, lines: Sequence[str], system: str, name: str) -> str:
+    """What did not go well in an activation that ended so and printed `lines`, empty if all did.
+
+    ActivationError if the system is not active.
+    """
+    if status == 0:
+        return ""
+    last = f": {lines[-1]}" if lines else ""
+    if status in _TOLERATED:
+        return f"{_TOLERATED[status]}{last}"
+    raise ActivationError(f"activating {system} in {name!r} ended with status {status}{last}")

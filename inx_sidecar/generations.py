@@ -88,9 +88,10 @@ class Append:
 
     def apply(self, dir_fd: int) -> int:
         present = read_links(dir_fd)
-        number = present.current
         # Like Nix: the same system again is not a new generation.
-        if number is None or present.system != self.toplevel:
+        last = (present.current, present.newest)
+        number = next((n for n in last if n and present.links[n] == self.toplevel), None)
+        if number is None:
             number = _next_number(dir_fd, present)
             replace_link(dir_fd, f"system-{number}-link", self.toplevel)
         if self.seal:

@@ -90,12 +90,13 @@ class Lifecycle:
             running.remember(instance.uuid)
             life.pid = pid
             life.attached.set()
+            self._reporter.release(instance)
             self.fleet.attach(instance, running)
 
     async def update(self, instance: Instance) -> None:
         """Whatever may have changed, `instance` gets the system that it asks for while it runs."""
-        life = self._life(instance.uuid)
-        while True:
+        life = self._lives.get(instance.uuid)
+        while life is not None:
             async with life.lock:
                 if not life.attached.is_set() or _twin(instance) is not None:
                     return  # its next start looks
@@ -129,6 +130,7 @@ class Lifecycle:
         async with life.lock:
             if _twin(instance) is not None:
                 return  # refused by pre-start; what bears its uuid goes on
+            self._reporter.hold(instance)
             await life.end_build()
             life.release()
             life.start = None

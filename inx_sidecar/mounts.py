@@ -8,6 +8,7 @@ the container's root could remount /nix/store writable and write the host's stor
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ from inx_sidecar.syscalls import (
     MOUNT_ATTR_RDONLY,
     MS_PRIVATE,
     MS_REC,
+    RESOLVE_IN_ROOT,
     mount,
     mount_setattr,
     move_mount,
     open_tree,
+    openat2,
     opened,
     setns,
     unshare,
@@ -198,6 +201,25 @@ async def write_generation(container: Container, change: Change) -> int:
 
     number, _ = await forked.call(write, f"writing the generation of {container.name!r}")
     return int(number)
+
+
+async def read_end(container: Container, path: str, most: int) -> str:
+    """At most so many bytes from the end of a file inside; "" if there is no such plain file."""
+
+    def read() -> forked.Result:
+        with opened(container.enter()) as root:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+            try:
+                with opened(openat2(root, path, flags, RESOLVE_IN_ROOT)) as fd:
+                    if not stat.S_ISREG(os.fstat(fd).st_mode):
+                        return "", []
+                    size = os.fstat(fd).st_size
+                    return os.pread(fd, most, max(0, size - most)).decode(errors="replace"), []
+            except OSError:
+                return "", []
+
+    text, _ = await forked.call(read, f"reading /{path} of {container.name!r}")
+    return str(text)
 
 
 def _clone(directory: HostDirectory) -> int:

@@ -22,6 +22,7 @@ _LAST_DELAY: Final = 5.0
 _GIVE_UP_SECONDS: Final = 900.0
 _AFTER_REFUSAL: Final = 1.0
 _PATIENCE: Final = 2.0
+_HOLD: Final = 2.0
 # Incus refuses other requests for an instance while one is written.
 _CALM: Final = 1.0
 
@@ -52,6 +53,18 @@ class Reporter:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._last: dict[str, dict[str, str]] = {}
         self._notes: dict[str, str] = {}
+        self._held: dict[str, asyncio.Event] = {}
+
+    def hold(self, instance: Instance) -> None:
+        """It stops, perhaps to start again: a write between these two makes a restart fail (Incus
+        then takes it for running). Ends by itself, or with `release`."""
+        held = self._held[instance.lxc_name] = asyncio.Event()
+        asyncio.get_running_loop().call_later(_HOLD, held.set)
+
+    def release(self, instance: Instance) -> None:
+        held = self._held.pop(instance.lxc_name, None)
+        if held is not None:
+            held.set()
 
     def learn(self, instance: Instance) -> None:
         """`instance` has just been read: Incus holds what its configuration says."""
@@ -111,6 +124,8 @@ class Reporter:
         try:
             await asyncio.sleep(before)
             while name in self._wanted:
+                if name in self._held:
+                    await self._held[name].wait()
                 instance, config = self._wanted.pop(name)
                 try:
                     await incus.set_config(instance.project, instance.name, config)

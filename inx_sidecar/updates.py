@@ -6,15 +6,22 @@ there is. A newer wish ends the build of an older one; an activation is waited f
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
-from inx_sidecar import builds, generations, mounts, roots, systems
-from inx_sidecar.activation import activate
+from inx_sidecar import activation, builds, generations, mounts, roots, systems
 from inx_sidecar.collector import Collector
-from inx_sidecar.errors import ActivationError, InstanceError, InxError, SystemMissingError
+from inx_sidecar.errors import (
+    ActivationError,
+    InstanceError,
+    InxError,
+    SystemMissingError,
+    one_line,
+)
 from inx_sidecar.generations import Append, Change, Generations, Select
+from inx_sidecar.incus import IncusError
 from inx_sidecar.instance import Instance
 from inx_sidecar.life import Life
 from inx_sidecar.mounts import Container
@@ -26,6 +33,7 @@ from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import valid_paths
 
 _TEST: Final = "test"
+_PRINTED_MAX: Final = 16 << 10
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +100,11 @@ class Updater:
             self._report(start, after, note, life.mapped)
             log.info("%s: runs %s from %s", instance.lxc_name, system, start.wish.source)
         except InxError as error:
-            _remember(instance.uuid, tried=start.mark)
+            if Running.recall(instance.uuid) is None:
+                log.info("%s: %s", instance.lxc_name, error)  # its next start looks
+                return
+            if not isinstance(error, IncusError):  # else it is tried again once Incus is back
+                _remember(instance.uuid, tried=start.mark)
             self._refuse(instance, present, error)
         except Exception:
             log.exception("%s: the update ended in a bug", instance.lxc_name)
@@ -128,36 +140,30 @@ class Updater:
         instance, mode = start.instance, start.wish.activate
         await roots.add(self._collector, instance.lxc_name, instance.uuid, {systems.NEXT: system})
         await builds.forget(instance.uuid)
-        await self._write(life, start, system, None if mode == _TEST else sealed(change))
-        try:
-            seconds = start.settings.build_timeout
-            activated = await activate(instance, system, mode, seconds)
-        except ActivationError:
-            # The next start tries it again.
-            if mode != _TEST and present.current is not None:
-                back = Select(present.current, present.pinned, present.fingerprint)
-                await self._write(life, start, system, back)
-            raise
-        for line in activated.output.splitlines():
-            log.info("%s: %s", instance.lxc_name, line)
-        return activated.note
-
-    async def _write(self, life: Life, start: Start, system: str, change: Change | None) -> None:
-        """Write the generation; before, an isolated container gets to see its closure as well."""
-        instance = start.instance
-        running = Running.recall(instance.uuid)
-        if running is None:
-            raise InstanceError(f"{instance.name!r} has ended")
-        with Container(running.pid, instance.lxc_name) as container:
-            if Running.recall(instance.uuid) is None:
-                raise InstanceError(f"{instance.name!r} has ended")
+        made = None if mode == _TEST else sealed(change)
+        with _inside(instance) as (container, running):
             if start.wish.isolated:
                 # What runs was started from these; of the generations, those with a seal count.
                 before = valid_paths({running.booted, start.present.system or ""})
                 store = await start.store(system, *before)
-                life.mapped = await mounts.show(container, store, change)
-            elif change is not None:
-                await mounts.write_generation(container, change)
+                life.mapped = await mounts.show(container, store, made)
+            elif made is not None:
+                await mounts.write_generation(container, made)
+        try:
+            status = await activation.run(instance, system, mode, start.settings.build_timeout)
+            with _inside(instance) as (container, _):
+                printed = await mounts.read_end(container, activation.LOG, _PRINTED_MAX)
+            lines = [line.strip() for line in printed.splitlines() if line.strip()]
+            for line in lines:
+                log.info("%s: %s", instance.lxc_name, one_line(line))
+            return activation.note(status, lines, system, instance.name)
+        except (ActivationError, IncusError):
+            # The next start tries it again.
+            if made is not None and present.current is not None:
+                back = Select(present.current, present.pinned, present.fingerprint)
+                with _inside(instance) as (container, _):
+                    await mounts.write_generation(container, back)
+            raise
 
     def _report(self, start: Start, present: Generations, note: str, mapped: bool) -> None:
         more = note or ("" if mapped else UNMAPPED)
@@ -171,6 +177,18 @@ class Updater:
     def _tell(self, instance: Instance, text: str, present: Generations) -> None:
         status = Status(text, present.system or "", present.current)
         self._reporter.report(instance, status, calmly=True)
+
+
+@contextmanager
+def _inside(instance: Instance) -> Iterator[tuple[Container, Running]]:
+    """The container that runs, not for long: held, its namespaces keep its file systems busy."""
+    running = Running.recall(instance.uuid)
+    if running is None:
+        raise InstanceError(f"{instance.name!r} has ended")
+    with Container(running.pid, instance.lxc_name) as container:
+        if Running.recall(instance.uuid) is None:
+            raise InstanceError(f"{instance.name!r} has ended")
+        yield container, running
 
 
 def _remember(uuid: str, tried: str, note: str | None = None) -> None:

@@ -327,8 +327,8 @@ def test_a_lost_event_or_build_heals(
     disturb(host)
     bump(incus, name, "3")
     disturb(host)
+    incus.eventually(lambda: says(incus, name, "three"), incus.story)
     incus.wait_generation(name, "2")
-    assert says(incus, name, "three")
     assert builds(host) == ""
 
 

@@ -1,6 +1,7 @@
 """Run a function in a forked child: what it does to its namespaces and its user stays there."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -71,6 +72,7 @@ async def call(function: Callable[[], Result], what: str, seconds: float = _SECO
 
 
 def _child(function: Callable[[], Result], channel: socket.socket) -> None:
+    gc.disable()  # it would touch, and so copy, all that the parent has
     try:
         value, fds = function()
         answer: dict[str, Any] = {"ok": value}

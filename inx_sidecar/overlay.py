@@ -71,6 +71,7 @@ def _fill(entries: str, names: Iterable[str], directory: int, owner: tuple[int, 
     os.chown(entries, *owner)
     # Short paths, and entries that are the owner's from the first: three calls for each.
     os.chdir(entries)
+    os.umask(0)
     create_as(*owner)
     for name in names:
         _add(name, directory)

@@ -3,6 +3,7 @@
 The statuses are those of NixOS' switch-to-configuration.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,8 +24,19 @@ _NOT_THERE: Final = (0, 503)
 # Inside: what a container prints is kept where its own limits count.
 LOG: Final = "run/inx-activation.log"
 _COMMAND: Final = (
-    f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c", f'exec "$0" "$1" >/{LOG} 2>&1 </dev/null'
+    f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c",
+    f'/{paths.BOOT_INSIDE}/busybox rm -f /{LOG}; exec "$0" "$1" >/{LOG} 2>&1 </dev/null',
 )  # fmt: skip
+_PROGRAM: Final = "bin/switch-to-configuration"
+
+
+def check(instance: Instance, system: str) -> None:
+    """ActivationError if `system` is made to be booted only."""
+    if not os.path.lexists(f"{system}/{_PROGRAM}"):
+        raise ActivationError(
+            f"{system} has no {_PROGRAM}, so {instance.name!r} cannot switch to it while it runs; "
+            "restart it"
+        )
 
 
 async def run(instance: Instance, system: str, verb: str, seconds: float) -> int:
@@ -34,7 +46,7 @@ async def run(instance: Instance, system: str, verb: str, seconds: float) -> int
     there, which says nothing about the system.
     """
     name = instance.name
-    command = [*_COMMAND, f"{system}/bin/switch-to-configuration", verb]
+    command = [*_COMMAND, f"{system}/{_PROGRAM}", verb]
     try:
         return await incus.execute(instance.project, name, command, seconds)
     except TimeoutError:

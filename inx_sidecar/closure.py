@@ -5,7 +5,6 @@ read, as when its schema has changed. The paths have to be rooted before: else s
 may be gone when it is used.
 """
 
-import asyncio
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 async def closure(wanted: Sequence[str]) -> frozenset[str]:
     """The store paths that `wanted` need, and these; SystemMissingError if one is not valid."""
     try:
-        found = await asyncio.to_thread(_from_database, wanted)
+        found = _from_database(wanted)
     except sqlite3.Error as error:
         log.warning("cannot read Nix's database %s (%s): asking nix-store", paths.NIX_DB, error)
         found = await _from_nix_store(wanted)

@@ -20,6 +20,8 @@ _LAST_DELAY: Final = 30.0
 # Changes come in bursts, and often before a restart, which looks by itself.
 _SETTLE_SECONDS: Final = 0.3
 
+_ALL: Final = ("", "")
+
 log = logging.getLogger(__name__)
 
 
@@ -37,8 +39,8 @@ class Follower:
             try:
                 async for event in listen(_QUIET_SECONDS):
                     delay = _FIRST_DELAY
-                    if event is None or not event.action.startswith("instance-"):
-                        await self._look_at_all()
+                    if event is None or event.action.startswith(("profile-", "project-")):
+                        self._look_at(*_ALL)
                     elif event.action == "instance-updated":
                         self._look_at(event.project, event.name)
             except InxError as error:
@@ -72,6 +74,9 @@ class Follower:
             await asyncio.sleep(_SETTLE_SECONDS)
             self._changed.discard((project, name))
             try:
+                if (project, name) == _ALL:
+                    await self._look_at_all()
+                    continue
                 found = _running(await incus.instance(project, name))
                 if found is not None:
                     await self._lifecycle.update(found)
@@ -88,5 +93,5 @@ def _running(api: Mapping[str, Any]) -> Instance | None:
     running = Running.recall(api["expanded_config"].get("volatile.uuid", ""))
     if running is None:
         return None
-    found = instance_of(api, running.facts)
+    found = running.as_started(instance_of(api, running.facts))
     return found if found.lxc_name == running.facts.lxc_name else None

@@ -60,16 +60,13 @@ class Generations:
 
 @dataclass(frozen=True)
 class Select:
-    """Make generation `number` the current one, and the source that of `fingerprint`, if given."""
+    """Make generation `number` the current one."""
 
     number: int
     pinned: bool
-    fingerprint: str | None = None
 
     def apply(self, dir_fd: int) -> int:
         replace_link(dir_fd, "system", f"system-{self.number}-link")
-        if self.fingerprint is not None:
-            replace_link(dir_fd, _SOURCE, self.fingerprint)
         if self.pinned:
             replace_link(dir_fd, _PINNED, str(self.number))
         else:
@@ -79,11 +76,12 @@ class Select:
 
 @dataclass(frozen=True)
 class Append:
-    """Make `toplevel` a new generation and the current one, then drop old ones beyond `keep`."""
+    """Make `toplevel` a new generation and the current one, then drop old ones beyond `keep`,
+    if that is not None."""
 
     toplevel: str
     fingerprint: str
-    keep: int
+    keep: int | None
     seal: str = ""
 
     def apply(self, dir_fd: int) -> int:
@@ -99,13 +97,48 @@ class Append:
         replace_link(dir_fd, "system", f"system-{number}-link")
         replace_link(dir_fd, _SOURCE, self.fingerprint)
         _remove(dir_fd, _PINNED)
-        for old in superfluous({*present.links, number}, number, self.keep):
-            _remove(dir_fd, f"system-{old}-link")
-            _remove(dir_fd, f"system-{old}-seal")
+        if self.keep is not None:
+            Prune(self.keep).apply(dir_fd)
         return number
 
 
-Change = Select | Append
+@dataclass(frozen=True)
+class Prune:
+    """Drop old generations so that `keep` remain, and the current one."""
+
+    keep: int
+
+    def apply(self, dir_fd: int) -> int:
+        present = read_links(dir_fd)
+        current = present.current or 0
+        for old in superfluous(present.links, current, self.keep):
+            _drop(dir_fd, old)
+        return current
+
+
+@dataclass(frozen=True)
+class Back:
+    """Undo what was done to a profile with these numbers: generation, source and pin are again
+    what they were, and a new generation goes."""
+
+    number: int
+    pinned: bool
+    fingerprint: str | None
+    numbers: tuple[int, ...]
+
+    def apply(self, dir_fd: int) -> int:
+        new = read_links(dir_fd).current
+        Select(self.number, self.pinned).apply(dir_fd)
+        if self.fingerprint is None:
+            _remove(dir_fd, _SOURCE)
+        else:
+            replace_link(dir_fd, _SOURCE, self.fingerprint)
+        if new is not None and new not in self.numbers:
+            _drop(dir_fd, new)
+        return self.number
+
+
+Change = Select | Append | Prune | Back
 
 
 def superfluous(numbers: Iterable[int], current: int, keep: int) -> list[int]:
@@ -174,6 +207,11 @@ def _next_number(dir_fd: int, present: Generations) -> int:
             "remove it"
         )
     return number
+
+
+def _drop(dir_fd: int, number: int) -> None:
+    _remove(dir_fd, f"system-{number}-link")
+    _remove(dir_fd, f"system-{number}-seal")
 
 
 def _remove(dir_fd: int, name: str) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import replace
 
-from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths
+from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths, roots
 from inx_sidecar.collector import Collector
 from inx_sidecar.errors import InstanceError, InxError, SystemMissingError
 from inx_sidecar.fleet import Fleet
@@ -26,8 +26,8 @@ from inx_sidecar.seals import sealed
 from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start
 from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import veil
-from inx_sidecar.systems import keep_systems, last_look
-from inx_sidecar.updates import Updater
+from inx_sidecar.systems import ACTIVE, NEXT, keep_systems, last_look
+from inx_sidecar.updates import Updater, number_of
 
 log = logging.getLogger(__name__)
 
@@ -79,19 +79,18 @@ class Lifecycle:
             try:
                 await life.daemon.settle()
                 life.mapped = await self._attach(life.container, start)
+                running = Running.of(start.instance, pid, life.mapped)
+                running.remember(instance.uuid)
                 if isinstance(start.plan, Boot):
                     life.close()
+                    self._reporter.report(instance, await self._settled(life, start, start.plan))
             except InxError as error:
                 self._reporter.report_refusal(instance, error)
                 raise
-            booted = start.plan.system if isinstance(start.plan, Boot) else ""
-            tried = start.mark if start.wish.activate == "test" else ""
-            running = Running.of(facts, pid, life.mapped, booted, tried)
-            running.remember(instance.uuid)
             life.pid = pid
             life.attached.set()
             self._reporter.release(instance)
-            self.fleet.attach(instance, running)
+            self.fleet.attach(running.as_started(instance), running)
 
     async def update(self, instance: Instance) -> None:
         """Whatever may have changed, `instance` gets the system that it asks for while it runs."""
@@ -100,19 +99,29 @@ class Lifecycle:
             async with life.lock:
                 if not life.attached.is_set() or _twin(instance) is not None:
                     return  # its next start looks
-                if not life.activating:
-                    if bootstrap.is_waiting(instance.uuid):
-                        await self._reconsider(life, instance)
-                    else:
-                        await self._updater.update(life, instance)
+                if not life.activating and await self._look_at(life, instance):
                     return
                 task = life.build
             if task is not None:
                 await asyncio.wait([task])
 
+    async def _look_at(self, life: Life, instance: Instance) -> bool:
+        """False if it cannot be done yet."""
+        if bootstrap.is_waiting(instance.uuid):
+            await self._reconsider(life, instance)
+            return True
+        return await self._updater.update(life, instance)
+
     async def _reconsider(self, life: Life, instance: Instance) -> None:
         """Its init waits for a build; the wish may be another by now."""
-        start = await decide_start(self._collector, instance)
+        try:
+            start = await decide_start(self._collector, instance)
+        except InxError as error:
+            await life.end_build()
+            _tell(instance.facts, error)
+            await self._reporter.write(instance, Status(f"failed: {error}"))
+            bootstrap.Console(instance.uuid, veiled=instance.isolated).failed(str(error))
+            return
         if life.start is not None and life.start.mark == start.mark:
             return
         await life.end_build()
@@ -157,7 +166,7 @@ class Lifecycle:
         async with life.lock:
             life.pid, life.mapped = running.pid, running.mapped
             life.attached.set()
-            instance = read_instance(facts)
+            instance = running.as_started(read_instance(facts))
             self._reporter.learn(instance)
             life.daemon.prepare()
             self.fleet.attach(instance, running)
@@ -193,6 +202,7 @@ class Lifecycle:
             start = life.start
             if Running.recall(uuid) or (start and os.path.exists(start.instance.rootfs)):
                 return  # it came back, as by an import
+            await life.end_build()
             life.release()
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
             shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
@@ -239,18 +249,25 @@ class Lifecycle:
         mapped = await mounts.attach(container, directories, change) or not shown
         if not mapped:
             log.warning("%s: %s", container.name, UNMAPPED)
-        if isinstance(plan, Boot):
-            trouble = _fell_back(plan, start.present)
-            self._reporter.report(start.instance, await self._settled(start, mapped, trouble))
         return mapped
 
-    async def _settled(self, start: Start, mapped: bool, trouble: str) -> Status:
-        """The container has its system: root what it has now, and tell what that is."""
-        after = generations.read(start.instance.rootfs, start.instance.name)
-        await keep_systems(self._collector, start.instance, after, after.system)
+    async def _settled(self, life: Life, start: Start, boot: Boot) -> Status:
+        """The container has its system: root what it has now, and remember and tell what it is."""
+        instance = start.instance
+        after = generations.read(instance.rootfs, instance.name)
+        await keep_systems(self._collector, instance, after, boot.system)
+        for former in (ACTIVE, NEXT):
+            roots.drop_if_there(instance.lxc_name, instance.uuid, former)
         self.fleet.soon()
-        text = trouble or ("ready" if mapped else f"ready ({UNMAPPED})")
-        return Status(text, after.system or "", after.current)
+        trouble = _fell_back(boot, start.present)
+        text = trouble or ("ready" if life.mapped else f"ready ({UNMAPPED})")
+        running = Running.recall(instance.uuid)
+        if running is not None:
+            replace(
+                running, mapped=life.mapped, booted=boot.system, profile=after.system or "",
+                shown=(boot.system,), mark=start.mark, text=text,
+            ).remember(instance.uuid)  # fmt: skip
+        return Status(text, boot.system, number_of(boot.system, after))
 
     def _begin_build(self, life: Life, start: Start, plan: Build) -> None:
         self._reporter.report(start.instance, Status("building"))
@@ -305,16 +322,9 @@ class Lifecycle:
         elif change is not None:
             await mounts.write_generation(life.container, change)
         life.close()
-        trouble = _fell_back(boot, start.present)
-        running = Running.recall(instance.uuid)
-        if running is not None:
-            tried = start.mark if boot.trouble else ""
-            replace(running, mapped=life.mapped, booted=boot.system, tried=tried).remember(
-                instance.uuid
-            )
-        status = await self._settled(start, life.mapped, trouble)
+        status = await self._settled(life, start, boot)
         self._reporter.promise(instance, status)
-        console.ready(trouble)
+        console.ready(_fell_back(boot, start.present))
         self._reporter.report(instance, status)
 
 

@@ -121,7 +121,10 @@ class Container:
 def _first_id(pid: int, kind: str) -> int:
     with open(f"/proc/{pid}/{kind}") as file:
         rows = [[int(word) for word in line.split()] for line in file]
-    return next(outside for inside, outside, _ in rows if inside == 0)
+    for inside, outside, _ in rows:
+        if inside == 0:
+            return outside
+    raise MountError(f"process {pid} has no root among its users")
 
 
 async def attach(

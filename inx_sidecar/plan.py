@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inx_sidecar.config import System, Wish
 from inx_sidecar.errors import SystemMissingError
-from inx_sidecar.generations import Append, Change, Generations, Select
+from inx_sidecar.generations import Append, Generations, Select
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Boot:
     """
 
     system: str
-    change: Change | None = None
+    change: Select | Append | None = None
     trouble: str = ""
 
     def describe(self) -> str:

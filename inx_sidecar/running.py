@@ -2,33 +2,54 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Self
 
 from inx_sidecar import paths
-from inx_sidecar.instance import Facts
+from inx_sidecar.instance import Facts, Instance
+
+# These count from start to stop, whatever the configuration says meanwhile.
+_FIXED: Final = ("user.inx.store", "user.inx.store.include", "user.inx.daemon")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A container that was attached.
+    """A container that was attached, and what has been done to it since.
 
-    `mapped`: its store shows mapped owners. `booted` is the system that PID 1 runs. `tried` is the
-    mark of a wish that was tried since and left no generation: it is not tried again. `note` is
-    what the last activation left to look at.
+    `mapped`: its store shows mapped owners. `fixed`: the keys that count from start to stop.
+    `booted` is the system that PID 1 runs, `active` the one last activated, if another, `profile`
+    what its profile led to then. `shown`: the systems whose closures an isolated container sees.
+    `mark` is of the wish that was carried out last, or failed, `text` the status that it left.
+    `undo`: what is to be taken back if a generation that was made never became active.
     """
 
     facts: Facts
     pid: int
     started: int
     mapped: bool
+    fixed: Mapping[str, str] = field(default_factory=dict)
     booted: str = ""
-    tried: str = ""
-    note: str = ""
+    active: str = ""
+    profile: str = ""
+    shown: tuple[str, ...] = ()
+    mark: str = ""
+    text: str = ""
+    undo: Mapping[str, Any] | None = None
+
+    @property
+    def system(self) -> str:
+        return self.active or self.booted
 
     @classmethod
-    def of(cls, facts: Facts, pid: int, mapped: bool, booted: str, tried: str) -> Self:
-        return cls(facts, pid, started(pid), mapped, booted, tried)
+    def of(cls, instance: Instance, pid: int, mapped: bool) -> Self:
+        fixed = {key: instance.config[key] for key in _FIXED if key in instance.config}
+        return cls(instance.facts, pid, started(pid), mapped, fixed)
+
+    def as_started(self, instance: Instance) -> Instance:
+        """`instance` with what counts until it stops."""
+        config = {key: value for key, value in instance.config.items() if key not in _FIXED}
+        return replace(instance, config=config | dict(self.fixed))
 
     @classmethod
     def recall(cls, uuid: str) -> Self | None:
@@ -36,7 +57,9 @@ class Running:
         try:
             with open(_path(uuid)) as file:
                 saved = json.load(file)
-            found = cls(**saved | {"facts": Facts(**saved["facts"])})
+            found = cls(
+                **saved | {"facts": Facts(**saved["facts"]), "shown": tuple(saved.get("shown", ()))}
+            )
             return found if started(found.pid) == found.started else None
         except (OSError, ValueError, TypeError):
             return None

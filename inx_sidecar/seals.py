@@ -14,7 +14,7 @@ from typing import Final
 
 from inx_sidecar import paths
 from inx_sidecar.errors import UnsupportedError
-from inx_sidecar.generations import Append, Change
+from inx_sidecar.generations import Append, Generations, Select
 
 _BYTES: Final = 32
 
@@ -24,9 +24,14 @@ def seal(toplevel: str) -> str:
     return hmac.new(_key(), toplevel.encode(), hashlib.sha256).hexdigest()
 
 
-def sealed(change: Change | None) -> Change | None:
+def sealed(change: Select | Append | None) -> Select | Append | None:
     """`change` with the seal that it needs."""
     return replace(change, seal=seal(change.toplevel)) if isinstance(change, Append) else change
+
+
+def own(present: Generations, isolated: bool) -> Generations:
+    """Of the generations of an isolated container those that inx wrote; of others, all."""
+    return present.sealed(seal) if isolated else present
 
 
 def _key() -> bytes:

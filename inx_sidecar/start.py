@@ -14,7 +14,7 @@ from inx_sidecar.generations import Generations
 from inx_sidecar.instance import Instance
 from inx_sidecar.mounts import HostDirectory
 from inx_sidecar.plan import Boot, Build, Plan, decide
-from inx_sidecar.seals import seal
+from inx_sidecar.seals import own
 from inx_sidecar.settings import Settings, load
 from inx_sidecar.storepath import check_toplevel, resolve, valid_paths
 from inx_sidecar.systems import keep_systems
@@ -61,7 +61,7 @@ async def decide_start(collector: Collector, instance: Instance, *, running: boo
     wish = parse(instance.config, instance.name, settings.default_flake)
     present = generations.read(instance.rootfs, instance.name)
     # What an isolated container boots is what it sees: not what it chooses itself.
-    usable = present.sealed(seal) if wish.isolated else present
+    usable = own(present, wish.isolated)
     # What was on trial until now is not started, and not tried again.
     keep = wish.activate == "test" and not running
     plan = decide(wish, usable, instance.name, valid_paths, resolve, keep=keep)

@@ -13,7 +13,8 @@ from inx_sidecar.instance import Instance
 from inx_sidecar.storepath import valid_paths
 
 BOOTED: Final = "booted-system"
-# What is about to be activated, or is on trial.
+# What was activated last, and what is about to be: none may be a generation.
+ACTIVE: Final = "active-system"
 NEXT: Final = "next-system"
 # Roots of what user.inx.store.include names.
 INCLUDED: Final = "include/"
@@ -44,7 +45,7 @@ def superfluous(
         name
         for name, path in rooted.items()
         if ("/" not in name or name.startswith(INCLUDED))
-        and name not in (BOOTED, NEXT)
+        and name not in (BOOTED, ACTIVE, NEXT)
         and wanted.get(name) != path
     ]
 

@@ -1,38 +1,31 @@
 """A running instance follows its configuration: build, generation, activation, in this order.
 
-Asked again at any time, also for no reason: it compares what the configuration asks for with what
-there is. A newer wish ends the build of an older one; an activation is waited for.
+Asked again at any time, also for no reason: it acts only on a wish other than the last that was
+carried out or failed. A newer wish ends the build of an older one; an activation is waited for.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Final
+from dataclasses import asdict, replace
+from typing import Any, Final
 
 from inx_sidecar import activation, builds, generations, mounts, roots, systems
 from inx_sidecar.collector import Collector
-from inx_sidecar.errors import (
-    ActivationError,
-    InstanceError,
-    InxError,
-    SystemMissingError,
-    one_line,
-)
-from inx_sidecar.generations import Append, Change, Generations, Select
+from inx_sidecar.errors import InstanceError, InxError, one_line
+from inx_sidecar.generations import Append, Back, Change, Generations, Prune, Select
 from inx_sidecar.incus import IncusError
 from inx_sidecar.instance import Instance
 from inx_sidecar.life import Life
 from inx_sidecar.mounts import Container
 from inx_sidecar.plan import Boot
 from inx_sidecar.running import Running
-from inx_sidecar.seals import sealed
+from inx_sidecar.seals import own, sealed
 from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start
 from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import valid_paths
 
-_TEST: Final = "test"
 _PRINTED_MAX: Final = 16 << 10
 
 log = logging.getLogger(__name__)
@@ -53,75 +46,80 @@ class Updater:
         self._turns = turns
         self._soon = soon
 
-    async def update(self, life: Life, instance: Instance) -> None:
+    async def update(self, life: Life, instance: Instance) -> bool:
         """Begin what it takes that `instance` has the system it asks for; nothing if it has.
 
-        With the lock of `life`, whose instance runs its system.
+        With the lock of `life`, whose instance runs its system. False if an activation has to be
+        waited for.
         """
-        present = generations.read(instance.rootfs, instance.name)
         try:
             start = await decide_start(self._collector, instance, running=True)
         except InxError as error:
+            if life.activating:
+                return False
             await life.end_build()
-            self._refuse(instance, present, error)
-            return
+            self._tell(instance, f"failed: {error}{_runs_on(instance)}")
+            return True
+        if life.activating:
+            return False
         running = Running.recall(instance.uuid)
         if running is None:
-            return
-        the_same = life.start is not None and life.start.mark == start.mark
+            return True
         if life.build is not None and not life.build.done():
-            if the_same:
-                return
+            if life.start is not None and life.start.mark == start.mark:
+                return True
             await life.end_build()
         life.start = start
-        plan = start.plan
-        if isinstance(plan, Boot) and plan.change is None and plan.trouble:
-            if not the_same:  # else its start has said so
-                self._refuse(instance, present, SystemMissingError(plan.trouble))
-        elif start.wish.activate == "none" or (isinstance(plan, Boot) and plan.change is None):
-            self._report(start, present, running.note, life.mapped)
-            _remember(instance.uuid, tried="")
-        elif start.mark != running.tried:
-            life.build = asyncio.create_task(self._follow(life, start, present))
+        if running.undo is not None:
+            await _undo(instance)  # a sidecar ended before an activation did
+        elif start.mark == running.mark:
+            self._tell(instance, running.text)
+            return True
+        if start.wish.activate == "none" or _nothing_to_do(start):
+            self._settle(life, start, _trouble(start, instance))
+        else:
+            life.build = asyncio.create_task(self._follow(life, start))
+        return True
 
-    async def _follow(self, life: Life, start: Start, present: Generations) -> None:
+    async def _follow(self, life: Life, start: Start) -> None:
         instance = start.instance
         try:
-            system, change = await self._wanted(start, present)
+            system, change = await self._wanted(start)
             life.activating = True
-            note = await self._switch(life, start, present, system, change)
-            after = generations.read(instance.rootfs, instance.name)
-            await systems.keep_systems(self._collector, instance, after, None)
-            on_trial = start.wish.activate == _TEST
-            _remember(instance.uuid, tried=start.mark if on_trial else "", note=note)
-            if not on_trial:
-                roots.drop_if_there(instance.lxc_name, instance.uuid, systems.NEXT)
+            note = await self._switch(life, start, system, change)
+            present = generations.read(instance.rootfs, instance.name)
+            await systems.keep_systems(self._collector, instance, present, None)
+            roots.drop_if_there(instance.lxc_name, instance.uuid, systems.NEXT)
+            self._settle(life, start, _trouble(start, instance) or note)
             self._soon()
-            self._report(start, after, note, life.mapped)
             log.info("%s: runs %s from %s", instance.lxc_name, system, start.wish.source)
         except InxError as error:
-            if Running.recall(instance.uuid) is None:
-                log.info("%s: %s", instance.lxc_name, error)  # its next start looks
-                return
-            if not isinstance(error, IncusError):  # else it is tried again once Incus is back
-                _remember(instance.uuid, tried=start.mark)
-            self._refuse(instance, present, error)
+            log.error("%s: %s", instance.lxc_name, error)
+            text = f"failed: {error}{_runs_on(instance)}"
+            if isinstance(error, IncusError):  # tried again once Incus is back
+                self._tell(instance, text)
+            else:
+                self._settle(life, start, text)
         except Exception:
             log.exception("%s: the update ended in a bug", instance.lxc_name)
-            self._tell(instance, f"failed: {BUG}", present)
+            self._settle(life, start, f"failed: {BUG}{_runs_on(instance)}")
         except asyncio.CancelledError:
-            self._report(start, present, "", life.mapped)  # and no longer that it builds
+            running = Running.recall(instance.uuid)
+            if running is not None:
+                self._tell(instance, running.text)  # and no longer that it builds
             raise
         finally:
             life.activating = False
 
-    async def _wanted(self, start: Start, present: Generations) -> tuple[str, Change]:
+    async def _wanted(self, start: Start) -> tuple[str, Select | Append]:
         """The system to activate, built if need be, and the generation that it becomes."""
         instance, plan = start.instance, start.plan
         if isinstance(plan, Boot):
             assert plan.change is not None
-            return plan.system, plan.change
-        self._tell(instance, "building", present)
+            change = plan.change
+            # What may be needed to go back to is dropped when the new one is active.
+            return plan.system, replace(change, keep=None) if isinstance(change, Append) else change
+        self._tell(instance, "building")
         log.info("%s: %s", instance.lxc_name, plan.describe())
 
         def say(line: str) -> None:
@@ -131,52 +129,134 @@ class Updater:
             self._turns, instance.uuid, instance.name, start.wish.source, plan.missing,
             start.settings, say,
         )  # fmt: skip
-        return system, Append(system, plan.fingerprint, start.wish.keep)
+        return system, Append(system, plan.fingerprint, keep=None)
 
-    async def _switch(
-        self, life: Life, start: Start, present: Generations, system: str, change: Change
-    ) -> str:
-        """Make the generation and activate it; what did not go well, if it can be tolerated."""
+    async def _switch(self, life: Life, start: Start, system: str, change: Select | Append) -> str:
+        """Make the generation and activate it; the status that it has then, if not just ready."""
         instance, mode = start.instance, start.wish.activate
-        await roots.add(self._collector, instance.lxc_name, instance.uuid, {systems.NEXT: system})
+        owner = instance.lxc_name, instance.uuid
+        await roots.add(self._collector, *owner, {systems.NEXT: system})
         await builds.forget(instance.uuid)
-        made = None if mode == _TEST else sealed(change)
+        activation.check(instance, system)
+        made = None if mode == "test" else sealed(change)
+        if made is not None:
+            _remember(instance, undo=_to_undo(instance, start))
+        try:
+            await self._write(life, start, system, made)
+            status = await activation.run(instance, system, mode, start.settings.build_timeout)
+            lines = await _printed(instance)
+            note = activation.note(status, lines, system, instance.name)
+        except Exception:
+            await _undo(instance)
+            raise
+        # From here on it is active, or for `boot` what the next start takes.
+        if mode != "boot":
+            await roots.add(self._collector, *owner, {systems.ACTIVE: system})
+            _remember(instance, active=system, undo=None)
+        else:
+            _remember(instance, undo=None)
+        if isinstance(made, Append):
+            with _inside(instance) as (container, _):
+                await mounts.write_generation(container, Prune(start.wish.keep))
+        return f"ready ({note})" if note else ""
+
+    async def _write(self, life: Life, start: Start, system: str, made: Change | None) -> None:
+        """Write the generation; before, an isolated container gets to see its closure as well."""
+        instance = start.instance
         with _inside(instance) as (container, running):
-            if start.wish.isolated:
-                # What runs was started from these; of the generations, those with a seal count.
-                before = valid_paths({running.booted, start.present.system or ""})
-                store = await start.store(system, *before)
-                life.mapped = await mounts.show(container, store, made)
+            if start.wish.isolated and system not in running.shown:
+                before = valid_paths({running.booted, running.system})
+                shown = (system, *sorted(before - {system}))
+                life.mapped = await mounts.show(container, await start.store(*shown), made)
+                _remember(instance, shown=shown)
             elif made is not None:
                 await mounts.write_generation(container, made)
-        try:
-            status = await activation.run(instance, system, mode, start.settings.build_timeout)
-            with _inside(instance) as (container, _):
-                printed = await mounts.read_end(container, activation.LOG, _PRINTED_MAX)
-            lines = [line.strip() for line in printed.splitlines() if line.strip()]
-            for line in lines:
-                log.info("%s: %s", instance.lxc_name, one_line(line))
-            return activation.note(status, lines, system, instance.name)
-        except (ActivationError, IncusError):
-            # The next start tries it again.
-            if made is not None and present.current is not None:
-                back = Select(present.current, present.pinned, present.fingerprint)
-                with _inside(instance) as (container, _):
-                    await mounts.write_generation(container, back)
-            raise
 
-    def _report(self, start: Start, present: Generations, note: str, mapped: bool) -> None:
-        more = note or ("" if mapped else UNMAPPED)
-        self._tell(start.instance, f"ready ({more})" if more else "ready", present)
+    def _settle(self, life: Life, start: Start, text: str) -> None:
+        """The wish was carried out, or failed: nobody has to look at it again."""
+        instance = start.instance
+        if not text:
+            text = "ready" if life.mapped else f"ready ({UNMAPPED})"
+        present = _present(instance)
+        if Running.recall(instance.uuid) is not None:
+            _remember(instance, mark=start.mark, text=text, profile=present.system or "")
+            self._tell(instance, text)
 
-    def _refuse(self, instance: Instance, present: Generations, error: InxError) -> None:
+    def _tell(self, instance: Instance, text: str) -> None:
+        present, running = _present(instance), Running.recall(instance.uuid)
+        if running is not None:
+            self._reporter.report(instance, status(text, present, running), calmly=True)
+
+
+def status(text: str, present: Generations, running: Running) -> Status:
+    """What runs is what was activated last, unless somebody inside has chosen since."""
+    system = running.system if present.system in (None, running.profile) else present.system
+    return Status(text, system or "", number_of(system, present))
+
+
+def number_of(system: str | None, present: Generations) -> int | None:
+    if system == present.system:
+        return present.current
+    return max((n for n, path in present.links.items() if path == system), default=None)
+
+
+def _nothing_to_do(start: Start) -> bool:
+    return isinstance(start.plan, Boot) and start.plan.change is None
+
+
+def _trouble(start: Start, instance: Instance) -> str:
+    """The status if what is wished for is not there, and something else was taken."""
+    trouble = start.plan.trouble if isinstance(start.plan, Boot) else ""
+    return f"failed: {trouble}{_runs_on(instance)}" if trouble else ""
+
+
+def _runs_on(instance: Instance) -> str:
+    running, present = Running.recall(instance.uuid), _present(instance)
+    number = None if running is None else status("", present, running).generation
+    return f"; generation {number} runs on" if number else ""
+
+
+def _present(instance: Instance) -> Generations:
+    try:
+        present = generations.read(instance.rootfs, instance.name)
+    except InxError as error:
         log.error("%s: %s", instance.lxc_name, error)
-        runs = f"; generation {present.current} runs on" if present.current else ""
-        self._tell(instance, f"failed: {error}{runs}", present)
+        return Generations()
+    return own(present, instance.isolated)
 
-    def _tell(self, instance: Instance, text: str, present: Generations) -> None:
-        status = Status(text, present.system or "", present.current)
-        self._reporter.report(instance, status, calmly=True)
+
+def _to_undo(instance: Instance, start: Start) -> dict[str, Any] | None:
+    """The profile as it is, to go back to; what an isolated container made up is no way back."""
+    present = start.present
+    if present.current is None:
+        return None
+    numbers = generations.read(instance.rootfs, instance.name).links
+    return asdict(
+        Back(present.current, present.pinned, present.fingerprint, tuple(sorted(numbers)))
+    )
+
+
+async def _undo(instance: Instance) -> None:
+    running = Running.recall(instance.uuid)
+    if running is not None and running.undo is not None:
+        back = Back(**{**running.undo, "numbers": tuple(running.undo["numbers"])})
+        with _inside(instance) as (container, _):
+            await mounts.write_generation(container, back)
+        _remember(instance, undo=None)
+
+
+async def _printed(instance: Instance) -> list[str]:
+    """The last lines of what an activation printed."""
+    try:
+        with _inside(instance) as (container, _):
+            printed = await mounts.read_end(container, activation.LOG, _PRINTED_MAX)
+    except InxError as error:
+        log.warning("%s: %s", instance.lxc_name, error)
+        return []
+    lines = [one_line(line) for line in printed.splitlines() if line.strip()]
+    for line in lines:
+        log.info("%s: %s", instance.lxc_name, line)
+    return lines
 
 
 @contextmanager
@@ -191,10 +271,7 @@ def _inside(instance: Instance) -> Iterator[tuple[Container, Running]]:
         yield container, running
 
 
-def _remember(uuid: str, tried: str, note: str | None = None) -> None:
-    """`tried`, and `note` unless it is None, of Running, for whoever looks next."""
-    running = Running.recall(uuid)
+def _remember(instance: Instance, **more: Any) -> None:
+    running = Running.recall(instance.uuid)
     if running is not None:
-        then = replace(running, tried=tried, note=running.note if note is None else note)
-        if then != running:
-            then.remember(uuid)
+        replace(running, **more).remember(instance.uuid)

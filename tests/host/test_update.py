@@ -156,12 +156,21 @@ def journal(host: Host, name: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(f"{name}: ")]
 
 
+def current(incus: Incus, name: str) -> str:
+    """Where the profile leads."""
+    rootfs = incus.host.run(["cat", f"/run/inx/{incus.uuid(name)}/running.json"]).stdout
+    profiles = f"{json.loads(rootfs)['facts']['rootfs']}/nix/var/nix/profiles"
+    return incus.host.sh(f"cd {profiles}; readlink $(readlink system)").stdout.strip()
+
+
 def test_boot_waits_for_the_next_start(incus: Incus) -> None:
     name = launched(incus, activate="boot")
+    old = current(incus, name)
     source(incus, "two")
     bump(incus, name)
-    incus.wait_generation(name, "2")
-    assert says(incus, name, "one")
+    incus.eventually(lambda: current(incus, name) != old, incus.story)
+    incus.wait_generation(name, "1")
+    assert says(incus, name, "one") and incus.get(name, "user.inx.status.system") == old
     incus("restart", "-f", name)
     incus.wait_ready(name)
     assert says(incus, name, "two")
@@ -185,6 +194,27 @@ def test_a_test_is_gone_at_the_next_start(incus: Incus, host: Host, store: str) 
     incus.set(name, "user.inx.activate=switch")
     incus.wait_generation(name, "2")
     assert says(incus, name, "two")
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_what_runs_on_trial_outlives_a_failed_update(incus: Incus, host: Host, store: str) -> None:
+    name = launched(incus, activate="test", store=store)
+    source(incus, "two")
+    bump(incus, name)
+    incus.eventually(lambda: says(incus, name, "two"), incus.story)
+    source(incus, "three", activate="[ ! -e /run/current-system ] || exit 1")
+    bump(incus, name, "3")
+    incus.wait_status(name, "failed: activating")
+    trial = incus.get(name, "user.inx.status.system")
+    assert incus.get(name, "user.inx.status.generation") == ""
+    host.run(["/opt/inx/bin/inx-sidecar", "sync"])
+    host.run(["nix-collect-garbage"])
+    incus.sh(name, f"{trial}/sw/bin/true; [ $(cat {trial}/etc/greeting) = two ]")
+    incus("restart", "-f", name)
+    incus.wait_ready(name)
+    host.run(["/opt/inx/bin/inx-sidecar", "sync"])
+    roots = host.run(["ls", f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"]).stdout.split()
+    assert set(roots) == {"booted-system", "links", "system-1"}
 
 
 def test_none_is_left_to_the_next_start(incus: Incus, host: Host) -> None:
@@ -257,6 +287,153 @@ def test_what_can_be_tolerated_is_told(incus: Incus, status: int, said: str) -> 
     assert incus.wait_status(name, r"ready \(") == f"ready ({said}: x.service)"
     assert incus.get(name, "user.inx.status.generation") == "2"
     assert says(incus, name, "two")
+
+
+def test_the_last_good_generation_outlives_failures(incus: Incus) -> None:
+    name = launched(incus, keep="1")
+    old = current(incus, name)
+    for number in "23":
+        source(incus, number, activate="[ ! -e /run/current-system ] || exit 1")
+        bump(incus, name, number)
+        incus.eventually(
+            lambda number=number: (
+                f"system-{number}" not in incus.status(name)
+                and incus.status(name).startswith("failed: activating")
+            ),
+            incus.story,
+        )
+        assert current(incus, name) == old
+        incus.sh(
+            name,
+            '[ "$(echo /nix/var/nix/profiles/system-*-link)" = '
+            "/nix/var/nix/profiles/system-1-link ]",
+        )
+    source(incus, "four")
+    bump(incus, name, "4")
+    incus.wait_generation(name, "2")
+    incus.sh(name, "[ ! -L /nix/var/nix/profiles/system-1-link ]")
+
+
+def test_a_system_that_cannot_be_switched_to_is_told(incus: Incus) -> None:
+    name = launched(incus)
+    incus.flake_text(
+        f"""nixosConfigurations.web.config.system.build.toplevel = derivation {{
+            name = "{incus.prefix}-no-switch"; system = deps.system;
+            builder = "${{deps.busybox}}/bin/sh";
+            args = [ "-c" "${{deps.busybox}}/bin/busybox mkdir $out; : >$out/init" ];
+        }};""",
+        f"/srv/{incus.prefix}",
+    )
+    bump(incus, name)
+    said = incus.wait_status(name, "failed: ")
+    assert "has no bin/switch-to-configuration" in said and "restart it" in said
+    assert says(incus, name, "one")
+
+
+def test_links_that_the_container_writes_start_no_build(incus: Incus, host: Host) -> None:
+    name = launched(incus)
+    before = journal(host, name)
+    incus.sh(name, "ln -sfn forged /nix/var/nix/profiles/system-source")
+    for number in range(3):
+        incus.set(name, f"user.other={number}")
+    host.run(["systemctl", "restart", "inx-sidecar"])
+    incus.sh(name, "rm /nix/var/nix/profiles/system-*; mount -t tmpfs none /nix/var/nix/profiles")
+    incus.set(name, "user.other=3")
+    incus.set(name, "user.inx.typo=x")
+    incus.wait_status(name, "failed: ")
+    assert not [line for line in journal(host, name)[len(before) :] if "building" in line]
+
+
+def test_what_holds_from_start_to_stop(incus: Incus, host: Host) -> None:
+    """The store, what is included and the daemon are those of the start, also for an update."""
+    included = host.run(["nix-store", "--add", "/etc/hosts"]).stdout.strip()
+    name = launched(incus, store="isolated", store_include=included)
+    old = incus.get(name, "user.inx.status.system")
+    incus.set(name, "user.inx.store=shared", "user.inx.store.include=")
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    new = incus.get(name, "user.inx.status.system")
+    for _ in range(2):
+        host.run(["/opt/inx/bin/inx-sidecar", "sync"])
+        host.run(["nix-collect-garbage"])
+        assert visible(incus, name) == needed(host, old, new, included)
+        incus.sh(name, f"cat {included} >/dev/null; ! nix store info 2>/dev/null")
+        host.run(["systemctl", "restart", "inx-sidecar"])
+    incus("restart", "-f", name)
+    incus.wait_ready(name)
+    incus.sh(name, "nix store info")
+    incus.set(name, "user.inx.store=isolated")
+    source(incus, "three")
+    bump(incus, name, "3")
+    incus.wait_generation(name, "3")
+    incus.sh(name, "nix store info")
+
+
+@pytest.mark.isolated
+def test_the_view_holds_what_booted_what_was_before_and_what_is_new(
+    incus: Incus, host: Host
+) -> None:
+    name = launched(incus, store="isolated")
+    seen = [incus.get(name, "user.inx.status.system")]
+    for number in "234":
+        source(incus, number)
+        bump(incus, name, number)
+        incus.wait_generation(name, number)
+        seen.append(incus.get(name, "user.inx.status.system"))
+    assert visible(incus, name) == needed(host, seen[0], *seen[2:])
+
+
+def test_an_activation_goes_on_after_the_sidecar_died(incus: Incus, host: Host) -> None:
+    name = launched(incus)
+    source(
+        incus, "two", activate="[ ! -e /run/current-system ] || until [ -e /root/go ]; do :; done"
+    )
+    bump(incus, name)
+    begun = ["test", "-e", "/run/inx-activation.log"]
+    incus.eventually(lambda: incus.run(name, *begun, check=False).returncode == 0, incus.story)
+    kill_the_sidecar(host)
+    incus.sh(name, "touch /root/go")
+    incus.eventually(
+        lambda: incus.get(name, "user.inx.status.generation") == "2" and says(incus, name, "two"),
+        incus.story,
+    )
+    incus.wait_generation(name, "2")
+
+
+def test_a_fallback_is_told_also_where_nothing_is_to_be_done(incus: Incus) -> None:
+    name = launched(incus, activate="none")
+    broken(incus)
+    bump(incus, name)
+    incus("restart", "-f", name)
+    said = incus.wait_status(name, "failed: cannot build")
+    incus.set(name, "user.other=1")
+    incus("config", "unset", name, "user.other")
+    assert incus.status(name) == said and said.endswith("; started generation 1")
+
+
+def test_a_system_that_is_nowhere_is_told_though_another_is_activated(incus: Incus) -> None:
+    name = launched(incus)
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    incus.set(name, "user.inx.generation=1")
+    incus.wait_generation(name, "1")
+    incus.set(name, "user.inx.generation=", "user.inx.flake=", "user.inx.system=/srv/nowhere")
+    said = incus.wait_status(name, "failed: ")
+    assert "/srv/nowhere" in said and said.endswith("; generation 2 runs on")
+    assert says(incus, name, "two")
+
+
+def test_a_bad_wish_ends_an_init_that_waits(incus: Incus, host: Host) -> None:
+    endless(incus)
+    name = incus.init(flake=f"/srv/{incus.prefix}#web")
+    incus.start(name)
+    incus.eventually(lambda: incus.uuid(name) in builds(host), incus.story)
+    incus.set(name, "user.inx.generation=first")
+    incus.wait_state(name, "STOPPED")
+    assert "user.inx.generation is 'first'" in incus.wait_status(name, "failed: ")
+    assert builds(host) == ""
 
 
 def test_a_newer_wish_ends_the_build_of_an_older_one(incus: Incus, host: Host) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from inx_sidecar import generations
 from inx_sidecar.errors import InstanceError
-from inx_sidecar.generations import Append, Generations, Select, read, superfluous
+from inx_sidecar.generations import Append, Back, Generations, Prune, Select, read, superfluous
 
 pytestmark = pytest.mark.main
 
@@ -264,12 +264,44 @@ def test_a_directory_in_the_place_of_a_link_stays_and_leaves_no_litter(
 
 
 @pytest.mark.life
-def test_going_back_takes_the_source_along(profiles: Path, profiles_fd: int) -> None:
+def test_going_back_undoes_all_of_an_update(profiles: Path, profiles_fd: int) -> None:
+    Append(store("a"), "first", 5, seal="of a").apply(profiles_fd)
+    before = content(profiles)
+    Append(store("b"), "second", None, seal="of b").apply(profiles_fd)
+    Back(1, pinned=False, fingerprint="first", numbers=(1,)).apply(profiles_fd)
+    assert content(profiles) == before
+    Back(1, pinned=True, fingerprint=None, numbers=(1,)).apply(profiles_fd)
+    assert content(profiles) == {
+        **{name: target for name, target in before.items() if name != "system-source"},
+        "system-pinned": "1",
+    }
+
+
+@pytest.mark.life
+def test_going_back_keeps_a_generation_that_was_there(profiles: Path, profiles_fd: int) -> None:
     Append(store("a"), "first", 5).apply(profiles_fd)
     Append(store("b"), "second", 5).apply(profiles_fd)
-    Select(1, pinned=False, fingerprint="first").apply(profiles_fd)
+    Select(1, pinned=True).apply(profiles_fd)
+    Back(2, pinned=False, fingerprint="second", numbers=(1, 2)).apply(profiles_fd)
     found = generations.read_links(profiles_fd)
-    assert (found.current, found.fingerprint, set(found.links)) == (1, "first", {1, 2})
+    assert (found.current, found.pinned, set(found.links)) == (2, False, {1, 2})
+
+
+@pytest.mark.life
+def test_old_generations_stay_until_they_are_pruned(profiles: Path, profiles_fd: int) -> None:
+    for name in "abc":
+        Append(store(name), "f", None).apply(profiles_fd)
+    assert set(generations.read_links(profiles_fd).links) == {1, 2, 3}
+    assert Prune(2).apply(profiles_fd) == 3
+    assert set(generations.read_links(profiles_fd).links) == {2, 3}
+
+
+@pytest.mark.life
+def test_the_newest_generation_is_used_again(profiles: Path, profiles_fd: int) -> None:
+    for name in "ab":
+        Append(store(name), "f", 5).apply(profiles_fd)
+    Select(1, pinned=False).apply(profiles_fd)
+    assert Append(store("b"), "f", 5).apply(profiles_fd) == 2
 
 
 @pytest.mark.isolated

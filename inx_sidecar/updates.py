@@ -53,11 +53,14 @@ class Updater:
         waited for.
         """
         try:
+            if life.build is None or life.build.done():
+                await _undo(instance)  # a sidecar ended before an activation did
             start = await decide_start(self._collector, instance, running=True)
         except InxError as error:
             if life.activating:
                 return False
             await life.end_build()
+            log.error("%s: %s", instance.lxc_name, error)
             self._tell(instance, f"failed: {error}{_runs_on(instance)}")
             return True
         if life.activating:
@@ -70,9 +73,7 @@ class Updater:
                 return True
             await life.end_build()
         life.start = start
-        if running.undo is not None:
-            await _undo(instance)  # a sidecar ended before an activation did
-        elif start.mark == running.mark:
+        if start.mark == running.mark:
             self._tell(instance, running.text)
             return True
         if start.wish.activate == "none" or _nothing_to_do(start):

@@ -62,6 +62,9 @@ class Census:
     def uuids(self) -> set[str]:
         return {item.uuid for item in self.instances}
 
+    def included(self, uuid: str) -> set[str]:
+        return {path for item in self.instances if item.uuid == uuid for path in item.include}
+
     async def holds(self) -> bool:
         """Nothing came up since, and Incus is not making anything."""
         try:

@@ -22,7 +22,6 @@ from inx_sidecar.looks import Process
 from inx_sidecar.mirror import LINKS, Mirror
 from inx_sidecar.running import Running
 from inx_sidecar.status import Reporter
-from inx_sidecar.storepath import valid_paths
 from inx_sidecar.syscalls import opened
 from inx_sidecar.watch import Watch
 
@@ -178,17 +177,15 @@ class Fleet:
     async def _adopt(self, found: Census) -> None:
         """Root what copies, imports, renamed instances and new snapshots name."""
         unread = set()
-        for item in found.instances:
-            if not item.ours:
-                continue
+        for item in (item for item in found.instances if item.ours):
             try:
                 if not await self._adopt_if_new(item, found.owners):
                     unread.add(item.lxc_name)
                     continue
-                current = roots.read(roots.directory(item.lxc_name, item.uuid))
-                await snapshots.hold(
-                    self._collector, item.lxc_name, item.uuid, current, settings.most_roots()
-                )
+                name, uuid = item.lxc_name, item.uuid
+                await systems.keep_included(self._collector, name, uuid, item.include)
+                current = roots.read(roots.directory(name, uuid))
+                await snapshots.hold(self._collector, name, uuid, current, settings.most_roots())
             except (InxError, OSError) as error:
                 # Others are compared all the same; nothing is dropped.
                 self._reason = str(error)
@@ -222,7 +219,7 @@ class Fleet:
         former = [owner for owner, its in roots.owners() - listed if its == uuid]
         if found is None and item.ran and not former:
             return False
-        wanted = (found or {}) | systems.included_roots(valid_paths(item.include))
+        wanted = dict(found or {})
         for owner in former:
             wanted = roots.read(roots.directory(owner, uuid)) | wanted
         await roots.add(self._collector, name, uuid, wanted)
@@ -253,7 +250,9 @@ class Fleet:
                 present = generations.read(mirror.rootfs, instance.name)
                 await systems.keep_systems(self._collector, instance, present, None)
                 rooted = roots.read(roots.directory(name, uuid))
-                unwanted = systems.superfluous(present, instance.included, rooted)
+                # What it shows, and what it will.
+                included = {*instance.included, *(found.included(uuid) if found else ())}
+                unwanted = systems.superfluous(present, included, rooted)
                 if (unwanted or snapshots.gone(name, uuid)) and await may_drop():
                     roots.drop(name, uuid, unwanted)
                     snapshots.drop(name, uuid)
@@ -340,8 +339,8 @@ class Fleet:
     async def _welcome(self, instance: Instance) -> None:
         """A copy, or one that was restored, brings registered paths along."""
         mirror = self._watch.get(instance.uuid)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             with opened(os.open(instance.rootfs, flags)) as root:
                 brought = registered.read_inside(root, instance.lxc_name, settings.most_roots())
             names = registered.names(instance.uuid)

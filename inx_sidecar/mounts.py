@@ -30,6 +30,7 @@ from inx_sidecar.syscalls import (
     MS_PRIVATE,
     MS_REC,
     RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
     mount,
     mount_setattr,
     move_mount,
@@ -40,6 +41,7 @@ from inx_sidecar.syscalls import (
     unshare,
 )
 
+_RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 _NIX_STATE: Final = "nix/var/nix"
 _WRITABLE: Final = ("profiles", "gcroots")
 _READ_ONLY: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
@@ -213,7 +215,7 @@ async def read_end(container: Container, path: str, most: int) -> str:
         with opened(container.enter()) as root:
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
             try:
-                with opened(openat2(root, path, flags, RESOLVE_IN_ROOT)) as fd:
+                with opened(openat2(root, path, flags, _RESOLVE)) as fd:
                     if not stat.S_ISREG(os.fstat(fd).st_mode):
                         return "", []
                     size = os.fstat(fd).st_size

@@ -58,8 +58,8 @@ class Reporter:
     def hold(self, instance: Instance) -> None:
         """It stops, perhaps to start again: a write between these two makes a restart fail (Incus
         then takes it for running). Ends by itself, or with `release`."""
-        held = self._held[instance.lxc_name] = asyncio.Event()
-        asyncio.get_running_loop().call_later(_HOLD, held.set)
+        self._held.setdefault(instance.lxc_name, asyncio.Event())
+        asyncio.get_running_loop().call_later(_HOLD, self.release, instance)
 
     def release(self, instance: Instance) -> None:
         held = self._held.pop(instance.lxc_name, None)

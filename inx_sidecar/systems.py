@@ -35,6 +35,13 @@ def included_roots(include: Iterable[str]) -> dict[str, str]:
     return {f"{INCLUDED}{os.path.basename(path)[:32]}": path for path in include}
 
 
+async def keep_included(
+    collector: Collector, lxc_name: str, uuid: str, include: Iterable[str]
+) -> None:
+    """Root what the configuration includes, from now on and not only from the next start."""
+    await roots.add(collector, lxc_name, uuid, included_roots(valid_paths(include)))
+
+
 def superfluous(
     present: Generations, include: Iterable[str], rooted: Mapping[str, str]
 ) -> list[str]:

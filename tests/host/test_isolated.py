@@ -516,6 +516,18 @@ def test_what_is_included_outlives_collections_until_it_is_taken_away(
     sees(incus, copied)
 
 
+def test_what_the_next_start_includes_outlives_collections_before_it(
+    incus: Incus, host: Host
+) -> None:
+    path = made(incus, "directory")[0]
+    name = isolated(incus)
+    incus.set(name, f"user.inx.store.include={path}")
+    collect(host)
+    sees(incus, name)
+    restart(incus, name)
+    sees(incus, name, path)
+
+
 def holders(host: Host, path: str) -> list[str]:
     """The kinds of roots that hold it, after a comparison."""
     sync(host)

@@ -39,7 +39,7 @@ class Running:
 
     @property
     def system(self) -> str:
-        return self.active or self.booted
+        return self.active or self.booted or self.profile
 
     @classmethod
     def of(cls, instance: Instance, pid: int, mapped: bool) -> Self:

@@ -117,9 +117,10 @@ class Updater:
         instance, plan = start.instance, start.plan
         if isinstance(plan, Boot):
             assert plan.change is not None
-            change = plan.change
-            # What may be needed to go back to is dropped when the new one is active.
-            return plan.system, replace(change, keep=None) if isinstance(change, Append) else change
+            if isinstance(plan.change, Append):
+                # What may be needed to go back to is dropped when the new one is active.
+                return plan.system, replace(plan.change, keep=None)
+            return plan.system, plan.change
         self._tell(instance, "building")
         log.info("%s: %s", instance.lxc_name, plan.describe())
 

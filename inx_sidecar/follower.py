@@ -21,6 +21,9 @@ _LAST_DELAY: Final = 30.0
 _SETTLE_SECONDS: Final = 0.3
 
 _ALL: Final = ("", "")
+# After a start what Incus holds may not be what it has said at the start: it writes backup.yaml
+# from what it knew when a restart was asked for.
+_CHANGES: Final = ("instance-updated", "instance-started", "instance-restarted")
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class Follower:
                     delay = _FIRST_DELAY
                     if event is None or event.action.startswith(("profile-", "project-")):
                         self._look_at(*_ALL)
-                    elif event.action == "instance-updated":
+                    elif event.action in _CHANGES:
                         self._look_at(event.project, event.name)
             except InxError as error:
                 log.debug("%s", error)

@@ -107,6 +107,7 @@ class Lifecycle:
 
     async def _look_at(self, life: Life, instance: Instance) -> bool:
         """False if it cannot be done yet."""
+        self._reporter.learn(instance)
         if bootstrap.is_waiting(instance.uuid):
             await self._reconsider(life, instance)
             return True

@@ -18,8 +18,7 @@ _TOLERATED: Final = {
     4: "some units failed",
     100: "it takes a restart of the instance to switch",
 }
-
-
+# Of Incus: not reachable, shutting down.
 _NOT_THERE: Final = (0, 503)
 # Inside: what a container prints is kept where its own limits count.
 LOG: Final = "run/inx-activation.log"

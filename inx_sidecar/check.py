@@ -77,11 +77,25 @@ async def _cgroups() -> list[Finding]:
 
 async def _owners_mapped() -> list[Finding]:
     subject = f"{paths.STORE} on a file system that can map owners"
+    without = "unprivileged containers see it owned by nobody"
+    return [await _tried(subject, _try_idmap, "mapping owners", without)]
+
+
+async def _isolated_store() -> list[Finding]:
+    subject = f"a part of {paths.STORE} can be shown alone"
+    without = "instances with user.inx.store=isolated do not start"
+    return [await _tried(subject, _try_overlay, "mounting", without)]
+
+
+async def _tried(
+    subject: str, attempt: Callable[[], forked.Result], what: str, without: str
+) -> Finding:
+    """Whether `attempt` succeeds in a child; `without` says what follows if not."""
     try:
-        await forked.call(_try_idmap, "mapping owners")
+        await forked.call(attempt, what)
     except InxError as error:
-        return [Finding(subject, f"{error}; unprivileged containers see it owned by nobody")]
-    return [Finding(subject)]
+        return Finding(subject, f"{error}; {without}")
+    return Finding(subject)
 
 
 def _try_idmap() -> forked.Result:
@@ -89,15 +103,6 @@ def _try_idmap() -> forked.Result:
     with opened(open_tree(AT_FDCWD, paths.STORE)) as store, _user_namespace() as user:
         mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
     return None, []
-
-
-async def _isolated_store() -> list[Finding]:
-    subject = f"a part of {paths.STORE} can be shown alone"
-    try:
-        await forked.call(_try_overlay, "mounting")
-    except InxError as error:
-        return [Finding(subject, f"{error}; instances with user.inx.store=isolated do not start")]
-    return [Finding(subject)]
 
 
 def _try_overlay() -> forked.Result:

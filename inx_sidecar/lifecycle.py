@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import shutil
-from dataclasses import replace
 
 from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths, roots
 from inx_sidecar.collector import Collector
@@ -23,7 +22,7 @@ from inx_sidecar.nixdaemon import NixDaemon
 from inx_sidecar.plan import Boot, Build
 from inx_sidecar.running import Running
 from inx_sidecar.seals import sealed
-from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start
+from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start, ready
 from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import veil
 from inx_sidecar.systems import ACTIVE, NEXT, keep_systems, last_look
@@ -121,15 +120,18 @@ class Lifecycle:
             await life.end_build()
             _tell(instance.facts, error)
             await self._reporter.write(instance, Status(f"failed: {error}"))
-            bootstrap.Console(instance.uuid, veiled=instance.isolated).failed(str(error))
+            _console(instance).failed(str(error))
             return
         if life.start is not None and life.start.mark == start.mark:
             return
         await life.end_build()
+        await self._proceed(life, start)
+
+    async def _proceed(self, life: Life, start: Start) -> None:
+        """Give an init that waits its system, or build that."""
         life.start = start
         if isinstance(start.plan, Boot):
-            console = bootstrap.Console(instance.uuid, veiled=instance.isolated)
-            await self._go(life, start, start.plan, console)
+            await self._go(life, start, start.plan, _console(start.instance))
         else:
             self._begin_build(life, start, start.plan)
 
@@ -176,13 +178,7 @@ class Lifecycle:
                 if Running.recall(uuid) is None:
                     life.release()  # it ended meanwhile, and the number is another's
                     return
-                life.start = start = await decide_start(self._collector, instance)
-                plan = start.plan
-                if isinstance(plan, Boot):
-                    console = bootstrap.Console(uuid, veiled=instance.isolated)
-                    await self._go(life, start, plan, console)
-                else:
-                    self._begin_build(life, start, plan)
+                await self._proceed(life, await decide_start(self._collector, instance))
             else:
                 self._reporter.resume(instance)
                 bootstrap.finish(uuid)
@@ -261,13 +257,11 @@ class Lifecycle:
             roots.drop_if_there(instance.lxc_name, instance.uuid, former)
         self.fleet.soon()
         trouble = _fell_back(boot, start.present)
-        text = trouble or ("ready" if life.mapped else f"ready ({UNMAPPED})")
-        running = Running.recall(instance.uuid)
-        if running is not None:
-            replace(
-                running, mapped=life.mapped, booted=boot.system, profile=after.system or "",
-                shown=(boot.system,), mark=start.mark, text=text,
-            ).remember(instance.uuid)  # fmt: skip
+        text = trouble or ready(mapped=life.mapped)
+        Running.amend(
+            instance.uuid, mapped=life.mapped, booted=boot.system, profile=after.system or "",
+            shown=(boot.system,), mark=start.mark, text=text,
+        )  # fmt: skip
         return Status(text, boot.system, number_of(boot.system, after))
 
     def _begin_build(self, life: Life, start: Start, plan: Build) -> None:
@@ -277,7 +271,7 @@ class Lifecycle:
     async def _build(self, life: Life, start: Start, plan: Build) -> None:
         """Build, then let the waiting init go on; runs beside the start and after it."""
         instance, source = start.instance, start.wish.source
-        console = bootstrap.Console(instance.uuid, veiled=instance.isolated)
+        console = _console(instance)
         try:
             try:
                 system = await builds.in_turn(
@@ -327,6 +321,10 @@ class Lifecycle:
         self._reporter.promise(instance, status)
         console.ready(_fell_back(boot, start.present))
         self._reporter.report(instance, status)
+
+
+def _console(instance: Instance) -> bootstrap.Console:
+    return bootstrap.Console(instance.uuid, veiled=instance.isolated)
 
 
 def _twin(instance: Instance) -> str | None:

@@ -64,6 +64,13 @@ class Running:
         except (OSError, ValueError, TypeError):
             return None
 
+    @classmethod
+    def amend(cls, uuid: str, **more: Any) -> None:
+        """Remember `more` of what runs, if it still does."""
+        running = cls.recall(uuid)
+        if running is not None:
+            replace(running, **more).remember(uuid)
+
     def remember(self, uuid: str) -> None:
         path = _path(uuid)
         with open(f"{path}.new", "w") as file:

@@ -23,6 +23,11 @@ UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
 BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"
 
 
+def ready(*, mapped: bool) -> str:
+    """The status of an instance that runs as it should."""
+    return "ready" if mapped else f"ready ({UNMAPPED})"
+
+
 @dataclass(frozen=True)
 class Start:
     """One start of an instance: what it is, what is asked for and what will be done."""

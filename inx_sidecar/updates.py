@@ -22,7 +22,7 @@ from inx_sidecar.mounts import Container
 from inx_sidecar.plan import Boot
 from inx_sidecar.running import Running
 from inx_sidecar.seals import own, sealed
-from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start
+from inx_sidecar.start import BUG, Start, decide_start, ready
 from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import valid_paths
 
@@ -142,7 +142,7 @@ class Updater:
         activation.check(instance, system)
         made = None if mode == "test" else sealed(change)
         if made is not None:
-            _remember(instance, undo=_to_undo(instance, start))
+            Running.amend(instance.uuid, undo=_to_undo(instance, start))
         try:
             await self._write(life, start, system, made)
             status = await activation.run(instance, system, mode, start.settings.build_timeout)
@@ -154,9 +154,9 @@ class Updater:
         # From here on it is active, or for `boot` what the next start takes.
         if mode != "boot":
             await roots.add(self._collector, *owner, {systems.ACTIVE: system})
-            _remember(instance, active=system, undo=None)
+            Running.amend(instance.uuid, active=system, undo=None)
         else:
-            _remember(instance, undo=None)
+            Running.amend(instance.uuid, undo=None)
         if isinstance(made, Append):
             with _inside(instance) as (container, _):
                 await mounts.write_generation(container, Prune(start.wish.keep))
@@ -170,18 +170,17 @@ class Updater:
                 before = valid_paths({running.booted, running.system})
                 shown = (system, *sorted(before - {system}))
                 life.mapped = await mounts.show(container, await start.store(*shown), made)
-                _remember(instance, shown=shown)
+                Running.amend(instance.uuid, shown=shown)
             elif made is not None:
                 await mounts.write_generation(container, made)
 
     def _settle(self, life: Life, start: Start, text: str) -> None:
         """The wish was carried out, or failed: nobody has to look at it again."""
         instance = start.instance
-        if not text:
-            text = "ready" if life.mapped else f"ready ({UNMAPPED})"
+        text = text or ready(mapped=life.mapped)
         present = _present(instance)
         if Running.recall(instance.uuid) is not None:
-            _remember(instance, mark=start.mark, text=text, profile=present.system or "")
+            Running.amend(instance.uuid, mark=start.mark, text=text, profile=present.system or "")
             self._tell(instance, text)
 
     def _tell(self, instance: Instance, text: str) -> None:
@@ -244,7 +243,7 @@ async def _undo(instance: Instance) -> None:
         back = Back(**{**running.undo, "numbers": tuple(running.undo["numbers"])})
         with _inside(instance) as (container, _):
             await mounts.write_generation(container, back)
-        _remember(instance, undo=None)
+        Running.amend(instance.uuid, undo=None)
 
 
 async def _printed(instance: Instance) -> list[str]:
@@ -271,9 +270,3 @@ def _inside(instance: Instance) -> Iterator[tuple[Container, Running]]:
         if Running.recall(instance.uuid) is None:
             raise InstanceError(f"{instance.name!r} has ended")
         yield container, running
-
-
-def _remember(instance: Instance, **more: Any) -> None:
-    running = Running.recall(instance.uuid)
-    if running is not None:
-        replace(running, **more).remember(instance.uuid)

@@ -29,9 +29,9 @@ def _refusals(prefix: str) -> Iterator[None]:
 @main.command()
 def run() -> None:
     """Serve the hooks; started by inx-sidecar.socket."""
-    from inx_sidecar import server, service
+    from inx_sidecar import journal, server
 
-    service.log_to_journal()
+    journal.log_to_journal()
     with _refusals("<3>"):
         asyncio.run(server.serve(server.listening_socket()))
 
@@ -39,9 +39,9 @@ def run() -> None:
 @main.command()
 def barrier() -> None:
     """Hold collections until all roots stand; started by inx-barrier.service."""
-    from inx_sidecar import barrier, service
+    from inx_sidecar import barrier, journal
 
-    service.log_to_journal()
+    journal.log_to_journal()
     with _refusals("<3>"):
         asyncio.run(barrier.guard())
 

@@ -4,18 +4,16 @@ For a copy or an import that never ran here, and for snapshots. What it holds is
 are looked up below it alone.
 """
 
-import logging
 import os
 
 from inx_sidecar import generations, looks, registered
 from inx_sidecar.errors import InxError, RootError
 from inx_sidecar.forked import TookTooLongError
+from inx_sidecar.journal import about
 from inx_sidecar.mirror import batches, root_name
 from inx_sidecar.storepath import valid_paths
 from inx_sidecar.syscalls import opened
 from inx_sidecar.systems import system_roots
-
-log = logging.getLogger(__name__)
 
 
 async def estate_of(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | None:
@@ -45,6 +43,6 @@ async def estate_of(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | N
     except TookTooLongError as error:
         raise RootError(f"not all that {lxc_name!r} names can be kept: {error}") from None
     except InxError as error:
-        log.error("%s: %s", lxc_name, error)
+        about(lxc_name).error("%s", error)
     valid = valid_paths(found.values())
     return {name: path for name, path in found.items() if path in valid}

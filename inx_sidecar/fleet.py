@@ -18,6 +18,7 @@ from inx_sidecar.collector import Collector
 from inx_sidecar.errors import InstanceError, InxError, RootError
 from inx_sidecar.estate import estate_of
 from inx_sidecar.instance import Instance
+from inx_sidecar.journal import about
 from inx_sidecar.looks import Process
 from inx_sidecar.mirror import LINKS, Mirror
 from inx_sidecar.running import Running
@@ -191,10 +192,10 @@ class Fleet:
                 self._reason = str(error)
                 self._complain(item.uuid, item.lxc_name, error)
         for name in unread - self._unread:
-            log.warning(
-                "%s: its storage is not mounted, and what it may need is not known: no root of any "
-                "instance is dropped until it has been started once", name,
-            )  # fmt: skip
+            about(name).warning(
+                "its storage is not mounted, and what it may need is not known: no root of any "
+                "instance is dropped until it has been started once"
+            )
         self._unread = unread
         if unread:
             self._reason = f"{min(unread)!r} is a copy that has never been started"
@@ -313,7 +314,7 @@ class Fleet:
         for name, uuid in owners - again.owners:
             roots.remove(name, uuid)
             why = "renamed" if uuid in again.uuids else "deleted"
-            log.info("%s: roots dropped: the instance is %s", name, why)
+            about(name).info("roots dropped: the instance is %s", why)
         for uuid in left - again.uuids:
             await self._forget(uuid)
             for key in [key for key in self._tried if key[1] == uuid]:
@@ -351,7 +352,7 @@ class Fleet:
                 await mirror.compare(None)
             roots.make(instance.lxc_name, instance.uuid, LINKS)
         except (InxError, OSError) as error:
-            log.error("%s: %s", instance.lxc_name, error)
+            about(instance.lxc_name).error("%s", error)
         if mirror is not None:
             self._tell(mirror)
         self.soon()
@@ -365,7 +366,7 @@ class Fleet:
             self._complain(mirror.uuid, mirror.lxc_name, error)
             self.soon()
         except Exception:
-            log.exception("%s: taking roots ended in a bug", mirror.lxc_name)
+            about(mirror.lxc_name).exception("taking roots ended in a bug")
         if mirror.crowded:
             self.soon()
         self._tell(mirror)
@@ -379,7 +380,7 @@ class Fleet:
         said = self._said.get(uuid) or self._complaints.get(uuid)
         self._complaints[uuid] = str(error)
         if said != str(error):
-            log.error("%s: %s", lxc_name, error)
+            about(lxc_name).error("%s", error)
 
     def _tell(self, mirror: Mirror) -> None:
         instance = self._instances.get(mirror.uuid)

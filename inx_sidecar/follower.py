@@ -10,6 +10,7 @@ from inx_sidecar import incus, paths
 from inx_sidecar.errors import InxError
 from inx_sidecar.events import listen
 from inx_sidecar.instance import Instance, instance_of
+from inx_sidecar.journal import about
 from inx_sidecar.lifecycle import Lifecycle
 from inx_sidecar.running import Running
 
@@ -84,11 +85,11 @@ class Follower:
                 if found is not None:
                     await self._lifecycle.update(found)
             except incus.IncusError as error:
-                log.debug("%s: %s", name, error)  # deleted, as a rule
+                about(name).debug("%s", error)  # deleted, as a rule
             except InxError as error:
-                log.error("%s: %s", name, error)
+                about(name).error("%s", error)
             except Exception:
-                log.exception("%s: looking at it ended in a bug", name)
+                about(name).exception("looking at it ended in a bug")
 
 
 def _running(api: Mapping[str, Any]) -> Instance | None:

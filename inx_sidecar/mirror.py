@@ -19,6 +19,7 @@ from typing import Final
 from inx_sidecar import looks, paths, registered, roots
 from inx_sidecar.collector import Collector
 from inx_sidecar.forked import TookTooLongError
+from inx_sidecar.journal import about
 from inx_sidecar.looks import Looked, Process, Sight
 from inx_sidecar.storepath import valid_paths
 
@@ -32,8 +33,6 @@ _REFUSED_SECONDS: Final = 10.0
 # More paths that do not answer than this, and the rest waits for its next turn.
 _MAX_HUNG: Final = 2
 _UNSURE: Final = Sight(sure=False)
-
-log = logging.getLogger(__name__)
 
 
 def root_name(name: str, path: str, home: bool) -> str:
@@ -88,6 +87,7 @@ class Mirror:
         collector: Collector,
     ) -> None:  # fmt: skip
         self.lxc_name = lxc_name
+        self._journal = about(lxc_name)
         self.uuid = uuid
         self.rootfs = rootfs
         self.process = process
@@ -225,10 +225,10 @@ class Mirror:
                 break
             self._hung[looked.hung] = self._slow
             self._budget -= 1
-            log.warning(
-                "%s: the file system at %s does not answer; what is linked there is kept as it is",
-                self.lxc_name, _shown(looked.hung),
-            )  # fmt: skip
+            self._journal.warning(
+                "the file system at %s does not answer; what is linked there is kept as it is",
+                _shown(looked.hung),
+            )
             left = left[left.index(looked.hung) + 1 :]
         return sights
 
@@ -241,7 +241,7 @@ class Mirror:
             self._slow = self._slow.again(error.ended)
             raise
         if looked.trouble and looked.trouble != self._look_trouble:
-            log.warning("%s: %s", self.lxc_name, looked.trouble)
+            self._journal.warning("%s", looked.trouble)
         self._look_trouble = looked.trouble
         return looked
 
@@ -259,7 +259,7 @@ class Mirror:
             await asyncio.sleep(0)
         if over and not self.over:
             self.over = len(over)
-            log.warning("%s: root refused: %s", self.lxc_name, self.status())
+            self._journal.warning("root refused: %s", self.status())
         elif not self.crowded:
             self.over = 0
         return texts
@@ -359,7 +359,7 @@ class Mirror:
                     json.dump(saved, file)
                 os.rename(f"{path}.new", path)
             except OSError as error:
-                log.debug("%s: %s", self.lxc_name, error)  # then only this sidecar knows
+                self._journal.debug("%s", error)  # then only this sidecar knows
 
     def _refuse(self, lines: Iterable[str]) -> None:
         """Now and then: a container may have as many refused as it likes."""
@@ -371,9 +371,9 @@ class Mirror:
     def _log(self, lines: Iterable[str], level: int = logging.INFO) -> None:
         for count, line in enumerate(lines):
             if count == _LINES:
-                log.log(level, "%s: and more; see 'inx-sidecar roots'", self.lxc_name)
+                self._journal.log(level, "and more; see 'inx-sidecar roots'")
                 return
-            log.log(level, "%s: %s", self.lxc_name, line)
+            self._journal.log(level, "%s", line)
 
 
 def batches(names: Iterable[str]) -> Iterator[list[str]]:

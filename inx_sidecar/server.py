@@ -15,6 +15,7 @@ from inx_sidecar import bootstrap, client
 from inx_sidecar.errors import InxError, UnsupportedError, one_line
 from inx_sidecar.follower import Follower
 from inx_sidecar.instance import Facts
+from inx_sidecar.journal import about
 from inx_sidecar.lifecycle import Lifecycle
 from inx_sidecar.service import live, notify
 
@@ -94,8 +95,10 @@ async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
         asked = parse(request)
         said = await _handle(lifecycle, asked)
     except InxError as error:
-        if not isinstance(asked, str):
-            log.error("%s", error)  # who asks by a word says so
+        if isinstance(asked, Request):
+            about(asked.facts.lxc_name).error("%s", error)
+        elif asked is None:
+            log.error("%s", error)
         return f"{error.status}\n{error}".encode()
     except Exception:
         log.error("%s", traceback.format_exc())

@@ -1,11 +1,8 @@
-"""What a service of systemd says: its state to systemd, its log to the journal."""
+"""What a service of systemd says to systemd about its state."""
 
 import asyncio
-import logging
 import os
 import socket
-import sys
-from typing import Final
 
 
 def notify(state: str) -> None:
@@ -22,19 +19,3 @@ async def live() -> None:
     while microseconds:
         notify("WATCHDOG=1")
         await asyncio.sleep(microseconds / 3_000_000)
-
-
-class _Journal(logging.Formatter):
-    """Lines with systemd's level prefix (sd-daemon(3)); the journal adds the time."""
-
-    LEVELS: Final = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = self.LEVELS.get(record.levelno, "<7>")
-        return "\n".join(level + line for line in super().format(record).splitlines())
-
-
-def log_to_journal() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Journal("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])

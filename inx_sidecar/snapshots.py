@@ -5,7 +5,6 @@ that is not mounted, all that the instance holds at that moment is taken, since 
 from the instance before its snapshots have been seen.
 """
 
-import logging
 import os
 from collections.abc import Mapping
 from typing import Final
@@ -13,11 +12,10 @@ from typing import Final
 from inx_sidecar import paths, roots
 from inx_sidecar.collector import Collector
 from inx_sidecar.estate import estate_of
+from inx_sidecar.journal import about
 from inx_sidecar.systems import INCLUDED
 
 SNAPSHOTS: Final = "snapshots/"
-
-log = logging.getLogger(__name__)
 
 
 def present(lxc_name: str) -> dict[str, str]:
@@ -79,7 +77,7 @@ def drop(lxc_name: str, uuid: str) -> None:
     """Drop the roots of snapshots that are gone."""
     for key in gone(lxc_name, uuid):
         roots.remove(lxc_name, uuid, f"{SNAPSHOTS}{key}")
-        log.info("%s: roots of snapshot %s dropped", lxc_name, name_of(key))
+        about(lxc_name).info("roots of snapshot %s dropped", name_of(key))
 
 
 def name_of(key: str) -> str:

@@ -6,7 +6,6 @@ busy, so a refused write is tried again, ever more slowly, until it succeeds or 
 
 import asyncio
 import json
-import logging
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +13,7 @@ from typing import Final
 from inx_sidecar import incus, paths
 from inx_sidecar.errors import InxError, one_line
 from inx_sidecar.instance import Instance
+from inx_sidecar.journal import about
 from inx_sidecar.storepath import veil
 
 _KEYS: Final = ("user.inx.status", "user.inx.status.system", "user.inx.status.generation")
@@ -25,8 +25,6 @@ _PATIENCE: Final = 2.0
 _HOLD: Final = 2.0
 # Incus refuses other requests for an instance while one is written.
 _CALM: Final = 1.0
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class Reporter:
                     delay = _FIRST_DELAY
                 except incus.IncusError as error:
                     if error.code == 404 or waited > _GIVE_UP_SECONDS:
-                        log.debug("%s: no status: %s", instance.lxc_name, error)
+                        about(instance.lxc_name).debug("no status: %s", error)
                         continue
                     self._wanted.setdefault(name, (instance, config))
                     await asyncio.sleep(delay)

@@ -1,6 +1,5 @@
 """Which systems of an instance are kept from the garbage collector: generations and what runs."""
 
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -10,6 +9,7 @@ from inx_sidecar.collector import Collector
 from inx_sidecar.errors import InxError
 from inx_sidecar.generations import Generations
 from inx_sidecar.instance import Instance
+from inx_sidecar.journal import about
 from inx_sidecar.storepath import valid_paths
 
 BOOTED: Final = "booted-system"
@@ -20,8 +20,6 @@ NEXT: Final = "next-system"
 INCLUDED: Final = "include/"
 # A container may write as many links as it likes; this many of them are rooted.
 _MAX_GENERATIONS: Final = 1000
-
-log = logging.getLogger(__name__)
 
 
 def system_roots(present: Generations) -> dict[str, str]:
@@ -79,4 +77,4 @@ async def last_look(collector: Collector, instance: Instance) -> None:
         present = generations.read(instance.rootfs, instance.name)
         await keep_systems(collector, instance, present, None)
     except InxError as error:
-        log.error("%s: %s", instance.lxc_name, error)
+        about(instance.lxc_name).error("%s", error)

@@ -5,7 +5,6 @@ carried out or failed. A newer wish ends the build of an older one; an activatio
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,6 +16,7 @@ from inx_sidecar.errors import InstanceError, InxError, one_line
 from inx_sidecar.generations import Append, Back, Change, Generations, Prune, Select
 from inx_sidecar.incus import IncusError
 from inx_sidecar.instance import Instance
+from inx_sidecar.journal import about
 from inx_sidecar.life import Life
 from inx_sidecar.mounts import Container
 from inx_sidecar.plan import Boot
@@ -27,8 +27,6 @@ from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import valid_paths
 
 _PRINTED_MAX: Final = 16 << 10
-
-log = logging.getLogger(__name__)
 
 
 class Updater:
@@ -60,7 +58,7 @@ class Updater:
             if life.activating:
                 return False
             await life.end_build()
-            log.error("%s: %s", instance.lxc_name, error)
+            about(instance.lxc_name).error("%s", error)
             self._tell(instance, f"failed: {error}{_runs_on(instance)}")
             return True
         if life.activating:
@@ -93,16 +91,16 @@ class Updater:
             roots.drop_if_there(instance.lxc_name, instance.uuid, systems.NEXT)
             self._settle(life, start, _trouble(start, instance) or note)
             self._soon()
-            log.info("%s: runs %s from %s", instance.lxc_name, system, start.wish.source)
+            about(instance.lxc_name).info("runs %s from %s", system, start.wish.source)
         except InxError as error:
-            log.error("%s: %s", instance.lxc_name, error)
+            about(instance.lxc_name).error("%s", error)
             text = f"failed: {error}{_runs_on(instance)}"
             if isinstance(error, IncusError):  # tried again once Incus is back
                 self._tell(instance, text)
             else:
                 self._settle(life, start, text)
         except Exception:
-            log.exception("%s: the update ended in a bug", instance.lxc_name)
+            about(instance.lxc_name).exception("the update ended in a bug")
             self._settle(life, start, f"failed: {BUG}{_runs_on(instance)}")
         except asyncio.CancelledError:
             running = Running.recall(instance.uuid)
@@ -122,10 +120,10 @@ class Updater:
                 return plan.system, replace(plan.change, keep=None)
             return plan.system, plan.change
         self._tell(instance, "building")
-        log.info("%s: %s", instance.lxc_name, plan.describe())
+        about(instance.lxc_name).info("%s", plan.describe())
 
         def say(line: str) -> None:
-            log.info("%s: %s", instance.lxc_name, line)
+            about(instance.lxc_name).info("%s", line)
 
         system = await builds.in_turn(
             self._turns, instance.uuid, instance.name, start.wish.source, plan.missing,
@@ -221,7 +219,7 @@ def _present(instance: Instance) -> Generations:
     try:
         present = generations.read(instance.rootfs, instance.name)
     except InxError as error:
-        log.error("%s: %s", instance.lxc_name, error)
+        about(instance.lxc_name).error("%s", error)
         return Generations()
     return own(present, instance.isolated)
 
@@ -252,11 +250,11 @@ async def _printed(instance: Instance) -> list[str]:
         with _inside(instance) as (container, _):
             printed = await mounts.read_end(container, activation.LOG, _PRINTED_MAX)
     except InxError as error:
-        log.warning("%s: %s", instance.lxc_name, error)
+        about(instance.lxc_name).warning("%s", error)
         return []
     lines = [one_line(line) for line in printed.splitlines() if line.strip()]
     for line in lines:
-        log.info("%s: %s", instance.lxc_name, line)
+        about(instance.lxc_name).info("%s", line)
     return lines
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from inx_sidecar.errors import InstanceError, UnsupportedError
 from inx_sidecar.instance import Facts
+from inx_sidecar.journal import _Journal, about
 from inx_sidecar.lifecycle import Lifecycle
 from inx_sidecar.server import Request, _answer, parse
-from inx_sidecar.service import _Journal
 
 pytestmark = pytest.mark.main
 
@@ -114,9 +114,15 @@ def test_a_backup_file_that_incus_never_wrote_is_named(tmp_path: Path, expanded:
     assert status == InstanceError.status and "is not what Incus writes" in message
 
 
-def test_every_line_for_the_journal_has_its_level() -> None:
-    text = "web: one\ntwo"
+def test_without_a_journal_every_line_has_its_level(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = _Journal(None)
     for level, prefix in ((logging.ERROR, "<3>"), (logging.INFO, "<6>"), (logging.DEBUG, "<7>")):
-        record = logging.LogRecord("x", level, "", 0, text, None, None)
-        shown = _Journal("%(message)s").format(record)
-        assert shown == f"{prefix}web: one\n{prefix}two"
+        handler.emit(logging.LogRecord("x", level, "", 0, "web: one\ntwo", None, None))
+        assert capsys.readouterr().err == f"{prefix}web: one\n{prefix}two\n"
+
+
+def test_what_is_about_an_instance_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    about("shop_web").warning("%s of %d", "one", 2)
+    (record,) = caplog.records
+    assert record.getMessage() == "shop_web: one of 2"
+    assert record.__dict__["INX_INSTANCE"] == "shop_web"

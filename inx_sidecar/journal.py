@@ -1,0 +1,63 @@
+"""What is logged goes to the journal, with the instance that it is about as a field.
+
+`journalctl INX_INSTANCE=web` shows all that was said about one.
+"""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+from logging_journald import JournaldTransport
+
+_FIELD: Final = "INX_INSTANCE"
+_LEVELS: Final = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+_DEBUG: Final = 7
+
+_log = logging.getLogger("inx_sidecar")
+
+
+class _About(logging.LoggerAdapter[logging.Logger]):
+    def __init__(self, instance: str) -> None:
+        super().__init__(_log)
+        self._instance = instance
+
+    def process(
+        self, msg: object, kwargs: MutableMapping[str, Any]
+    ) -> tuple[object, MutableMapping[str, Any]]:
+        return f"{self._instance}: {msg}", {**kwargs, "extra": {_FIELD: self._instance}}
+
+
+def about(instance: str) -> _About:
+    """To log what concerns an instance, named as LXC does."""
+    return _About(instance)
+
+
+class _Journal(logging.Handler):
+    """The journal's own protocol (systemd.journal-fields(7)); without it, lines with the level as
+    a prefix (sd-daemon(3))."""
+
+    def __init__(self, transport: JournaldTransport | None) -> None:
+        super().__init__()
+        self._transport = transport
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, level = self.format(record), _LEVELS.get(record.levelno, _DEBUG)
+        try:
+            if self._transport is None:
+                raise OSError
+            fields = {"MESSAGE": text, "PRIORITY": level, "SYSLOG_IDENTIFIER": "inx-sidecar"}
+            instance = getattr(record, _FIELD, None)
+            if instance is not None:
+                fields[_FIELD] = instance
+            self._transport.send(fields.items())
+        except OSError:
+            sys.stderr.write("".join(f"<{level}>{line}\n" for line in text.splitlines()))
+
+
+def log_to_journal() -> None:
+    try:
+        handler = _Journal(JournaldTransport())
+    except OSError:
+        handler = _Journal(None)  # no journald here
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from inx_sidecar.errors import ConfigError
+from inx_sidecar.addresses import KEY as NET_KEY
+from inx_sidecar.addresses import Nic, parse_nics
+from inx_sidecar.errors import ConfigError, not_allowed, shown
 from inx_sidecar.storepath import STORE_PATH, listed
 
 PREFIX: Final = "user.inx."
@@ -100,6 +102,7 @@ class Wish:
     isolated: bool = False
     include: tuple[str, ...] = ()
     activate: str = "switch"
+    nics: tuple[Nic, ...] = ()
 
     def fingerprint(self, resolved: str | None = None) -> str:
         """Equal as long as no rebuild is asked for; `resolved` is where a System leads.
@@ -119,8 +122,9 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
     """The Wish in the expanded config of `instance`; ConfigError names the key that is wrong."""
     given = {k: v for k, v in config.items() if k.startswith(PREFIX) and v != ""}
     for key in given:
-        if key not in _KEYS and not _WRITTEN_BY_SIDECAR.fullmatch(key):
-            raise ConfigError(f"unknown key {_shown(key, 450)}; {_known()}")
+        known = key in _KEYS or NET_KEY.fullmatch(key) or _WRITTEN_BY_SIDECAR.fullmatch(key)
+        if not known:
+            raise ConfigError(f"unknown key {shown(key, 450)}; {_known()}")
     values = {key: _KEYS[key](key, value) for key, value in given.items() if key in _KEYS}
     isolated = given.get(f"{PREFIX}store") == "isolated"
     if isolated and given.get(f"{PREFIX}daemon") == "true":
@@ -140,6 +144,7 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
         isolated=isolated,
         activate=given.get(f"{PREFIX}activate", Wish.activate),
         include=listed(given.get(f"{PREFIX}store.include", "")),
+        nics=parse_nics(given),
     )
 
 
@@ -174,29 +179,31 @@ def _attr_name(instance: str) -> str:
 def check_flake(key: str, value: str) -> str:
     ref, mark, attr = value.partition("#")
     if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
-        raise _bad(key, value, "REF or REF#ATTR, for example /etc/nixos or github:owner/repo#web")
+        raise not_allowed(
+            key, value, "REF or REF#ATTR, for example /etc/nixos or github:owner/repo#web"
+        )
     # Nix resolves steps in paths, %2e%2e as well: they could lead out of an allowed prefix.
     path = re.sub("%2e", ".", ref, flags=re.IGNORECASE)
     if {".", ".."} & set(re.split("[/:?&=]", path)):
-        raise _bad(key, value, "a reference without the steps '.' and '..'")
+        raise not_allowed(key, value, "a reference without the steps '.' and '..'")
     if not ref.startswith("/") and not _SCHEME.match(ref) and not _REGISTRY.fullmatch(ref):
-        raise _bad(key, value, "an absolute path, a URL or a name of the flake registry")
+        raise not_allowed(key, value, "an absolute path, a URL or a name of the flake registry")
     if re.match(r"(path|git\+file):(//)?(?!/)", ref):
-        raise _bad(key, value, "an absolute path: the sidecar has no working directory")
+        raise not_allowed(key, value, "an absolute path: the sidecar has no working directory")
     if ref.startswith(("/", "path:", "git+file:")) and "%" in path.partition("?")[0]:
-        raise _bad(key, value, "a path without '%'")
+        raise not_allowed(key, value, "a path without '%'")
     return value
 
 
 def _file(key: str, value: str) -> str:
     if not _PATH.fullmatch(value):
-        raise _bad(key, value, "the absolute path of a Nix file on the host")
+        raise not_allowed(key, value, "the absolute path of a Nix file on the host")
     return value
 
 
 def _attr(key: str, value: str) -> str:
     if not _ATTR_PATH.fullmatch(value) or len(value) > 256:
-        raise _bad(key, value, "an attribute path such as web or hosts.web")
+        raise not_allowed(key, value, "an attribute path such as web or hosts.web")
     return value
 
 
@@ -204,14 +211,16 @@ def _system(key: str, value: str) -> str:
     if not _PATH.fullmatch(value) or (
         value.startswith("/nix/store/") and not STORE_PATH.fullmatch(value)
     ):
-        raise _bad(key, value, "/nix/store/HASH-NAME, or a link on the host that leads there")
+        raise not_allowed(
+            key, value, "/nix/store/HASH-NAME, or a link on the host that leads there"
+        )
     return value
 
 
 def _number(low: int, high: int) -> Callable[[str, str], str]:
     def check(key: str, value: str) -> str:
         if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise _bad(key, value, f"a number from {low} to {high}")
+            raise not_allowed(key, value, f"a number from {low} to {high}")
         return value
 
     return check
@@ -220,7 +229,7 @@ def _number(low: int, high: int) -> Callable[[str, str], str]:
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
     def check(key: str, value: str) -> str:
         if value not in allowed:
-            raise _bad(key, value, " or ".join(allowed))
+            raise not_allowed(key, value, " or ".join(allowed))
         return value
 
     return check
@@ -228,7 +237,7 @@ def _one_of(*allowed: str) -> Callable[[str, str], str]:
 
 def _store_paths(key: str, value: str) -> str:
     if re.sub(r"[\s,]+", " ", value).split() != list(listed(value)):
-        raise _bad(key, value, "/nix/store/HASH-NAME, more of them with blanks between")
+        raise not_allowed(key, value, "/nix/store/HASH-NAME, more of them with blanks between")
     return value
 
 
@@ -238,14 +247,6 @@ def _any(_key: str, value: str) -> str:
 
 def _bool(value: str | None) -> bool | None:
     return None if value is None else value == "true"
-
-
-def _bad(key: str, value: str, allowed: str) -> ConfigError:
-    return ConfigError(f"{key} is {_shown(value)}; allowed: {allowed}")
-
-
-def _shown(text: str, most: int = 200) -> str:
-    return repr(text if len(text) <= most else text[:most] + "...")
 
 
 _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
@@ -265,4 +266,5 @@ _WRITTEN_BY_SIDECAR: Final = re.compile(r"user\.inx\.status(\.system|\.generatio
 
 
 def _known() -> str:
-    return "known are " + ", ".join(key.removeprefix(PREFIX) for key in _KEYS)
+    keys = [*_KEYS, *(f"{PREFIX}net.NIC.{what}" for what in ("address", "host_address", "gateway"))]
+    return "known are " + ", ".join(key.removeprefix(PREFIX) for key in keys)

@@ -72,6 +72,21 @@ class ActivationError(InxError):
     status = 29
 
 
+class NetworkError(InxError):
+    """The addresses of an instance cannot be set up as its configuration says."""
+
+    status = 30
+
+
+def shown(text: str, most: int = 200) -> str:
+    """`text`, which may hold anything, in quotes and not too long."""
+    return repr(text if len(text) <= most else text[:most] + "...")
+
+
+def not_allowed(key: str, value: str, allowed: str) -> ConfigError:
+    return ConfigError(f"{key} is {shown(value)}; allowed: {allowed}")
+
+
 def one_line(text: str, most: int = 1000) -> str:
     """`text` as one printable line of at most `most` characters, for logs and terminals.
 

@@ -7,7 +7,7 @@ the expanded configuration. Hooks must not ask the API: it waits for the very st
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
@@ -40,6 +40,7 @@ class Instance:
     facts: Facts
     privileged: bool
     config: Mapping[str, str]
+    devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def rootfs(self) -> str:
@@ -54,6 +55,12 @@ class Instance:
     def included(self) -> tuple[str, ...]:
         """What it sees in addition."""
         return listed(self.config.get("user.inx.store.include", ""))
+
+    @property
+    def nic_names(self) -> dict[str, str]:
+        """What Incus calls the interfaces inside, by device, where their device does not say."""
+        names = {device: self.config.get(f"volatile.{device}.name") for device in self.devices}
+        return {device: name for device, name in names.items() if name}
 
     @property
     def lxc_name(self) -> str:
@@ -79,6 +86,10 @@ def read_instance(facts: Facts) -> Instance:
 def instance_of(api: Mapping[str, Any], facts: Facts) -> Instance:
     """As the API describes it; KeyError or ValueError if that is none."""
     config = {str(key): str(value) for key, value in api["expanded_config"].items()}
+    devices = {
+        str(device): {str(key): str(value) for key, value in of.items()}
+        for device, of in (api.get("expanded_devices") or {}).items()
+    }
     name, project, uuid = api["name"], api["project"], config["volatile.uuid"]
     if not (_UUID.fullmatch(uuid) and _NAME.fullmatch(name) and _NAME.fullmatch(project)):
         raise ValueError(f"{project}/{name}/{uuid}")
@@ -89,4 +100,5 @@ def instance_of(api: Mapping[str, Any], facts: Facts) -> Instance:
         facts=facts,
         privileged=config.get("security.privileged", "").lower() in ("true", "1", "yes", "on"),
         config=config,
+        devices=devices,
     )

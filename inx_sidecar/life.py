@@ -24,6 +24,8 @@ class Life:
     pid: int = 0
     mapped: bool = True
     container: Container | None = None
+    # Addresses that nobody else may have meanwhile, each with its network; and its name.
+    claims: dict[str, str] = field(default_factory=dict)
     # Builds, and activates if the system of the instance runs.
     build: asyncio.Task[None] | None = None
     # From then on the task is not ended for a newer wish.
@@ -39,6 +41,7 @@ class Life:
         """The container has ended."""
         self.close()
         self.pid = 0
+        self.claims = {}
         self.attached.clear()
 
     async def quieten(self) -> None:

@@ -6,29 +6,28 @@ sidecar died, and a new sidecar takes over instances that wait.
 
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
 
-from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, paths, roots
+from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, network, paths, roots
+from inx_sidecar.addresses import claims
 from inx_sidecar.collector import Collector
-from inx_sidecar.errors import InstanceError, InxError, SystemMissingError
+from inx_sidecar.errors import InstanceError, InxError, NetworkError, SystemMissingError
 from inx_sidecar.fleet import Fleet
 from inx_sidecar.generations import Append, Generations, Select
 from inx_sidecar.instance import Facts, Instance, read_instance
+from inx_sidecar.journal import about
 from inx_sidecar.life import Life
 from inx_sidecar.mounts import Container, HostDirectory
 from inx_sidecar.nixdaemon import NixDaemon
 from inx_sidecar.plan import Boot, Build
 from inx_sidecar.running import Running
 from inx_sidecar.seals import sealed
-from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start, ready
+from inx_sidecar.start import BUG, UNMAPPED, Start, decide_start, ready, wires_of
 from inx_sidecar.status import Reporter, Status
 from inx_sidecar.storepath import veil
 from inx_sidecar.systems import ACTIVE, NEXT, keep_systems, last_look
 from inx_sidecar.updates import Updater, number_of
-
-log = logging.getLogger(__name__)
 
 
 class Lifecycle:
@@ -38,6 +37,7 @@ class Lifecycle:
         self._lives: dict[str, Life] = {}
         self._reporter = Reporter()
         self._turns = builds.Turns()
+        self._wiring = asyncio.Lock()
         self._collector = Collector()
         self.fleet = Fleet(self._collector, self._reporter, self._forget)
         self._updater = Updater(self._collector, self._reporter, self._turns, self.fleet.soon)
@@ -52,7 +52,11 @@ class Lifecycle:
                 _check_sole(instance)
                 await life.end_build()
                 life.release()
-                life.start = await self._prepare(life, instance)
+                start = await decide_start(self._collector, instance)
+                wires = wires_of(instance, start.wish)
+                self._refuse_claimed(life, instance, claims(wires))
+                await network.look(instance.lxc_name, wires)
+                life.start = await self._prepare(life, start)
             except InxError as error:
                 self._reporter.report_refusal(instance, error)
                 raise
@@ -70,20 +74,26 @@ class Lifecycle:
             life.release()
             # A sidecar that came up after pre-start knows nothing of it: decide anew.
             if life.start is None:
-                life.start = await self._prepare(life, instance)
+                start = await decide_start(self._collector, instance)
+                life.start = await self._prepare(life, start)
                 if isinstance(life.start.plan, Build):
                     self._begin_build(life, life.start, life.start.plan)
             start = life.start
             life.container = Container(pid, instance.lxc_name)
             try:
+                wires = wires_of(instance, start.wish)
+                self._refuse_claimed(life, instance, claims(wires))
+                life.claims = dict.fromkeys(claims(wires), instance.lxc_name)
+                await network.set_up(life.container, wires, self._wiring)
                 await life.daemon.settle()
                 life.mapped = await self._attach(life.container, start)
-                running = Running.of(start.instance, pid, life.mapped)
+                running = Running.of(start.instance, pid, life.mapped, life.claims)
                 running.remember(instance.uuid)
                 if isinstance(start.plan, Boot):
                     life.close()
                     self._reporter.report(instance, await self._settled(life, start, start.plan))
             except InxError as error:
+                life.claims = {}
                 self._reporter.report_refusal(instance, error)
                 raise
             life.pid = pid
@@ -151,7 +161,7 @@ class Lifecycle:
             if target != "reboot":
                 shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
                 life.daemon.begin_stop()
-        log.info("%s: stopped", instance.lxc_name)
+        about(instance.lxc_name).info("stopped")
 
     async def resume(self) -> None:
         """Take over the instances that run: builds begin again for those that wait for one."""
@@ -168,6 +178,7 @@ class Lifecycle:
         life, facts = self._life(uuid), running.facts
         async with life.lock:
             life.pid, life.mapped = running.pid, running.mapped
+            life.claims = dict.fromkeys(running.claims, facts.lxc_name)
             life.attached.set()
             instance = running.as_started(read_instance(facts))
             self._reporter.learn(instance)
@@ -182,7 +193,7 @@ class Lifecycle:
             else:
                 self._reporter.resume(instance)
                 bootstrap.finish(uuid)
-        log.info("%s: taken over", facts.lxc_name)
+        about(facts.lxc_name).info("taken over")
 
     async def close(self) -> None:
         """Leave everything as it is for the next sidecar, but end the builds."""
@@ -212,9 +223,8 @@ class Lifecycle:
     def _life(self, uuid: str) -> Life:
         return self._lives.setdefault(uuid, Life(NixDaemon(uuid)))
 
-    async def _prepare(self, life: Life, instance: Instance) -> Start:
-        start = await decide_start(self._collector, instance)
-        uuid = instance.uuid
+    async def _prepare(self, life: Life, start: Start) -> Start:
+        instance, uuid = start.instance, start.instance.uuid
         await life.quieten()
         life.daemon.prepare()
         plan = start.plan
@@ -227,8 +237,18 @@ class Lifecycle:
             life.daemon.begin_start()
         else:
             await life.daemon.refuse_clients()
-        log.info("%s: %s", instance.lxc_name, start.plan.describe())
+        about(instance.lxc_name).info("%s", start.plan.describe())
         return start
+
+    def _refuse_claimed(self, life: Life, instance: Instance, wanted: frozenset[str]) -> None:
+        """NetworkError if another instance that runs, or is being attached, has an address."""
+        for uuid, other in self._lives.items():
+            taken = sorted(wanted & other.claims.keys()) if other is not life else None
+            if taken and (Running.recall(uuid) is not None or not other.attached.is_set()):
+                raise NetworkError(
+                    f"{taken[0].split()[0]} of {instance.lxc_name!r} is a static address of "
+                    f"{other.claims[taken[0]]!r}, which runs; change one of the two"
+                )
 
     async def _attach(self, container: Container, start: Start) -> bool:
         """Attach what this start needs; whether the store's owners are mapped."""
@@ -245,7 +265,7 @@ class Lifecycle:
         change = sealed(plan.change) if isinstance(plan, Boot) else None
         mapped = await mounts.attach(container, directories, change) or not shown
         if not mapped:
-            log.warning("%s: %s", container.name, UNMAPPED)
+            about(container.name).warning("%s", UNMAPPED)
         return mapped
 
     async def _settled(self, life: Life, start: Start, boot: Boot) -> Status:
@@ -288,14 +308,14 @@ class Lifecycle:
             await life.attached.wait()
             async with life.lock:
                 await self._go(life, start, boot, console)
-            log.info("%s: runs %s from %s", instance.lxc_name, boot.system, source)
+            about(instance.lxc_name).info("runs %s from %s", boot.system, source)
         except InxError as error:
             _tell(instance.facts, error)
             # Before the instance ends: Incus takes its time to stop one that is being written to.
             await self._reporter.write(instance, Status(f"failed: {error}"))
             console.failed(str(error))
         except Exception:
-            log.exception("%s: the build ended in a bug", instance.lxc_name)
+            about(instance.lxc_name).exception("the build ended in a bug")
             await self._reporter.write(instance, Status(f"failed: {BUG}"))
             console.failed(BUG)
         finally:
@@ -313,7 +333,7 @@ class Lifecycle:
             store = await start.store(boot.system)
             life.mapped = await mounts.show(life.container, store, change)
             if not life.mapped:
-                log.warning("%s: %s", instance.lxc_name, UNMAPPED)
+                about(instance.lxc_name).warning("%s", UNMAPPED)
         elif change is not None:
             await mounts.write_generation(life.container, change)
         life.close()
@@ -355,7 +375,7 @@ def _fell_back(boot: Boot, present: Generations) -> str:
 def _give_up(uuid: str, facts: Facts, error: Exception) -> None:
     """Whatever keeps the sidecar from taking an instance over must not leave its init waiting."""
     text = str(error) if isinstance(error, InxError) else BUG
-    log.error("%s: %s", facts.lxc_name, text, exc_info=not isinstance(error, InxError))
+    about(facts.lxc_name).error("%s", text, exc_info=not isinstance(error, InxError))
     lxclog.append(facts.lxc_config, facts.lxc_name, text)
     with contextlib.suppress(OSError):
         if bootstrap.is_waiting(uuid):
@@ -364,5 +384,5 @@ def _give_up(uuid: str, facts: Facts, error: Exception) -> None:
 
 def _tell(facts: Facts, error: InxError) -> None:
     """Where the operator looks: the journal and `incus info --show-log`."""
-    log.error("%s: %s", facts.lxc_name, error)
+    about(facts.lxc_name).error("%s", error)
     lxclog.append(facts.lxc_config, facts.lxc_name, str(error))

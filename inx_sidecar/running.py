@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
@@ -21,6 +21,7 @@ class Running:
     `booted` is the system that PID 1 runs, `active` the one last activated, if another, `profile`
     what its profile led to then. `shown`: the systems whose closures an isolated container sees.
     `mark` is of the wish that was carried out last, or failed, `text` the status that it left.
+    `claims`: its static addresses and the networks that they are on.
     `undo`: what is to be taken back if a generation that was made never became active.
     """
 
@@ -36,15 +37,16 @@ class Running:
     mark: str = ""
     text: str = ""
     undo: Mapping[str, Any] | None = None
+    claims: tuple[str, ...] = ()
 
     @property
     def system(self) -> str:
         return self.active or self.booted or self.profile
 
     @classmethod
-    def of(cls, instance: Instance, pid: int, mapped: bool) -> Self:
+    def of(cls, instance: Instance, pid: int, mapped: bool, claims: Iterable[str] = ()) -> Self:
         fixed = {key: instance.config[key] for key in _FIXED if key in instance.config}
-        return cls(instance.facts, pid, started(pid), mapped, fixed)
+        return cls(instance.facts, pid, started(pid), mapped, fixed, claims=tuple(sorted(claims)))
 
     def as_started(self, instance: Instance) -> Instance:
         """`instance` with what counts until it stops."""
@@ -57,9 +59,8 @@ class Running:
         try:
             with open(_path(uuid)) as file:
                 saved = json.load(file)
-            found = cls(
-                **saved | {"facts": Facts(**saved["facts"]), "shown": tuple(saved.get("shown", ()))}
-            )
+            lists = {key: tuple(saved.get(key, ())) for key in ("shown", "claims")}
+            found = cls(**saved | lists | {"facts": Facts(**saved["facts"])})
             return found if started(found.pid) == found.started else None
         except (OSError, ValueError, TypeError):
             return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar import generations, paths
+from inx_sidecar.addresses import Wire, wires
 from inx_sidecar.closure import closure
 from inx_sidecar.collector import Collector
 from inx_sidecar.config import System, Wish, parse
@@ -64,6 +65,7 @@ async def decide_start(collector: Collector, instance: Instance, *, running: boo
     """
     settings = load()
     wish = parse(instance.config, instance.name, settings.default_flake)
+    wires_of(instance, wish)
     present = generations.read(instance.rootfs, instance.name)
     # What an isolated container boots is what it sees: not what it chooses itself.
     usable = own(present, wish.isolated)
@@ -87,6 +89,11 @@ async def decide_start(collector: Collector, instance: Instance, *, running: boo
                 f"{plan.system} of {instance.name!r} was collected while it started; try again"
             )
     return start
+
+
+def wires_of(instance: Instance, wish: Wish) -> tuple[Wire, ...]:
+    """The NICs with static addresses; their interfaces are known once LXC starts."""
+    return wires(wish.nics, instance.devices, instance.nic_names, instance.name)
 
 
 def _mark(wish: Wish, instance: str) -> str:

@@ -99,7 +99,8 @@ let
 
   shellInit = ''
     ip link set lo up
-    if [ -e /sys/class/net/eth0 ]; then
+    # An address that it was given from outside stays.
+    if [ -e /sys/class/net/eth0 ] && ! ip -4 address show dev eth0 | grep -q inet; then
       udhcpc -f -i eth0 -x "hostname:$(hostname)" -s ${out}/lib/udhcpc &
     fi
     # `wait` also reaps the orphans that PID 1 inherits, but returns at once when it has no child.

@@ -51,6 +51,8 @@ import ./system.nix {
       Name=eth0
       [Network]
       DHCP=yes
+      # An address that it was given from outside stays.
+      KeepConfiguration=static
       [DHCPv4]
       # Not the machine-id, which a copied instance shares with its original.
       ClientIdentifier=mac

@@ -15,10 +15,10 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 # Each module imports only from the tiers before its own.
 TIERS = (
-    {"errors", "lxclog", "paths", "service", "syscalls"},
+    {"errors", "journal", "lxclog", "paths", "service", "syscalls"},
     {
-        "beneath", "client", "collector", "fanotify", "forked", "hook", "incus", "overlay",
-        "process", "storepath",
+        "addresses", "beneath", "client", "collector", "fanotify", "forked", "hook", "incus",
+        "overlay", "process", "storepath",
     },
     {"events", "instance"},
     {
@@ -27,7 +27,7 @@ TIERS = (
     },
     {"mounts", "plan", "seals", "settings", "systems", "views"},
     {"builds", "check", "looks", "start"},
-    {"life", "mirror"},
+    {"life", "mirror", "network"},
     {"estate", "watch"},
     {"snapshots"},
     {"fleet", "listing", "updates"},

@@ -22,10 +22,22 @@ _TOLERATED: Final = {
 _NOT_THERE: Final = (0, 503)
 # Inside: what a container prints is kept where its own limits count.
 LOG: Final = "run/inx-activation.log"
-_COMMAND: Final = (
-    f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c",
-    f'/{paths.BOOT_INSIDE}/busybox rm -f /{LOG}; exec "$0" "$1" >/{LOG} 2>&1 </dev/null',
-)  # fmt: skip
+# A system that still boots is waited for, two minutes at most: it activates itself first, and an
+# activation asks systemd for jobs that would wait for those of the boot. NixOS makes booted-system
+# right before it starts systemd. Inside there is nothing to be told by, so it is looked again.
+_SCRIPT: Final = f"""
+    busybox=/{paths.BOOT_INSIDE}/busybox looks=0
+    later() {{ [ $((looks += 1)) -lt 300 ] && $busybox sleep 0.2; }}
+    while [ ! -e /run/booted-system ] && later; do :; done
+    systemctl=/run/booted-system/sw/bin/systemctl
+    if [ -x $systemctl ]; then
+        while [ ! -S /run/systemd/private ] && later; do :; done
+        $busybox timeout 60 $systemctl is-system-running --wait >/dev/null 2>&1
+    fi
+    $busybox rm -f /{LOG}
+    exec "$0" "$1" >/{LOG} 2>&1 </dev/null
+"""
+_COMMAND: Final = (f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c", _SCRIPT)
 _PROGRAM: Final = "bin/switch-to-configuration"
 
 

@@ -290,6 +290,51 @@ def test_what_can_be_tolerated_is_told(incus: Incus, status: int, said: str) -> 
     assert says(incus, name, "two")
 
 
+def test_a_system_that_still_boots_is_waited_for(incus: Incus) -> None:
+    slow = "[ -e /run/current-system ] || sleep 4"
+    name = incus.init(flake=f"{source(incus, 'one', activate=slow)}#web")
+    incus.start(name)
+    incus.wait_status(name, "ready")
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    assert says(incus, name, "two")
+    system = incus.get(name, "user.inx.status.system")
+    incus.sh(name, f"[ $(readlink /run/current-system) = {system} ]")
+
+
+def test_systemd_is_waited_for_until_it_has_booted(incus: Incus, host: Host) -> None:
+    def slow(greeting: str) -> str:
+        # Until it has booted there are jobs: is-system-running then says "starting".
+        return incus.flake_text(
+            f"""nixosConfigurations.web.config.system.build.toplevel = (import ./systemd.nix {{
+                inherit deps; name = "web"; extra = {{
+                    greeting = {json.dumps(greeting)};
+                    "systemd/system/slow.service" = ''
+                        [Service]
+                        Type=oneshot
+                        RemainAfterExit=yes
+                        ExecStart=/run/current-system/sw/bin/sleep 6
+                    '';
+                    "systemd/system/multi-user.target.d/slow.conf" = ''
+                        [Unit]
+                        Wants=slow.service
+                        After=slow.service
+                    '';
+                }};
+            }});""",
+            f"/srv/{incus.prefix}",
+        )
+
+    name = incus.init(flake=f"{slow('one')}#web")
+    incus.start(name)
+    incus.wait_status(name, "ready")
+    slow("two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    incus.sh(name, "[ $(cat /etc/greeting) = two ]; systemctl is-active slow.service")
+
+
 def failed_anew(incus: Incus, name: str, before: str) -> bool:
     said = incus.status(name)
     return said.startswith("failed: activating") and said != before

@@ -61,6 +61,10 @@ class Incus:
     def sh(self, name: str, script: str, **more: Any) -> CompletedProcess[str]:
         return self.run(name, "sh", "-euc", script, **more)
 
+    def inside(self, name: str, script: str) -> bool:
+        """Whether `script` succeeds inside: output of incus exec may get lost, its status not."""
+        return self.sh(name, script, check=False).returncode == 0
+
     def get(self, name: str, key: str, project: str = "default") -> str:
         return self("config", "get", name, key, "--project", project).stdout.strip()
 

@@ -16,7 +16,7 @@ def commands(section: str) -> list[str]:
     text = (REPO / "README.md").read_text()
     _, _, rest = text.partition(f"# {section}\n")
     assert rest, f"README.md has no section {section}"
-    body = re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    body = re.split(r"^##+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
     return [
         line
         for block in re.findall(r"^```sh\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
@@ -26,8 +26,8 @@ def commands(section: str) -> list[str]:
 
 def test_no_block_of_commands_is_forgotten() -> None:
     sections = (
-        "Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Updates",
-        "Garbage collection", "Isolated store", "Uninstall",
+        "Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Updates", "Network",
+        "Garbage collection", "Isolated store", "Moving over", "Uninstall",
     )  # fmt: skip
     text = (REPO / "README.md").read_text()
     assert text.count("```sh\n") == len(sections)
@@ -80,6 +80,27 @@ def test_how_to_update(incus: Incus, host: Host) -> None:
         host.sh(line)
         incus.wait_generation("web", number)
         incus.sh("web", f"[ $(cat /etc/greeting) = {greeting} ]")
+
+
+@pytest.mark.life
+def test_how_to_connect(incus: Incus, host: Host) -> None:
+    incus.adopt("web")
+    host.sh("ip link add eth0 type veth peer name lan0; ip link set eth0 up; ip link set lan0 up")
+    try:
+        for line in commands("Network"):
+            host.sh(line)
+        incus.wait_ready("web")
+        leased = "ip -4 address show dev eth0 | grep -q 10.20.0.7/24"
+        incus.eventually(lambda: incus.inside("web", leased), incus.story)
+        assert incus.inside("web", "ip -4 address show dev eth1 | grep -q 10.20.2.8/24")
+        assert incus.inside("web", "ping -c 1 10.20.1.1")
+        assert incus.inside("web", "ip link show dev eth3")
+        host.sh("ping -c 1 10.20.2.8; ping -c 1 10.20.1.2")
+        incus.sh("web", "mkdir /srv; echo from web >/srv/index.html; httpd -h /srv -p 127.0.0.1:80")
+        assert host.sh("curl -sf http://127.0.0.1:8080").stdout == "from web\n"
+    finally:
+        incus("delete", "-f", "web", check=False)
+        host.sh("ip link delete eth0; incus network delete lan; incus network delete quiet")
 
 
 def entries(incus: Incus) -> set[str]:

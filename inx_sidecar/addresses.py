@@ -63,11 +63,13 @@ class End:
 class Wire:
     """A NIC of one instance as it will be set up.
 
-    `name` is that of the interface inside. `host` is None where the host's end is not ours.
+    `name` is that of the interface inside, `host_name` of its peer. `host` is None where the host's
+    end is not ours.
     """
 
     nic: Nic
     name: str
+    host_name: str
     network: str
     inside: End
     host: End | None
@@ -180,17 +182,11 @@ def _no_doubles(key: str, addresses: Sequence[Address]) -> None:
 
 
 def wires(
-    nics: Sequence[Nic],
-    devices: Mapping[str, Mapping[str, str]],
-    names: Mapping[str, str],
-    instance: str,
+    nics: Sequence[Nic], have: Mapping[str, Mapping[str, str]], instance: str
 ) -> tuple[Wire, ...]:
-    """How `nics` are set up; ConfigError if the instance's `devices` do not allow it.
-
-    `names` are those of the interfaces inside, by device, as far as known.
-    """
-    have = {device: of for device, of in devices.items() if of.get("type") == "nic"}
-    found = [_wire(nic, have, names, instance) for nic in nics]
+    """How `nics` are set up, where `have` are the network devices of the instance with the names of
+    their interfaces, as far as known; ConfigError if they do not allow it."""
+    found = [_wire(nic, have, instance) for nic in nics]
     all_claims = [claim for wire in found for claim in wire.claims()]
     for number, claim in enumerate(all_claims):
         if claim in all_claims[:number]:
@@ -207,9 +203,7 @@ def wires(
     return tuple(found)
 
 
-def _wire(
-    nic: Nic, have: Mapping[str, Mapping[str, str]], names: Mapping[str, str], instance: str
-) -> Wire:
+def _wire(nic: Nic, have: Mapping[str, Mapping[str, str]], instance: str) -> Wire:
     if nic.device not in have:
         known = ", ".join(sorted(have)) or "none"
         raise ConfigError(
@@ -225,9 +219,14 @@ def _wire(
             f"{instance!r} is {kind}; unset one"
         )
     network = "p2p" if p2p else device.get("network") or device.get("parent") or nic.device
-    name = device.get("name") or names.get(nic.device, "")
-    host = _host_end(nic) if p2p else None
-    return Wire(nic, name, network, _inside(nic, alone=len(have) == 1), host)
+    return Wire(
+        nic=nic,
+        name=device.get("name", ""),
+        host_name=device.get("host_name", ""),
+        network=network,
+        inside=_inside(nic, alone=len(have) == 1),
+        host=_host_end(nic) if p2p else None,
+    )
 
 
 def _inside(nic: Nic, *, alone: bool) -> End:

@@ -57,10 +57,19 @@ class Instance:
         return listed(self.config.get("user.inx.store.include", ""))
 
     @property
-    def nic_names(self) -> dict[str, str]:
-        """What Incus calls the interfaces inside, by device, where their device does not say."""
-        names = {device: self.config.get(f"volatile.{device}.name") for device in self.devices}
-        return {device: name for device, name in names.items() if name}
+    def nics(self) -> dict[str, dict[str, str]]:
+        """Its network devices, with the names of their interfaces, `name` inside and `host_name`,
+        also where Incus has chosen them."""
+        return {
+            device: {
+                key: self.config[f"volatile.{device}.{key}"]
+                for key in ("name", "host_name")
+                if f"volatile.{device}.{key}" in self.config
+            }
+            | dict(of)
+            for device, of in self.devices.items()
+            if of.get("type") == "nic"
+        }
 
     @property
     def lxc_name(self) -> str:

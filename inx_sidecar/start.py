@@ -93,7 +93,7 @@ async def decide_start(collector: Collector, instance: Instance, *, running: boo
 
 def wires_of(instance: Instance, wish: Wish) -> tuple[Wire, ...]:
     """The NICs with static addresses; their interfaces are known once LXC starts."""
-    return wires(wish.nics, instance.devices, instance.nic_names, instance.name)
+    return wires(wish.nics, instance.nics, instance.name)
 
 
 def _mark(wish: Wish, instance: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar import paths
-from inx_sidecar.config import Flake, NixFile, Source
+from inx_sidecar.config import Flake, NixFile, Source, System
 from inx_sidecar.errors import BuildError, UnsupportedError
 from inx_sidecar.process import Completed, find, run
 from inx_sidecar.settings import Settings
@@ -192,10 +192,15 @@ async def build(
 
     It is rooted by the link in the build directory until `forget` is called.
     """
+    cannot, refusal, tried = f"cannot build the system of {name!r} from {source}", "", source
     try:
         user = builder(source, settings)
     except BuildError as error:
-        raise BuildError(f"cannot build the system of {name!r} from {source}: {error}") from None
+        if missing is None:
+            raise BuildError(f"{cannot}: {error}") from None
+        # What was built before can perhaps be fetched though its source is not there.
+        refusal, tried = str(error), System(missing)
+        user = builder(tried, settings)
     await stop(uuid)
     await forget(uuid)
     os.makedirs(paths.build_dir(uuid), mode=0o755)
@@ -213,14 +218,14 @@ async def build(
                 print(line, file=log, flush=True)
             on_line(line)
 
-        for number, command in enumerate(commands(source, missing, link)):
+        for number, command in enumerate(commands(tried, missing, link)):
             if number:
                 record(f"inx: {missing} cannot be fetched; building {source}")
             done = await run(_as_service(uuid, user, command, settings), on_line=record)
             if done.status == 0:
                 return _result(link, name, source)
             why = await _limit_that_ended(uuid, settings) or reason(done)
-    raise BuildError(f"cannot build the system of {name!r} from {source}: {why}")
+    raise BuildError(f"{cannot}: {refusal or why}")
 
 
 def _result(link: str, name: str, source: Source) -> str:

@@ -111,7 +111,7 @@ def _pinned(
         )
     if system not in valid({system}):
         raise SystemMissingError(
-            f"generation {number} of {instance!r} is {system}, which is no longer in the store; "
-            "unset user.inx.generation to start the newest"
+            f"generation {number} of {instance!r} is {system}, which is not in the store; fetch "
+            f"it, as by 'nix-store --realise {system}', or unset user.inx.generation"
         )
     return _boot(Select(number, pinned=True), present)

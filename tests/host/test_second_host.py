@@ -1,0 +1,246 @@
+"""What `incus export` carries to another host, whose store holds nothing of it."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from disposable import Host
+from incus import Incus
+
+pytestmark = pytest.mark.life
+
+CACHE = "/srv/cache"
+PROFILE = "/nix/var/nix/profiles/system"
+NIX = ["nix", "--extra-experimental-features", "nix-command flakes"]
+
+
+@pytest.fixture(scope="module")
+def second() -> Iterator[Host]:
+    """A host with inx that has never seen the systems of the first."""
+    with Host.up(f"test-{os.getpid()}-second") as second:
+        yield second
+        said = second.sh("journalctl -q --no-pager -u inx-sidecar; cat /var/log/inx/hooks.log || :")
+        assert "Traceback" not in said.stdout, said.stdout[said.stdout.index("Traceback") - 500 :]
+
+
+@pytest.fixture
+def there(incus: Incus, second: Host, request: pytest.FixtureRequest) -> Iterator[Incus]:
+    """The verbs of incus on the second host."""
+    there = Incus(second, incus.prefix)
+    yield there
+    if getattr(request.node, "failed", False):
+        print(there.story())
+    there.clean_up()
+
+
+def carry(incus: Incus, there: Incus, path: str) -> None:
+    """Copy a file or directory from the first host to the same place on the second."""
+    base, name = os.path.split(path)
+    there.host.push(Path(f"{incus.host.root}{base}"), [name], base)
+
+
+@contextmanager
+def cache(incus: Incus, there: Incus, *systems: str) -> Iterator[None]:
+    """A binary cache on the second host with all that `systems` need, as the first has it."""
+    incus.host.run([*NIX, "copy", "--to", f"file://{CACHE}?compression=none", *systems])
+    carry(incus, there, CACHE)
+    conf = "/etc/nix/nix.conf"
+    there.host.sh(
+        f"""cp {conf} /root/nix.conf
+            printf 'substituters = file://{CACHE}\\nrequire-sigs = false\\n' >>{conf}
+            systemctl stop nix-daemon.service"""
+    )
+    try:
+        yield
+    finally:
+        there.host.sh(f"mv /root/nix.conf {conf}; systemctl stop nix-daemon.service; rm -r {CACHE}")
+        incus.host.run(["rm", "-r", CACHE])
+
+
+def source(incus: Incus, text: str) -> str:
+    """A flake with a system that only the first host has."""
+    return incus.flake(greeting=f"{text} of {incus.prefix}")
+
+
+def two_generations(incus: Incus, snapshot: str = "", **config: str) -> tuple[str, list[str]]:
+    """An instance and its systems; `snapshot` is one of the first."""
+    name = incus.launch(flake=f"{source(incus, 'one')}#web", **config)
+    systems = [incus.get(name, "user.inx.status.system")]
+    if snapshot:
+        incus("snapshot", "create", name, snapshot)
+    source(incus, "two")
+    incus.set(name, "user.inx.update=2")
+    incus.wait_generation(name, "2")
+    systems.append(incus.get(name, "user.inx.status.system"))
+    return name, systems
+
+
+def moved(incus: Incus, there: Incus, name: str, *systems: str) -> str:
+    """Export `name` and import it on the second host, which has none of `systems`."""
+    path = f"/srv/{name}.tar"
+    incus("export", name, path, "--compression=none")
+    carry(incus, there, path)
+    assert not [system for system in systems if holds(there, system)]
+    there.adopt(name)
+    there("import", path)
+    return name
+
+
+def holds(there: Incus, system: str) -> bool:
+    argv = ["nix-store", "--check-validity", system]
+    return there.host.run(argv, check=False).returncode == 0
+
+
+def runs(there: Incus, name: str, system: str, text: str, number: str = "2") -> None:
+    """`system` runs, as this generation, says `text` and outlives a collection."""
+    there.wait_generation(name, number)
+    there.wait_inside(name)
+    assert there.get(name, "user.inx.status.system") == system
+    greeting = f"{text} of {there.prefix}"
+    there.sh(
+        name,
+        f'[ "$(readlink /run/current-system) $(cat /etc/greeting)" = "{system} {greeting}" ]',
+    )
+    closure = there.host.run(["nix-store", "-qR", system]).stdout.split()
+    there.host.run(["/opt/inx/bin/inx-sidecar", "sync"])
+    there.host.run(["nix-collect-garbage"])
+    assert all(holds(there, path) for path in closure)
+    assert roots(there, name)[f"system-{number}"] == system
+
+
+def roots(there: Incus, name: str) -> dict[str, str]:
+    directory = f"/nix/var/nix/gcroots/inx/{name}.{there.uuid(name)}"
+    script = 'cd "$D"; for root in *; do [ ! -L $root ] || echo $root $(readlink $root); done'
+    listed = there.host.sh(script, env={"D": directory}).stdout.splitlines()
+    return dict(line.split() for line in listed)
+
+
+def history(there: Incus, name: str) -> list[str]:
+    """The numbers of the generations that Nix lists inside, with what it says of the current."""
+    there.sh(name, f"nix-env --list-generations -p {PROFILE} >/root/listed")
+    listed = there.host.run(["cat", f"/proc/{there.pid(name)}/root/root/listed"]).stdout
+    return [re.sub(r"\s+\S+ \S+\s*", " ", line).strip() for line in listed.splitlines()]
+
+
+def refused(there: Incus, name: str) -> str:
+    """Start `name`; the sentence for which it is not there."""
+    there.start(name, check=False)
+    status = there.wait_status(name, "failed: ")
+    there.wait_state(name, "STOPPED")
+    (logged,) = re.findall(r"ERROR    inx - (.*)", there.log(name))
+    assert status == f"failed: {logged}"
+    return str(logged)
+
+
+def test_a_binary_cache_gives_the_system_though_its_flake_is_not_there(
+    incus: Incus, there: Incus
+) -> None:
+    name, (one, two) = two_generations(incus)
+    with cache(incus, there, one, two):
+        moved(incus, there, name, one, two)
+        there.start(name)
+        runs(there, name, two, "two")
+        assert history(there, name) == ["1", "2 (current)"]
+        assert roots(there, name).keys() == {"booted-system", "system-2"}
+
+        # The first generation is known, but its system is nowhere.
+        there.set(name, "user.inx.generation=1")
+        said = there.wait_status(name, "failed: ")
+        assert f"generation 1 of '{name}' is {one}, which is not in the store; fetch it" in said
+        assert said.endswith("; generation 2 runs on")
+        there.host.run(["nix-store", "--realise", one])
+        there("restart", "-f", name)
+        runs(there, name, one, "one", "1")
+        there("config", "unset", name, "user.inx.generation")
+        runs(there, name, two, "two")
+        assert roots(there, name).keys() >= {"system-1", "system-2"}
+    there("restart", "-f", name)
+    runs(there, name, two, "two")
+    assert history(there, name) == ["1", "2 (current)"]
+
+
+def test_a_snapshot_and_a_copy_bring_their_systems(incus: Incus, there: Incus) -> None:
+    name, (one, two) = two_generations(incus, "before")
+    copied = incus.adopt(incus.name("copy"))
+    incus("copy", f"{name}/before", copied)
+    with cache(incus, there, one, two):
+        moved(incus, there, name, one, two)
+        moved(incus, there, copied, one, two)
+        there.start(copied)
+        runs(there, copied, one, "one", "1")
+        assert history(there, copied) == ["1 (current)"]
+        there.start(name)
+        runs(there, name, two, "two")
+        there("snapshot", "restore", name, "before")
+        runs(there, name, one, "one", "1")
+        assert history(there, name) == ["1 (current)"]
+
+
+def test_the_same_flake_gives_the_same_system(incus: Incus, there: Incus) -> None:
+    name, (one, two) = two_generations(incus)
+    moved(incus, there, name, one, two)
+    carry(incus, there, f"/srv/{incus.prefix}")
+    there.start(name)
+    runs(there, name, two, "two")
+    assert history(there, name) == ["1", "2 (current)"]
+    source(there, "three")
+    there.set(name, "user.inx.update=3")
+    there.wait_generation(name, "3")
+    there.set(name, "user.inx.generation=2")
+    runs(there, name, two, "two")
+    there("restart", "-f", name)
+    runs(there, name, two, "two")
+
+
+def test_with_neither_it_says_so_and_starts_once_the_flake_is_there(
+    incus: Incus, there: Incus
+) -> None:
+    name, (one, two) = two_generations(incus)
+    moved(incus, there, name, one, two)
+    flake = f"/srv/{incus.prefix}"
+    said = refused(there, name)
+    assert said.startswith(f"cannot build the system of '{name}' from {flake}#web: ")
+    assert flake in said.partition(": ")[2] and "\n" not in said
+    carry(incus, there, flake)
+    there.start(name)
+    runs(there, name, two, "two")
+    assert history(there, name) == ["1", "2 (current)"]
+
+
+@pytest.mark.isolated
+def test_an_isolated_instance_is_built_from_its_source_whatever_its_links_say(
+    incus: Incus, there: Incus
+) -> None:
+    """Neither a seal of the first host nor a system that the second holds makes it start."""
+    name, (one, two) = two_generations(incus, store="isolated")
+    forged = there.host.run(["nix-build", "/etc/nixos", "-A", "second", "-o", "/srv/forged"])
+    system = forged.stdout.strip()
+    with cache(incus, there, one, two):
+        moved(incus, there, name, one, two)
+        there.host.run(["nix-store", "--realise", one])
+        assert "cannot build the system" in refused(there, name)
+        assert not holds(there, two)
+        carry(incus, there, f"/srv/{incus.prefix}")
+        there.start(name)
+        runs(there, name, two, "two")
+        shown = there.host.run(["ls", f"/proc/{there.pid(name)}/root/nix/store"]).stdout.split()
+        needed = there.host.run(["nix-store", "-qR", two]).stdout.split()
+        assert sorted(f"/nix/store/{entry}" for entry in shown) == sorted(needed)
+
+        # Made up before it left.
+        incus.sh(
+            name,
+            f"""cd /nix/var/nix/profiles; ln -s {system} system-9-link
+                cp -P system-2-seal system-9-seal; ln -sfn system-9-link system""",
+        )
+        there("delete", "-f", name)
+        moved(incus, there, name)
+        there.host.run(["rm", "-r", f"/srv/{incus.prefix}"])
+        refused(there, name)
+        assert "Welcome" not in there.console(name)
+        carry(incus, there, f"/srv/{incus.prefix}")
+        there.start(name)
+        runs(there, name, two, "two", "10")

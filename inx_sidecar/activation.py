@@ -24,7 +24,8 @@ _NOT_THERE: Final = (0, 503)
 LOG: Final = "run/inx-activation.log"
 # A system that still boots is waited for, two minutes at most: it activates itself first, and an
 # activation asks systemd for jobs that would wait for those of the boot. NixOS makes booted-system
-# right before it starts systemd. Inside there is nothing to be told by, so it is looked again.
+# right before it starts systemd. Likewise an activation that a sidecar has left behind: it would
+# end after this one. Inside there is nothing to be told by, so it is looked again.
 _SCRIPT: Final = f"""
     busybox=/{paths.BOOT_INSIDE}/busybox looks=0
     later() {{ [ $((looks += 1)) -lt 300 ] && $busybox sleep 0.2; }}
@@ -34,8 +35,15 @@ _SCRIPT: Final = f"""
         while [ ! -S /run/systemd/private ] && later; do :; done
         $busybox timeout 60 $systemctl is-system-running --wait >/dev/null 2>&1
     fi
-    $busybox rm -f /{LOG}
-    exec "$0" "$1" >/{LOG} 2>&1 </dev/null
+    mark=/run/inx-activation.pid
+    runs() {{ $busybox grep -qs inx-activation "/proc/$($busybox cat $mark)/cmdline"; }}
+    while [ -e $mark ] && runs && later; do :; done
+    $busybox rm -f /{LOG} $mark
+    echo $$ >$mark
+    "$0" "$1" >/{LOG} 2>&1 </dev/null
+    status=$?
+    $busybox rm -f $mark
+    exit $status
 """
 _COMMAND: Final = (f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c", _SCRIPT)
 _PROGRAM: Final = "bin/switch-to-configuration"

@@ -21,8 +21,9 @@ class Running:
     `booted` is the system that PID 1 runs, `active` the one last activated, if another, `profile`
     what its profile led to then. `shown`: the systems whose closures an isolated container sees.
     `mark` is of the wish that was carried out last, or failed, `text` the status that it left.
+    `tried` is that of one whose activation was begun and did not end well. `undo`: what is to be
+    taken back if a generation that was made never became active.
     `claims`: its static addresses and the networks that they are on.
-    `undo`: what is to be taken back if a generation that was made never became active.
     """
 
     facts: Facts
@@ -36,6 +37,7 @@ class Running:
     shown: tuple[str, ...] = ()
     mark: str = ""
     text: str = ""
+    tried: str = ""
     undo: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()
 

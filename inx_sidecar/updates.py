@@ -71,10 +71,12 @@ class Updater:
                 return True
             await life.end_build()
         life.start = start
-        if start.mark == running.mark:
+        # What an activation that failed, or was left behind, has changed is put right by another.
+        half_done = running.tried not in ("", start.mark)
+        if start.mark == running.mark and not half_done:
             self._tell(instance, running.text)
             return True
-        if start.wish.activate == "none" or _nothing_to_do(start):
+        if start.wish.activate == "none" or (_nothing_to_do(start) and not half_done):
             self._settle(life, start, _trouble(start, instance))
         else:
             life.build = asyncio.create_task(self._follow(life, start))
@@ -114,7 +116,9 @@ class Updater:
         """The system to activate, built if need be, and the generation that it becomes."""
         instance, plan = start.instance, start.plan
         if isinstance(plan, Boot):
-            assert plan.change is not None
+            if plan.change is None:  # it is current, but another was tried since
+                assert start.present.current is not None
+                return plan.system, Select(start.present.current, start.present.pinned)
             if isinstance(plan.change, Append):
                 # What may be needed to go back to is dropped when the new one is active.
                 return plan.system, replace(plan.change, keep=None)
@@ -143,6 +147,8 @@ class Updater:
             Running.amend(instance.uuid, undo=_to_undo(instance, start))
         try:
             await self._write(life, start, system, made)
+            if mode != "boot":
+                Running.amend(instance.uuid, tried=start.mark)
             status = await activation.run(instance, system, mode, start.settings.build_timeout)
             lines = await _printed(instance)
             note = activation.note(status, lines, system, instance.name)
@@ -152,7 +158,7 @@ class Updater:
         # From here on it is active, or for `boot` what the next start takes.
         if mode != "boot":
             await roots.add(self._collector, *owner, {systems.ACTIVE: system})
-            Running.amend(instance.uuid, active=system, undo=None)
+            Running.amend(instance.uuid, active=system, tried="", undo=None)
         else:
             Running.amend(instance.uuid, undo=None)
         if isinstance(made, Append):

@@ -565,31 +565,6 @@ def test_a_change_while_the_sidecar_is_down_is_found(incus: Incus, host: Host) -
     incus.wait_generation(name, "2")
 
 
-def test_a_profile_reaches_all_that_use_it_and_builds_in_turns(incus: Incus, host: Host) -> None:
-    profile = incus.name("p")
-    flake = source(incus, "one")
-    incus("profile", "create", profile)
-    incus("profile", "set", profile, f"user.inx.flake={flake}#web")
-    names = [incus.launch("--profile", profile, name=incus.name(s)) for s in "abcd"]
-    source(incus, "two")
-    incus("profile", "set", profile, "user.inx.update=2")
-    most = 0
-
-    def all_ready() -> bool:
-        nonlocal most
-        most = max(most, len(builds(host).splitlines()))
-        return all(incus.get(name, "user.inx.status.generation") == "2" for name in names)
-
-    try:
-        incus.eventually(all_ready, incus.story)
-        assert 1 <= most <= 2
-        assert all(says(incus, name, "two") for name in names)
-    finally:
-        for name in names:
-            incus("delete", "-f", name)
-        incus("profile", "delete", profile)
-
-
 def test_what_changes_nothing_builds_nothing(incus: Incus, host: Host) -> None:
     name = launched(incus)
     before = journal(host, name)
@@ -618,21 +593,3 @@ def test_a_system_chosen_inside_is_left_alone(incus: Incus) -> None:
     incus.set(name, "user.other=1")
     incus.eventually(lambda: incus.get(name, "user.inx.status.generation") == "1", incus.story)
     assert says(incus, name, "one")
-
-
-def test_twenty_changes_in_a_row_end_with_the_last(incus: Incus, host: Host) -> None:
-    name = launched(incus)
-    for number in range(20):
-        source(incus, f"number {number}")
-        if number % 5 == 3:
-            broken(incus)
-        bump(incus, name, str(number))
-        if number == 10:
-            kill_the_sidecar(host)
-    source(incus, "the last")
-    bump(incus, name, "last")
-    incus.eventually(
-        lambda: says(incus, name, "the last") and incus.status(name) == "ready",
-        incus.story,
-    )
-    assert builds(host) == ""

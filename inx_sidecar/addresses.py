@@ -17,6 +17,7 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
+from itertools import permutations
 from typing import Final
 
 from inx_sidecar.errors import ConfigError, not_allowed, shown
@@ -27,6 +28,8 @@ Network = IPv4Network | IPv6Network
 
 KEY: Final = re.compile(r"user\.inx\.net\.(.+)\.(address|host_address|gateway)", re.DOTALL)
 _MOST: Final = 64
+# No network is called so.
+_P2P: Final = "p2p/"
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,26 @@ class Wire:
     host: End | None
 
     def claims(self) -> tuple[str, ...]:
-        return tuple(f"{interface.ip} {self.network}" for interface in self.nic.addresses)
+        return _on(self.network, self.nic.addresses)
+
+    def uses(self) -> tuple[str, ...]:
+        """In addition to its claims: what others may use as well, but not claim."""
+        return _on(self.network, self.nic.host_addresses)
+
+
+def _on(network: str, interfaces: Iterable[Interface]) -> tuple[str, ...]:
+    """Link-local addresses are each wire's own (RFC 4291, 2.5.6)."""
+    return tuple(f"{i.ip} {network}" for i in interfaces if not is_near(i.ip))
 
 
 def claims(found: Iterable[Wire]) -> frozenset[str]:
     """The addresses of an instance and their networks: two cannot have one in common."""
     return frozenset(claim for wire in found for claim in wire.claims())
+
+
+def uses(found: Iterable[Wire]) -> frozenset[str]:
+    """What no other instance may claim."""
+    return claims(found) | {use for wire in found for use in wire.uses()}
 
 
 def parse_nics(given: Mapping[str, str]) -> tuple[Nic, ...]:
@@ -139,6 +156,8 @@ def _interface(key: str, value: str, word: str) -> Interface:
     ip, network = interface.ip, interface.network
     if not _of_one_host(ip):
         raise not_allowed(key, value, f"addresses of one host each, and {ip} is none")
+    if network.prefixlen == 0:
+        raise not_allowed(key, value, f"{allowed}; /0 would be everything")
     small = network.prefixlen >= network.max_prefixlen - 1
     broadcast = ip.version == 4 and ip == network.broadcast_address
     if not small and (ip == network.network_address or broadcast):
@@ -164,7 +183,7 @@ def _gateways(key: str, value: str) -> tuple[Address, ...]:
 
 
 def _of_one_host(ip: Address) -> bool:
-    reserved = ip.version == 4 and ip.is_reserved
+    reserved = ip.is_reserved if ip.version == 4 else ip.ipv4_mapped is not None
     return not (ip.is_unspecified or ip.is_multicast or ip.is_loopback or reserved)
 
 
@@ -193,6 +212,20 @@ def wires(
             raise ConfigError(
                 f"{claim.split()[0]} is the address of two NICs of {instance!r}; change one"
             )
+    for one, other in permutations(found, 2):
+        for host in one.nic.host_addresses:
+            clash = f"{host} in {one.nic.key}.host_address of {instance!r}"
+            taken = [own for own in other.nic.addresses if own.ip in host.network]
+            if taken and other.network == one.network:
+                raise ConfigError(
+                    f"{clash} has {taken[0].ip} of {other.nic.key}.address in its network; "
+                    "change one"
+                )
+            if not is_alone(host) and any(overlap(host, end) for end in other.nic.host_addresses):
+                raise ConfigError(
+                    f"{clash} overlaps with {other.nic.key}.host_address; leave out "
+                    f"/{host.network.prefixlen} or take another network"
+                )
     for version in (4, 6):
         ways = [wire.nic.key for wire in found if _has_default(wire.inside, version)]
         if len(ways) > 1:
@@ -218,7 +251,7 @@ def _wire(nic: Nic, have: Mapping[str, Mapping[str, str]], instance: str) -> Wir
             f"{nic.key}.host_address goes with a NIC of nictype=p2p, and {nic.device!r} of "
             f"{instance!r} is {kind}; unset one"
         )
-    network = "p2p" if p2p else device.get("network") or device.get("parent") or nic.device
+    network = _P2P if p2p else device.get("network") or device.get("parent") or nic.device
     return Wire(
         nic=nic,
         name=device.get("name", ""),
@@ -253,6 +286,16 @@ def _host_end(nic: Nic) -> End:
     return End(nic.host_addresses, tuple(Route(_alone(ip)) for ip in far))
 
 
+def is_alone(interface: Interface) -> bool:
+    """Whether it connects to no network."""
+    return interface.network.prefixlen == interface.max_prefixlen
+
+
+def overlap(one: Interface, other: Interface) -> bool:
+    """Whether the networks that they connect to have an address in common."""
+    return one.version == other.version and one.network.overlaps(other.network)
+
+
 def _has_default(end: End, version: int) -> bool:
     return any(r.target.prefixlen == 0 and r.target.version == version for r in end.routes)
 
@@ -263,7 +306,12 @@ def _of_version(version: int, interfaces: Iterable[Interface]) -> bool:
 
 def _on_wire(ip: Address, interfaces: Iterable[Interface]) -> bool:
     """Whether an address that one of `interfaces` has makes `ip` reachable."""
-    return (ip.is_link_local and ip.version == 6) or any(ip in i.network for i in interfaces)
+    return is_near(ip) or any(ip in i.network for i in interfaces)
+
+
+def is_near(ip: Address) -> bool:
+    """Every interface has such a network."""
+    return ip.version == 6 and ip.is_link_local
 
 
 def _alone(ip: Address) -> Network:

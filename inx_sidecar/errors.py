@@ -7,6 +7,7 @@ that log. README.md lists the statuses; a test keeps the two in step.
 from typing import ClassVar, Final
 
 _LONG_WORD: Final = 300
+_KEY_MAX: Final = 200
 
 
 class InxError(Exception):
@@ -84,6 +85,7 @@ def shown(text: str, most: int = 200) -> str:
 
 
 def not_allowed(key: str, value: str, allowed: str) -> ConfigError:
+    key = key if len(key) <= _KEY_MAX else key[:_KEY_MAX] + "..."
     return ConfigError(f"{key} is {shown(value)}; allowed: {allowed}")
 
 

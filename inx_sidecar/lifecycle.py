@@ -10,7 +10,7 @@ import os
 import shutil
 
 from inx_sidecar import bootstrap, builds, generations, lxclog, mounts, network, paths, roots
-from inx_sidecar.addresses import claims
+from inx_sidecar.addresses import claims, uses
 from inx_sidecar.collector import Collector
 from inx_sidecar.errors import InstanceError, InxError, NetworkError, SystemMissingError
 from inx_sidecar.fleet import Fleet
@@ -54,7 +54,7 @@ class Lifecycle:
                 life.release()
                 start = await decide_start(self._collector, instance)
                 wires = wires_of(instance, start.wish)
-                self._refuse_claimed(life, instance, claims(wires))
+                self._refuse_claimed(life, instance, uses(wires))
                 await network.look(instance.lxc_name, wires)
                 life.start = await self._prepare(life, start)
             except InxError as error:
@@ -82,7 +82,7 @@ class Lifecycle:
             life.container = Container(pid, instance.lxc_name)
             try:
                 wires = wires_of(instance, start.wish)
-                self._refuse_claimed(life, instance, claims(wires))
+                self._refuse_claimed(life, instance, uses(wires))
                 life.claims = dict.fromkeys(claims(wires), instance.lxc_name)
                 await network.set_up(life.container, wires, self._wiring)
                 await life.daemon.settle()

@@ -14,7 +14,7 @@ from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, Final
 
 from inx_sidecar import forked
-from inx_sidecar.addresses import End, Interface, Route, Wire
+from inx_sidecar.addresses import End, Interface, Route, Wire, is_alone, is_near, overlap
 from inx_sidecar.errors import NetworkError
 from inx_sidecar.mounts import Container
 from inx_sidecar.syscalls import CLONE_NEWNET, CLONE_NEWUSER, opened, setns
@@ -89,7 +89,8 @@ def _inside(container: Container, wires: Sequence[Wire]) -> forked.Result:
                 )
             (link,) = kernel.get_links(found[0])
             _set(kernel, container.name, wire, found[0], wire.inside)
-            peers.append(int(link.get("link") or 0))
+            # Of a macvlan it is the parent, which is none of ours.
+            peers.append(int(link.get("link") or 0) if wire.host is not None else 0)
     return peers, []
 
 
@@ -128,13 +129,13 @@ def _refuse_taken(
     """NetworkError if another interface of the host has an address of `wires`, or is connected to
     their networks."""
     present = [(entry["index"], _interface(entry)) for entry in kernel.get_addr()]
-    for wire, peer in zip(wires, peers, strict=True):
+    for wire in wires:
         # A bridge or a parent is on the same wire as the NIC; to a p2p NIC the host routes.
         near = set(kernel.link_lookup(ifname=wire.network))
         others = [
             (index, interface)
             for index, interface in present
-            if index != peer and (wire.host is not None or index in near)
+            if index not in peers and (wire.host is not None or index in near)
         ]
         _refuse_one(kernel, name, wire, others)
 
@@ -149,18 +150,19 @@ def _refuse_one(
                     f"{own.ip} in {wire.nic.key}.address of {name!r} is this host's own "
                     f"address on {_name(kernel, index)}; change one"
                 )
+            if wire.host is not None and own.ip in interface.network and not is_near(own.ip):
+                raise NetworkError(
+                    f"{own.ip} in {wire.nic.key}.address of {name!r} is in the network "
+                    f"{interface.network} on {_name(kernel, index)}; take another, or connect the "
+                    "NIC to that network"
+                )
         for host in wire.nic.host_addresses:
-            alone = host.network.prefixlen == host.max_prefixlen
-            if not alone and host.version == interface.version and _overlap(host, interface):
+            if not is_alone(host) and overlap(host, interface):
                 raise NetworkError(
                     f"{host} in {wire.nic.key}.host_address of {name!r} overlaps with "
                     f"{interface} on {_name(kernel, index)}; leave out /{host.network.prefixlen} "
                     "or take another network"
                 )
-
-
-def _overlap(one: Interface, other: Interface) -> bool:
-    return one.ip in other.network or other.ip in one.network
 
 
 def _set(kernel: "IPRoute", name: str, wire: Wire, index: int, end: End) -> None:

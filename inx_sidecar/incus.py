@@ -15,6 +15,7 @@ from inx_sidecar import paths
 from inx_sidecar.errors import InxError
 
 _SECONDS: Final = 60.0
+_ETAG: Final = "etag"
 # internal/server/db/operationtype: one that hangs, as a stop may, must not hold everything up.
 _MAKE_NOTHING: Final = (
     "Starting ",
@@ -88,9 +89,17 @@ async def at_work() -> bool:
     )
 
 
-async def set_config(project: str, name: str, config: Mapping[str, str]) -> None:
-    """Change keys of an instance's configuration and leave the others alone."""
-    answer = await _request("PATCH", _instance(project, name), {"config": dict(config)})
+async def set_config(project: str, name: str, uuid: str, config: Mapping[str, str]) -> None:
+    """Change keys of an instance's configuration and leave the others alone.
+
+    IncusError with code 404 if another instance has its name by now, and 412 if it was changed
+    meanwhile.
+    """
+    url = _instance(project, name)
+    found = await _request("GET", url)
+    if found["metadata"]["config"].get("volatile.uuid") != uuid:
+        raise IncusError(f"{name!r} is another instance by now", 404)
+    answer = await _request("PATCH", url, {"config": dict(config)}, etag=found[_ETAG])
     if answer.get("type") == "async":
         done = await _request("GET", f"{answer['operation']}/wait?timeout={int(_SECONDS)}")
         if done["metadata"].get("err"):
@@ -102,25 +111,31 @@ def _instance(project: str, name: str, what: str = "") -> str:
 
 
 async def _request(
-    method: str, url: str, body: object = None, seconds: float = _SECONDS
+    method: str, url: str, body: object = None, *, seconds: float = _SECONDS, etag: str = ""
 ) -> dict[str, Any]:
+    """What is answered, with its own ETag; it is refused if `etag` is given and another by now."""
+    sent = b"" if body is None else json.dumps(body).encode()
+    headers = [("Host", "incus"), ("Connection", "close"), ("Content-Length", str(len(sent)))]
+    if etag:
+        headers.append(("If-Match", etag))
     try:
         async with asyncio.timeout(seconds):
-            raw = await _exchange(method, url, b"" if body is None else json.dumps(body).encode())
+            request = h11.Request(method=method, target=url, headers=headers)
+            raw, its = await _exchange(request, sent)
     except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
         raise IncusError(f"Incus does not answer on {paths.INCUS_SOCKET}: {error}") from None
     answer = json.loads(raw)
     if answer.get("type") == "error":
         raise IncusError(str(answer.get("error")), int(answer.get("error_code", 0)))
-    return dict(answer)
+    return {**answer, _ETAG: its}
 
 
-async def _exchange(method: str, url: str, body: bytes) -> bytes:
+async def _exchange(request: h11.Request, body: bytes) -> tuple[bytes, str]:
+    """The body of the answer, and its ETag."""
     reader, writer = await asyncio.open_unix_connection(paths.INCUS_SOCKET)
     connection = h11.Connection(h11.CLIENT)
+    etag = ""
     try:
-        headers = [("Host", "incus"), ("Connection", "close"), ("Content-Length", str(len(body)))]
-        request = h11.Request(method=method, target=url, headers=headers)
         for part in (request, h11.Data(data=body), h11.EndOfMessage()):
             writer.write(connection.send(part) or b"")
         await writer.drain()
@@ -129,9 +144,11 @@ async def _exchange(method: str, url: str, body: bytes) -> bytes:
             match connection.next_event():
                 case h11.NEED_DATA:
                     connection.receive_data(await reader.read(65536))
+                case h11.Response(headers=headers):
+                    etag = dict(headers).get(b"etag", b"").decode()
                 case h11.Data(data=data):
                     answer += data
                 case h11.EndOfMessage() | h11.ConnectionClosed():
-                    return bytes(answer)
+                    return bytes(answer), etag
     finally:
         writer.close()

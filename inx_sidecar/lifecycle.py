@@ -218,6 +218,7 @@ class Lifecycle:
             await life.quieten()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(paths.build_log(uuid))
+            self._reporter.forget(uuid)
         del self._lives[uuid]
 
     def _life(self, uuid: str) -> Life:

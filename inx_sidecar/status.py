@@ -26,6 +26,8 @@ _HOLD: Final = 2.0
 # Incus refuses other requests for an instance while one is written.
 _CALM: Final = 1.0
 
+_Key = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class Status:
@@ -43,31 +45,38 @@ class Status:
 class Reporter:
     """Writes one status per instance at a time, in the background.
 
-    By name, as Incus does: an import may have the uuid of another instance.
+    By name and uuid: an import may have the uuid of another instance, a new one the name of one
+    that was deleted.
     """
 
     def __init__(self) -> None:
-        self._wanted: dict[str, tuple[Instance, dict[str, str]]] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._last: dict[str, dict[str, str]] = {}
-        self._notes: dict[str, str] = {}
-        self._held: dict[str, asyncio.Event] = {}
+        self._wanted: dict[_Key, tuple[Instance, dict[str, str]]] = {}
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._last: dict[_Key, dict[str, str]] = {}
+        self._notes: dict[_Key, str] = {}
+        self._held: dict[_Key, asyncio.Event] = {}
 
     def hold(self, instance: Instance) -> None:
         """It stops, perhaps to start again: a write between these two makes a restart fail (Incus
         then takes it for running). Ends by itself, or with `release`."""
-        self._held.setdefault(instance.lxc_name, asyncio.Event())
+        self._held.setdefault(_key(instance), asyncio.Event())
         asyncio.get_running_loop().call_later(_HOLD, self.release, instance)
 
     def release(self, instance: Instance) -> None:
-        held = self._held.pop(instance.lxc_name, None)
+        held = self._held.pop(_key(instance), None)
         if held is not None:
             held.set()
 
     def learn(self, instance: Instance) -> None:
         """`instance` has just been read: Incus holds what its configuration says."""
-        if instance.lxc_name not in self._tasks:
-            self._last[instance.lxc_name] = {key: instance.config.get(key, "") for key in _KEYS}
+        if _key(instance) not in self._tasks:
+            self._last[_key(instance)] = {key: instance.config.get(key, "") for key in _KEYS}
+
+    def forget(self, uuid: str) -> None:
+        """The instance was deleted."""
+        for known in self._last, self._notes:
+            for key in [key for key in known if key[1] == uuid]:
+                del known[key]
 
     def report(self, instance: Instance, status: Status, *, calmly: bool = False) -> None:
         """Write `status` as soon as Incus lets us; `calmly`, a moment later: whoever changed the
@@ -77,8 +86,8 @@ class Reporter:
 
     def note(self, instance: Instance, text: str) -> None:
         """Add `text` to the status of an instance that runs, until it is empty again."""
-        if self._notes.get(instance.lxc_name, "") != text:
-            self._notes[instance.lxc_name] = text
+        if self._notes.get(_key(instance), "") != text:
+            self._notes[_key(instance)] = text
             self.resume(instance)
 
     def promise(self, instance: Instance, status: Status) -> None:
@@ -98,46 +107,51 @@ class Reporter:
     async def write(self, instance: Instance, status: Status) -> None:
         """Report, and wait a little until it is written."""
         self.report(instance, status)
-        task = self._tasks.get(instance.lxc_name)
+        task = self._tasks.get(_key(instance))
         if task is not None:
             await asyncio.wait([task], timeout=_PATIENCE)
 
     def _report(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
-        name = instance.lxc_name
-        note = self._notes.get(name)
+        key = _key(instance)
+        note = self._notes.get(key)
         if note:
             config = config | {_KEYS[0]: f"{config[_KEYS[0]]} ({one_line(note, 400)})"}
         if instance.isolated:
             # The container may read it, by Incus' guest API.
             config = config | {_KEYS[0]: veil(config[_KEYS[0]])}
-        if self._last.get(name) == config:
+        if self._last.get(key) == config:
             return
-        self._last[name] = config
-        self._wanted[name] = (instance, config)
-        if name not in self._tasks:
-            self._tasks[name] = asyncio.create_task(self._write(name, delay))
+        self._last[key] = config
+        self._wanted[key] = (instance, config)
+        if key not in self._tasks:
+            self._tasks[key] = asyncio.create_task(self._write(key, delay))
 
-    async def _write(self, name: str, before: float) -> None:
+    async def _write(self, key: _Key, before: float) -> None:
         delay, waited = _FIRST_DELAY, 0.0
         try:
             await asyncio.sleep(before)
-            while name in self._wanted:
-                if name in self._held:
-                    await self._held[name].wait()
-                instance, config = self._wanted.pop(name)
+            while key in self._wanted:
+                if key in self._held:
+                    await self._held[key].wait()
+                instance, config = self._wanted.pop(key)
                 try:
-                    await incus.set_config(instance.project, instance.name, config)
+                    where = instance.project, instance.name, instance.uuid
+                    await incus.set_config(*where, config)
                     delay = _FIRST_DELAY
                 except incus.IncusError as error:
                     if error.code == 404 or waited > _GIVE_UP_SECONDS:
                         about(instance.lxc_name).debug("no status: %s", error)
                         continue
-                    self._wanted.setdefault(name, (instance, config))
+                    self._wanted.setdefault(key, (instance, config))
                     await asyncio.sleep(delay)
                     waited += delay
                     delay = min(delay * 2, _LAST_DELAY)
         finally:
-            del self._tasks[name]
+            del self._tasks[key]
+
+
+def _key(instance: Instance) -> _Key:
+    return instance.lxc_name, instance.uuid
 
 
 def _save(uuid: str, config: dict[str, str]) -> None:

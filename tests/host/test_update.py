@@ -593,3 +593,20 @@ def test_a_system_chosen_inside_is_left_alone(incus: Incus) -> None:
     incus.set(name, "user.other=1")
     incus.eventually(lambda: incus.get(name, "user.inx.status.generation") == "1", incus.story)
     assert says(incus, name, "one")
+
+
+def test_a_new_instance_gets_no_status_of_one_that_had_its_name(incus: Incus) -> None:
+    """What runs is told a moment after it does, perhaps when the instance has been deleted."""
+    name = launched(incus)
+    source(incus, "two")
+    bump(incus, name)
+    incus.eventually(lambda: says(incus, name, "two"), incus.story)
+    source(incus, "three")
+    incus("delete", "-f", name)
+    incus.init(name=name, flake=f"/srv/{incus.prefix}#web")
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        assert incus.status(name) == ""
+    incus.start(name)
+    incus.wait_generation(name, "1")
+    assert says(incus, name, "three")

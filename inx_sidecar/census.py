@@ -73,6 +73,24 @@ class Census:
             return False
 
 
+@dataclass(frozen=True)
+class Compared:
+    """How a comparison of all roots ended: why nothing was dropped, and what did not work; both
+    empty if all is well."""
+
+    running: int
+    reason: str
+    complaint: str
+
+    @property
+    def again(self) -> bool:
+        return bool(self.reason or self.complaint)
+
+    def __str__(self) -> str:
+        line = f"compared {self.running} running instances"
+        return f"{line}; nothing was dropped: {self.reason}" if self.reason else line
+
+
 async def take() -> Census:
     entries = _entries()
     try:

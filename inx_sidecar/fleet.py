@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from inx_sidecar import census, generations, paths, registered, roots, settings, snapshots, systems
-from inx_sidecar.census import Census, Listed
+from inx_sidecar.census import Census, Compared, Listed
 from inx_sidecar.collector import Collector
 from inx_sidecar.errors import InstanceError, InxError, RootError
 from inx_sidecar.estate import estate_of
@@ -49,7 +49,7 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._syncing = asyncio.Lock()
-        self._waiting: asyncio.Task[str] | None = None
+        self._waiting: asyncio.Task[Compared] | None = None
         self._unread: set[str] = set()
         self._tried: dict[tuple[str, str], dict[str, registered.Mark]] = {}
         self._adopted: dict[tuple[str, str], tuple[int, int]] = {}
@@ -93,20 +93,20 @@ class Fleet:
     async def sync(self) -> str:
         """Compare everything; a line on what there is then. RootError if some could not be."""
         try:
-            line = await self._compare_all()
+            compared = await self._compare_all()
         except OSError as error:
             self.soon()
             raise RootError(f"cannot compare all roots: {error}") from None
         except InxError:
             self.soon()
             raise
-        if self._reason or self._complaints:
+        if compared.again:
             self.soon()
-        if self._complaints:
-            raise RootError(min(self._complaints.values()))
-        return line
+        if compared.complaint:
+            raise RootError(compared.complaint)
+        return str(compared)
 
-    async def _compare_all(self) -> str:
+    async def _compare_all(self) -> Compared:
         # One that runs may have passed what the caller asks about; one that waits will not.
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._sync_in_turn())
@@ -121,9 +121,9 @@ class Fleet:
         while True:
             again = _AGAIN_SECONDS
             try:
-                await self._compare_all()
+                compared = await self._compare_all()
                 hanging = any(mirror.hanging for mirror in self._watch.mirrors)
-                if not (self._reason or self._complaints or hanging):
+                if not (compared.again or hanging):
                     again = _PERIOD_SECONDS
             except (InxError, OSError) as error:
                 log.error("cannot compare all roots: %s", error)
@@ -145,12 +145,12 @@ class Fleet:
         await self._watch.close()
         self._collector.close()
 
-    async def _sync_in_turn(self) -> str:
+    async def _sync_in_turn(self) -> Compared:
         async with self._syncing:
             self._waiting = None
             return await self._sync()
 
-    async def _sync(self) -> str:
+    async def _sync(self) -> Compared:
         self._said, self._complaints = self._complaints, {}
         await self.drain()
         found = await census.take()
@@ -172,8 +172,8 @@ class Fleet:
         await self._look_at_the_stopped(found, drop=drop is not None)
         if drop is not None:
             await self._bury(drop)
-        line = f"compared {len(mirrors)} running instances"
-        return f"{line}; nothing was dropped: {self._reason}" if self._reason else line
+        # Taken now: the next comparison may begin before the caller hears of this one.
+        return Compared(len(mirrors), self._reason, min(self._complaints.values(), default=""))
 
     async def _adopt(self, found: Census) -> None:
         """Root what copies, imports, renamed instances and new snapshots name."""

@@ -524,7 +524,7 @@ def test_the_journal_knows_whom_each_line_is_about(incus: Incus, host: Host) -> 
     two = incus.launch(name=incus.name("b"), flake=f"{source}#web")
     three = incus.init(*["-c", *keys(address="x")], name=incus.name("c"), flake=f"{source}#web")
     refused(incus, three, "user.inx.net.eth0.address")
-    incus.flake("web", greeting="two")
+    incus.flake("web", greeting=f"never built before: {one}")
     incus.set(one, "user.inx.update=2")
     incus.wait_generation(one, "2")
     asked = ["journalctl", "-q", "--no-pager", "-o", "json", "_SYSTEMD_UNIT=inx-sidecar.service"]

@@ -57,8 +57,13 @@ async def instances() -> list[Mapping[str, Any]]:
 
 async def instance(project: str, name: str) -> Mapping[str, Any]:
     """One instance, with its expanded configuration."""
+    return (await instance_now(project, name))[0]
+
+
+async def instance_now(project: str, name: str) -> tuple[Mapping[str, Any], str]:
+    """The same, and the ETag by which a change of it is noticed."""
     answer = await _request("GET", _instance(project, name))
-    return dict(answer["metadata"])
+    return dict(answer["metadata"]), str(answer[_ETAG])
 
 
 async def execute(project: str, name: str, argv: Sequence[str], seconds: float) -> int:
@@ -95,15 +100,54 @@ async def set_config(project: str, name: str, uuid: str, config: Mapping[str, st
     IncusError with code 404 if another instance has its name by now, and 412 if it was changed
     meanwhile.
     """
-    url = _instance(project, name)
-    found = await _request("GET", url)
-    if found["metadata"]["config"].get("volatile.uuid") != uuid:
+    found, etag = await instance_now(project, name)
+    if found["config"].get("volatile.uuid") != uuid:
         raise IncusError(f"{name!r} is another instance by now", 404)
-    answer = await _request("PATCH", url, {"config": dict(config)}, etag=found[_ETAG])
-    if answer.get("type") == "async":
-        done = await _request("GET", f"{answer['operation']}/wait?timeout={int(_SECONDS)}")
-        if done["metadata"].get("err"):
-            raise IncusError(str(done["metadata"]["err"]), 400)
+    # Incus 6.0 takes a description that is not sent for an empty one.
+    body = {"config": dict(config), "description": found["description"]}
+    await _done(await _request("PATCH", _instance(project, name), body, etag=etag))
+
+
+async def replace(project: str, name: str, instance: Mapping[str, Any], etag: str) -> None:
+    """Make an instance's own configuration and devices what `instance` says (InstancePut).
+
+    IncusError with code 412 if it was changed since it had `etag`.
+    """
+    await _done(await _request("PUT", _instance(project, name), dict(instance), etag=etag))
+
+
+async def create(project: str, instance: Mapping[str, Any]) -> None:
+    url = f"/1.0/instances?project={quote(project, safe='')}"
+    await _done(await _request("POST", url, dict(instance)))
+
+
+async def delete(project: str, name: str) -> None:
+    await _done(await _request("DELETE", _instance(project, name)))
+
+
+async def start(project: str, name: str) -> None:
+    state = {"action": "start", "timeout": -1}
+    await _done(await _request("PUT", _instance(project, name, "/state"), state))
+
+
+async def stop(project: str, name: str, seconds: int, *, force: bool = False) -> None:
+    """IncusError if it has not stopped after `seconds`."""
+    state = {"action": "stop", "timeout": seconds, "force": force}
+    await _done(
+        await _request("PUT", _instance(project, name, "/state"), state), seconds + _SECONDS
+    )
+
+
+async def _done(answer: Mapping[str, Any], seconds: float = _SECONDS) -> None:
+    """Wait until what Incus has begun is done; IncusError if it failed, or has not ended."""
+    if answer.get("type") != "async":
+        return
+    url = f"{answer['operation']}/wait?timeout={int(seconds)}"
+    done = (await _request("GET", url, seconds=seconds + _SECONDS))["metadata"]
+    if done.get("err"):
+        raise IncusError(str(done["err"]), 400)
+    if done["status"] in ("Pending", "Running"):
+        raise IncusError(f"it took over {int(seconds)} s")
 
 
 def _instance(project: str, name: str, what: str = "") -> str:

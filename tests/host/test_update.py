@@ -610,3 +610,12 @@ def test_a_new_instance_gets_no_status_of_one_that_had_its_name(incus: Incus) ->
     incus.start(name)
     incus.wait_generation(name, "1")
     assert says(incus, name, "three")
+
+
+def test_a_description_outlives_what_is_told(incus: Incus) -> None:
+    name = launched(incus)
+    incus.set(name, "--property", "description=of its operator")
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    assert incus.info(name)["description"] == "of its operator"

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import click
 
-from inx_sidecar.errors import InxError
+from inx_sidecar import paths
+from inx_sidecar.errors import DeclarationError, InxError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,3 +78,16 @@ def check() -> None:
     for finding in findings:
         click.echo(finding.describe())
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command()
+@click.argument("file", default=paths.DECLARED)
+def converge(file: str) -> None:
+    """Make instances what FILE declares; without, /etc/inx/instances.json."""
+    from inx_sidecar import converge, declared
+
+    with _refusals("inx: error: "):
+        wrong = asyncio.run(converge.converge(declared.read(file), click.echo))
+    for sentence in wrong:
+        click.echo(f"inx: error: {sentence}", err=True)
+    sys.exit(DeclarationError.status if wrong else 0)

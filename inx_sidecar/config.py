@@ -122,7 +122,7 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
     """The Wish in the expanded config of `instance`; ConfigError names the key that is wrong."""
     given = {k: v for k, v in config.items() if k.startswith(PREFIX) and v != ""}
     for key in given:
-        known = key in _KEYS or NET_KEY.fullmatch(key) or _WRITTEN_BY_SIDECAR.fullmatch(key)
+        known = key in _KEYS or NET_KEY.fullmatch(key) or _WRITTEN_BY_INX.fullmatch(key)
         if not known:
             raise ConfigError(f"unknown key {shown(key, 450)}; {_known()}")
     values = {key: _KEYS[key](key, value) for key, value in given.items() if key in _KEYS}
@@ -262,7 +262,7 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.activate": _one_of("switch", "boot", "test", "none"),
     "user.inx.keep": _number(1, 1000),
 }
-_WRITTEN_BY_SIDECAR: Final = re.compile(r"user\.inx\.status(\.system|\.generation)?")
+_WRITTEN_BY_INX: Final = re.compile(r"user\.inx\.(status(\.system|\.generation)?|declared)")
 
 
 def _known() -> str:

@@ -79,6 +79,12 @@ class NetworkError(InxError):
     status = 30
 
 
+class DeclarationError(InxError):
+    """Instances that the host declares could not be made what they are declared to be."""
+
+    status = 31
+
+
 def shown(text: str, most: int = 200) -> str:
     """`text`, which may hold anything, in quotes and not too long."""
     return repr(text if len(text) <= most else text[:most] + "...")

@@ -14,6 +14,7 @@ HOST_TEMPROOTS = "/nix/var/nix/temproots"
 CONFIG = "/etc/inx/config.toml"
 HOOKS = "/etc/inx/hooks"
 PROFILE = "/etc/inx/profile.yaml"
+DECLARED = "/etc/inx/instances.json"
 
 RUN = "/run/inx"
 SOCKET = "/run/inx/sidecar.sock"

@@ -1,7 +1,6 @@
-"""One disposable host for the whole run; each test gets instance names of its own."""
+"""Each test gets instance names of its own."""
 
 import itertools
-import os
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -9,13 +8,6 @@ from disposable import Host
 from incus import Incus
 
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def host() -> Iterator[Host]:
-    """A host with inx installed and the example flake in /etc/nixos."""
-    with Host.up(f"test-{os.getpid()}") as host:
-        yield host
 
 
 @pytest.fixture

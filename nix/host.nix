@@ -1,0 +1,212 @@
+# inx on a NixOS host: `virtualisation.inx.enable = true`, and containers as options.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+
+  cfg = config.virtualisation.inx;
+  incus = config.virtualisation.incus;
+
+  toml = pkgs.formats.toml { };
+  profile = import ./profile.nix { inherit (cfg) pool network; };
+  declaration = pkgs.writeText "inx-instances.json" (
+    builtins.toJSON {
+      version = 1;
+      dropped = cfg.droppedContainers;
+      instances = lib.mapAttrsToList (import ./instance.nix { inherit lib profile; }) cfg.containers;
+    }
+  );
+
+  named = kind: name: lib.filter (entry: entry.name or null == name) (incus.preseed.${kind} or [ ]);
+  allowedUsers = config.nix.settings.allowed-users or [ "*" ];
+
+  # Restarted in place: while a socket is away, no instance can start.
+  unit = more: lib.recursiveUpdate { stopIfChanged = false; } more;
+in
+{
+  imports = [ ./containers.nix ];
+
+  options.virtualisation.inx = {
+    enable = lib.mkEnableOption "NixOS containers on Incus that share this host's Nix store";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.callPackage ./package.nix { };
+      defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
+      description = "The inx to use.";
+    };
+
+    settings = mkOption {
+      type = types.submodule {
+        freeformType = toml.type;
+        options = import ./settings.nix { inherit lib; };
+      };
+      default = { };
+      description = "What stands in {file}`/etc/inx/config.toml`.";
+    };
+
+    pool = mkOption {
+      type = types.str;
+      default = "default";
+      description = "The storage pool of the profile `inx`.";
+    };
+
+    network = mkOption {
+      type = types.str;
+      default = "incusbr0";
+      description = "The network of the profile `inx`.";
+    };
+
+    createPool = mkOption {
+      type = types.bool;
+      default = true;
+      description = "Whether to make {option}`pool`, with the driver `dir`, if there is none.";
+    };
+
+    createNetwork = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether to make {option}`network`, a bridge with addresses that Incus chooses, if there is none, and let
+        containers on it ask this host for addresses and names.
+      '';
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = incus.enable;
+        message = "virtualisation.inx needs Incus: set virtualisation.incus.enable = true.";
+      }
+      {
+        assertion = lib.versionAtLeast (incus.package.version or "6.0") "6.0";
+        message = "virtualisation.inx needs Incus 6.0 or newer; virtualisation.incus.package is ${incus.package.version}.";
+      }
+      {
+        assertion = config.networking.firewall.enable -> config.networking.nftables.enable;
+        message = "virtualisation.inx needs nftables, as Incus does: set networking.nftables.enable = true.";
+      }
+      {
+        assertion = config.nix.enable;
+        message = "virtualisation.inx needs Nix on this host: set nix.enable = true.";
+      }
+      {
+        assertion = lib.versionAtLeast (config.nix.package.version or "2.18") "2.18";
+        message = "virtualisation.inx needs Nix 2.18 or newer; nix.package is ${config.nix.package.version}.";
+      }
+      {
+        assertion = lib.any (who: lib.elem who allowedUsers) [
+          "*"
+          cfg.settings.build_user
+          "@${cfg.settings.build_user}"
+        ];
+        message = "virtualisation.inx builds as the user ${cfg.settings.build_user}, who may not use Nix: add it to nix.settings.allowed-users.";
+      }
+      {
+        assertion = cfg.createPool -> lib.length (named "storage_pools" cfg.pool) == 1;
+        message = "The storage pool ${cfg.pool} is made by virtualisation.incus.preseed and by virtualisation.inx: set virtualisation.inx.createPool = false.";
+      }
+      {
+        assertion = cfg.createNetwork -> lib.length (named "networks" cfg.network) == 1;
+        message = "The network ${cfg.network} is made by virtualisation.incus.preseed and by virtualisation.inx: set virtualisation.inx.createNetwork = false.";
+      }
+      {
+        assertion = lib.length (named "profiles" profile.name) == 1;
+        message = "The profile ${profile.name} is the one of virtualisation.inx: give yours in virtualisation.incus.preseed another name, and use both.";
+      }
+    ];
+
+    warnings =
+      lib.optional (lib.versionOlder (incus.package.version or "6.0.6") "6.0.6")
+        "virtualisation.inx: Incus ${incus.package.version} lets whoever may edit an instance pass on newlines in environment.* keys to hooks; use 6.0.6 or newer.";
+
+    virtualisation.incus = {
+      enable = lib.mkDefault true;
+      preseed = {
+        profiles = [ profile ];
+        storage_pools = lib.mkIf cfg.createPool [
+          {
+            name = cfg.pool;
+            driver = "dir";
+          }
+        ];
+        # Without keys, so that Incus' own choice stays when it is applied again.
+        networks = lib.mkIf cfg.createNetwork [
+          {
+            name = cfg.network;
+            type = "bridge";
+          }
+        ];
+      };
+    };
+
+    networking.nftables.enable = lib.mkDefault true;
+    networking.firewall.interfaces = lib.mkIf cfg.createNetwork {
+      ${cfg.network} = {
+        allowedTCPPorts = [ 53 ];
+        allowedUDPPorts = [
+          53
+          67
+          547
+        ];
+      };
+    };
+
+    users.users.${cfg.settings.build_user} = {
+      isSystemUser = true;
+      group = cfg.settings.build_user;
+      description = "inx builds";
+      home = "/var/lib/inx-build";
+    };
+    users.groups.${cfg.settings.build_user} = { };
+
+    # Links that stay the same: what names them is kept in Incus' database and in the mounts of containers.
+    environment.etc = {
+      "inx/hooks".source = "${cfg.package}/share/inx/hooks";
+      "inx/profile.yaml".source = (pkgs.formats.yaml { }).generate "inx-profile.yaml" profile;
+      "inx/config.toml".source = toml.generate "inx-config.toml" cfg.settings;
+      "inx/instances.json".source = declaration;
+    };
+    environment.systemPackages = [ cfg.package ];
+
+    # The units themselves are those of every other host, in the package.
+    systemd.packages = [ cfg.package ];
+    systemd.tmpfiles.rules = [
+      "d /nix/var/nix/gc-socket 0755 root root -"
+      "d /nix/var/nix/gcroots/inx 0755 root root -"
+      "d /var/lib/inx-build 0700 ${cfg.settings.build_user} ${cfg.settings.build_user} -"
+    ];
+    systemd.sockets.inx-sidecar = unit { wantedBy = [ "sockets.target" ]; };
+    systemd.services = {
+      inx-sidecar = unit {
+        path = [
+          config.nix.package
+          config.programs.ssh.package
+          config.systemd.package
+          pkgs.git
+          pkgs.pkgsStatic.busybox
+        ];
+        environment = config.networking.proxy.envVars;
+      };
+      inx-barrier = unit { wantedBy = [ "multi-user.target" ]; };
+      inx-sync.wantedBy = [ "nix-gc.service" ];
+      inx-instances = unit {
+        wantedBy = [ "multi-user.target" ];
+        restartTriggers = [ declaration ];
+      };
+      "inx-nix-daemon@" = {
+        path = [
+          config.nix.package
+          config.programs.ssh.package
+          pkgs.util-linux
+        ];
+        environment = config.nix.envVars // config.networking.proxy.envVars;
+      };
+    };
+  };
+}

@@ -1,0 +1,158 @@
+# One of virtualisation.inx.containers as `inx-sidecar converge` reads it.
+{ lib, profile }:
+name: container:
+let
+  given = lib.filterAttrs (_: value: value != null);
+  known = lib.filter (value: value != null);
+  joined = values: if known values == [ ] then null else lib.concatStringsSep "," (known values);
+  flat = lib.replaceStrings [ "/" ] [ "-" ];
+
+  # A NIC, if anything is said of it, with the same options as one of extraVeths.
+  nic =
+    interface: wire:
+    let
+      ends = joined [
+        wire.hostAddress
+        wire.hostAddress6
+      ];
+      private = ends != null;
+      here =
+        if wire.hostBridge != null then
+          {
+            nictype = "bridged";
+            parent = wire.hostBridge;
+          }
+        else if private || interface != "eth0" then
+          { nictype = "p2p"; }
+        else
+          { inherit (profile.devices.eth0) network; };
+    in
+    {
+      devices =
+        lib.optionalAttrs (interface != "eth0" || private || wire.hostBridge != null || wire.localMacAddress != null)
+          {
+            ${interface} = given (
+              {
+                type = "nic";
+                name = interface;
+                hwaddr = wire.localMacAddress;
+              }
+              // here
+            );
+          };
+      config = given {
+        "user.inx.net.${interface}.address" = joined [
+          wire.localAddress
+          wire.localAddress6
+        ];
+        "user.inx.net.${interface}.host_address" = ends;
+        # As it is for `containers.NAME`; inx by itself knows which of several NICs only if it is told.
+        "user.inx.net.${interface}.gateway" = if interface == "eth0" then ends else null;
+      };
+    };
+  nics = lib.mapAttrsToList nic ({ eth0 = container; } // container.extraVeths);
+
+  device =
+    prefix: make: value:
+    lib.nameValuePair "${prefix}${flat (toString value)}" (make value);
+  devicesOf = prefix: make: values: lib.listToAttrs (map (device prefix make) values);
+
+  bindMounts = lib.mapAttrs' (
+    _: mount:
+    lib.nameValuePair "bind${flat mount.mountPoint}" (
+      {
+        type = "disk";
+        source = if mount.hostPath == null then mount.mountPoint else mount.hostPath;
+        path = mount.mountPoint;
+      }
+      // lib.optionalAttrs mount.isReadOnly { readonly = true; }
+      // lib.optionalAttrs (container.privateUsers != "no") { shift = true; }
+    )
+  ) container.bindMounts;
+
+  ports = lib.listToAttrs (
+    map (
+      port:
+      let
+        inside = if port.containerPort == null then port.hostPort else port.containerPort;
+      in
+      lib.nameValuePair "port-${port.protocol}-${toString port.hostPort}" {
+        type = "proxy";
+        listen = "${port.protocol}:0.0.0.0:${toString port.hostPort}";
+        connect = "${port.protocol}:127.0.0.1:${toString inside}";
+      }
+    ) container.forwardPorts
+  );
+
+  devices = [
+    bindMounts
+    ports
+    (devicesOf "dev" (node: {
+      type = "unix-char";
+      source = node;
+      path = node;
+    }) (map (allowed: allowed.node) container.allowedDevices))
+    (devicesOf "" (interface: {
+      type = "nic";
+      nictype = "physical";
+      parent = interface;
+      name = interface;
+    }) container.interfaces)
+    (devicesOf "mv-" (interface: {
+      type = "nic";
+      nictype = "macvlan";
+      parent = interface;
+      name = "mv-${interface}";
+    }) container.macvlans)
+  ];
+
+  users =
+    if container.privateUsers == null then
+      { }
+    else if container.privateUsers == "pick" then
+      { "security.idmap.isolated" = true; }
+    else if container.privateUsers == "identity" then
+      { "raw.idmap" = "both 0-65535 0-65535"; }
+    else if container.privateUsers == "no" then
+      { "security.privileged" = true; }
+    else
+      {
+        "security.idmap.isolated" = true;
+        "security.idmap.base" = container.privateUsers;
+      };
+
+  lxc =
+    lib.concatMapStrings (
+      place: "lxc.mount.entry = tmpfs ${lib.removePrefix "/" place} tmpfs create=dir 0 0\n"
+    ) container.tmpfs
+    + container.lxc;
+
+  config =
+    given {
+      "boot.autostart" = container.autoStart;
+      "raw.lxc" = if lxc == "" then null else "${profile.config."raw.lxc"}${lib.removeSuffix "\n" lxc}\n";
+      "user.inx.activate" = if container.restartIfChanged then null else "boot";
+      "user.inx.attr" = container.attr;
+      "user.inx.daemon" = container.daemon;
+      "user.inx.file" = container.file;
+      "user.inx.flake" = container.flake;
+      "user.inx.store" = if container.isolated then "isolated" else null;
+      "user.inx.system" = if container.system == null then null else toString container.system;
+    }
+    // users;
+
+  merged = lib.foldl' (all: more: all // more) { };
+in
+{
+  inherit name;
+  inherit (container)
+    description
+    ephemeral
+    profiles
+    project
+    ;
+  start = container.autoStart;
+  restart = container.restartIfChanged;
+  config = merged (map (one: one.config) nics ++ [ config ]) // container.settings;
+  devices = lib.recursiveUpdate (merged (map (one: one.devices) nics ++ devices)) container.devices;
+}

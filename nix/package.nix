@@ -1,0 +1,83 @@
+# inx as a package of nixpkgs: what `pip install` installs, with absolute paths in hooks and units.
+{
+  lib,
+  coreutils,
+  python3,
+}:
+let
+  inherit (python3.pkgs) buildPythonApplication hatchling;
+  project = (lib.importTOML ../pyproject.toml).project;
+in
+buildPythonApplication {
+  pname = project.name;
+  inherit (project) version;
+  pyproject = true;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../pyproject.toml
+      ../README.md
+      ../LICENSE
+      ../inx_sidecar
+      ../hooks
+      ../profiles
+      ../systemd
+    ];
+  };
+
+  build-system = [ hatchling ];
+
+  # By their names in pyproject.toml, in the spelling of nixpkgs.
+  dependencies = map (
+    requirement:
+    python3.pkgs.${lib.toLower (lib.head (builtins.match "([A-Za-z0-9._-]+).*" requirement))}
+  ) project.dependencies;
+
+  # The hooks keep the host's /bin/sh, and init the busybox that is inside a container.
+  dontPatchShebangs = true;
+
+  # A hook imports next to nothing, so it takes the bare interpreter and this one directory.
+  postInstall = ''
+    share=$out/share/inx
+    chmod 755 $share/hooks/*
+    mkdir -p $out/libexec/inx
+    cat >$out/libexec/inx/hook <<EOF
+    import sys
+
+    sys.path.insert(0, "$out/${python3.sitePackages}")
+    from inx_sidecar.hook import main
+
+    sys.exit(main())
+    EOF
+    for hook in pre-start start-host stop; do
+      substituteInPlace $share/hooks/$hook \
+        --replace-fail /usr/bin/env ${coreutils}/bin/env \
+        --replace-fail '/opt/inx/bin/python -I -m inx_sidecar.hook' \
+          "${python3.interpreter} -I $out/libexec/inx/hook"
+    done
+
+    for unit in $share/systemd/*.service $share/systemd/*.socket; do
+      install -D -m 644 $unit -t $out/lib/systemd/system
+    done
+    sed -i "s,/opt/inx/,$out/," $out/lib/systemd/system/*
+    install -D -m 644 $share/systemd/inx.sysusers.conf $out/lib/sysusers.d/inx.conf
+    install -D -m 644 $share/systemd/inx.tmpfiles.conf $out/lib/tmpfiles.d/inx.conf
+  '';
+
+  # They boot hosts with Incus; the checks of the flake run them on NixOS.
+  doCheck = false;
+  pythonImportsCheck = [
+    "inx_sidecar.cli"
+    "inx_sidecar.converge"
+    "inx_sidecar.hook"
+    "inx_sidecar.server"
+  ];
+
+  meta = {
+    inherit (project) description;
+    license = lib.licenses.mit;
+    platforms = lib.platforms.linux;
+    mainProgram = "inx-sidecar";
+  };
+}

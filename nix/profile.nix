@@ -1,0 +1,27 @@
+# The Incus profile of profiles/inx.yaml, for the preseed of a NixOS host; a test keeps the two equal.
+{
+  pool ? "default",
+  network ? "incusbr0",
+}:
+{
+  name = "inx";
+  description = "NixOS container that shares the host's /nix/store";
+  config."raw.lxc" = ''
+    lxc.init.cmd = /dev/.inx/init
+    lxc.hook.pre-start = /etc/inx/hooks/pre-start
+    lxc.hook.start-host = /etc/inx/hooks/start-host
+    lxc.hook.stop = /etc/inx/hooks/stop
+  '';
+  devices = {
+    eth0 = {
+      type = "nic";
+      name = "eth0";
+      inherit network;
+    };
+    root = {
+      type = "disk";
+      path = "/";
+      inherit pool;
+    };
+  };
+}

@@ -1,0 +1,57 @@
+# A NixOS host that runs containers with inx, and one container.
+#
+#   nixos-rebuild switch --flake .#host
+#   incus launch --empty web --profile inx -c user.inx.flake=/etc/nixos
+{
+  inputs = {
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+    inx.url = "git+file:///srv/inx"; # where this repository lies
+    inx.inputs.nixpkgs.follows = "nixpkgs";
+  };
+
+  outputs =
+    { inx, nixpkgs, ... }:
+    {
+      nixosConfigurations.host = nixpkgs.lib.nixosSystem {
+        modules = [
+          inx.nixosModules.host
+          ./hardware-configuration.nix
+          {
+            boot.loader.systemd-boot.enable = true;
+            networking.hostName = "host";
+            system.stateVersion = "26.05";
+
+            virtualisation.inx.enable = true;
+
+            # Declared: made, started and changed by `nixos-rebuild switch` of the host.
+            virtualisation.inx.containers.dns = {
+              autoStart = true;
+              config = {
+                services.dnsmasq.enable = true;
+                system.stateVersion = "26.05";
+              };
+            };
+          }
+        ];
+      };
+
+      # Launched by hand, and changed by `incus config set web user.inx.update="$(date)"`.
+      nixosConfigurations.web = nixpkgs.lib.nixosSystem {
+        modules = [
+          inx.nixosModules.container
+          (
+            { pkgs, ... }:
+            {
+              nixpkgs.hostPlatform = "x86_64-linux";
+              services.nginx = {
+                enable = true;
+                virtualHosts.default.root = pkgs.writeTextDir "index.html" "Hello from NixOS.\n";
+              };
+              networking.firewall.allowedTCPPorts = [ 80 ];
+              system.stateVersion = "26.05";
+            }
+          )
+        ];
+      };
+    };
+}

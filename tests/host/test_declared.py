@@ -1,0 +1,357 @@
+"""Instances that the host declares, by the program that NixOS hosts run, from what those generate.
+
+tests/nix/example.json is what the modules make of the configuration of that name in
+tests/nix/cases.nix (tests/nix/test_modules.py).
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from disposable import REPO, Host
+from incus import Incus
+
+from inx_sidecar.declared import MARK
+
+pytestmark = pytest.mark.nixos
+
+EXAMPLE = REPO / "tests/nix/example.json"
+FILE = "/etc/inx/instances.json"
+STATUS = "user.inx.status"
+
+
+class Declaration:
+    """The file of the host, and what comes of it; `web` stands for the instance of that name."""
+
+    def __init__(self, incus: Incus) -> None:
+        self.incus = incus
+        self.host = incus.host
+        self.document: dict[str, Any] = {"version": 1, "dropped": "keep", "instances": []}
+
+    def declare(self, name: str, **more: Any) -> str:
+        self.incus.adopt(name)
+        self.document["instances"].append({"name": name, "start": True, **more})
+        return name
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        (found,) = (one for one in self.document["instances"] if one["name"] == name)
+        return dict(found)
+
+    def change(self, name: str, **more: Any) -> None:
+        changed = {**self[name], **more}
+        others = [one for one in self.document["instances"] if one["name"] != name]
+        self.document["instances"] = [*others, changed]
+
+    def drop(self, name: str) -> None:
+        instances = self.document["instances"]
+        self.document["instances"] = [one for one in instances if one["name"] != name]
+
+    def converge(self, status: int = 0) -> CompletedProcess[str]:
+        self.host.run(["sh", "-c", f"cat >{FILE}"], input=json.dumps(self.document))
+        done = self.host.run(["/opt/inx/bin/inx-sidecar", "converge"], check=False)
+        assert done.returncode == status, done
+        return done
+
+    def says(self, *lines: str) -> None:
+        """That is what is done, and once is enough."""
+        assert sorted(self.converge().stdout.splitlines()) == sorted(lines)
+        assert self.converge().stdout == ""
+
+
+@pytest.fixture
+def declaration(incus: Incus, host: Host) -> Iterator[Declaration]:
+    yield Declaration(incus)
+    host.run(["rm", "-f", FILE])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sources(host: Host) -> Iterator[None]:
+    """What the example names."""
+    host.sh(
+        """
+        nix --extra-experimental-features 'nix-command flakes' build -o /srv/system \\
+            '/etc/nixos#nixosConfigurations.second.config.system.build.toplevel'
+        mkdir -p /srv/data; mount -t tmpfs none /srv/data; echo from the host >/srv/data/file
+        """
+    )
+    yield
+    host.run(["umount", "--lazy", "/srv/data"])
+
+
+def greets(incus: Incus, name: str, greeting: str) -> bool:
+    return incus.inside(name, f'[ "$(cat /etc/greeting)" = "{greeting}" ]')
+
+
+def test_the_generated_example_comes_up_by_the_unit(declaration: Declaration) -> None:
+    incus, host = declaration.incus, declaration.host
+    for name in "web", "db", "vault":
+        incus.adopt(name)
+    host.run(["sh", "-c", f"cat >{FILE}"], input=EXAMPLE.read_text())
+    host.run(["systemctl", "restart", "inx-instances.service"])
+    for name in "web", "db":
+        incus.wait_ready(name)
+    assert incus.state("vault") == "STOPPED"
+
+    incus.sh("web", "[ $(cat /data/file | wc -w) = 3 ]; ! touch /data/x")
+    incus.sh("web", "httpd -p 80 -h /run/current-system")
+    assert host.run(["curl", "-sf", "http://127.0.0.1:8080/nixos-version"]).stdout == "1"
+    assert incus.get("web", "limits.memory") == "1GiB"
+    host.run(["ping", "-c1", "-W5", "10.231.136.2"])
+    assert greets(incus, "db", "hello from the second system")
+    incus.start("vault")
+    incus.wait_ready("vault")
+    incus.sh("vault", "grep -q ' /scratch tmpfs ' /proc/mounts; touch /scratch/x")
+    others = incus.get("web", "user.inx.status.system")
+    incus.sh("vault", f"[ ! -e {others} ]")
+
+    document = json.loads(EXAMPLE.read_text())
+    for one in document["instances"]:
+        found = incus.info(one["name"])
+        assert found["ephemeral"] == one["ephemeral"] and found["profiles"] == one["profiles"]
+        assert set(one["config"]) <= set(found["config"])
+        assert set(one["devices"]) == set(found["devices"])
+    before = {name: incus.pid(name) for name in ("web", "db", "vault")}
+    done = host.run(["/opt/inx/bin/inx-sidecar", "converge"])
+    assert done.stdout == "", "nothing is left to do"
+    assert {name: incus.pid(name) for name in before} == before
+    incus("stop", "-f", "vault")
+    incus.wait_state("vault", "")
+    done = host.run(["/opt/inx/bin/inx-sidecar", "converge"])
+    assert done.stdout == "vault: created\n", "an ephemeral one is made anew"
+
+
+def test_without_a_declaration_the_unit_does_nothing(host: Host) -> None:
+    host.run(["rm", "-f", FILE])
+    host.run(["systemctl", "restart", "inx-instances.service"])
+    state = ["systemctl", "show", "-P", "ConditionResult", "inx-instances.service"]
+    assert host.run(state).stdout == "no\n"
+
+
+def test_a_change_is_made_in_place(declaration: Declaration) -> None:
+    incus, host = declaration.incus, declaration.host
+    flake = incus.flake(greeting="one")
+    name = declaration.declare(
+        incus.name(),
+        config={"user.inx.flake": f"{flake}#web", "limits.cpu": "1", "boot.autostart": True},
+        devices={"old": {"type": "disk", "source": "/srv/data", "path": "/old", "shift": True}},
+    )
+    declaration.says(f"{name}: created", f"{name}: started")
+    incus.wait_ready(name)
+    pid = incus.pid(name)
+    incus.set(name, "user.inx.keep=9", "limits.memory=1GiB")
+    incus("config", "device", "add", name, "mine", "disk", "source=/srv/data", "path=/mine")
+
+    incus.flake(greeting="two")
+    new = {"type": "disk", "source": "/srv/data", "path": "/new", "shift": "true"}
+    declaration.change(
+        name,
+        config={"user.inx.flake": f"{flake}#web", "user.inx.update": "2", "boot.autostart": True},
+        devices={"new": new},
+        description="changed",
+    )
+    declaration.says(f"{name}: changed")
+    incus.wait_generation(name, "2")
+    assert greets(incus, name, "two")
+    incus.sh(name, "[ -e /new/file ] && [ -e /mine/file ] && [ ! -e /old/file ]")
+    assert incus.pid(name) == pid
+    found = incus.info(name)
+    assert found["description"] == "changed" and set(found["devices"]) == {"new", "mine"}
+    kept = {"user.inx.keep": "9", "limits.memory": "1GiB", "boot.autostart": "true"}
+    assert kept.items() <= found["config"].items() and "limits.cpu" not in found["config"]
+    host.run(["systemctl", "restart", "inx-sidecar"])
+    declaration.says()
+
+
+def test_a_source_of_another_kind_takes_the_place_of_the_first(declaration: Declaration) -> None:
+    incus = declaration.incus
+    flake = incus.flake(greeting="one")
+    name = declaration.declare(incus.name(), config={"user.inx.flake": f"{flake}#web"})
+    declaration.converge()
+    incus.wait_ready(name)
+    declaration.change(name, config={"user.inx.system": "/srv/system"})
+    declaration.says(f"{name}: changed")
+    incus.wait_generation(name, "2")
+    assert greets(incus, name, "hello from the second system")
+
+
+def test_what_was_made_by_hand_is_never_touched(declaration: Declaration) -> None:
+    incus = declaration.incus
+    by_hand = incus.launch(flake="/etc/nixos#web")
+    own = declaration.declare(incus.name("own"), config={"user.inx.system": "/srv/system"})
+    declaration.converge()
+    copied = incus.adopt(incus.name("copied"))
+    incus("copy", own, copied)
+    before = {name: incus.info(name) for name in (by_hand, copied)}
+    pid = incus.pid(by_hand)
+
+    declaration.declare(by_hand, description="taken", config={"limits.cpu": "1"})
+    declaration.drop(own)
+    declaration.document["dropped"] = "delete"
+    said = declaration.converge(31)
+    assert said.stderr == (
+        f"inx: error: {by_hand}: left as it is: it is declared, but an instance of this name was "
+        f"made by hand; delete or rename that, or give it over by 'incus config set {by_hand} "
+        f"{MARK}={by_hand}'\n"
+    )
+    assert said.stdout == f"{own}: deleted, as it is no longer declared\n", "its turn came"
+    assert incus.state(own) == ""
+    unchanging = ("config", "devices", "description", "profiles")
+    for name, info in before.items():
+        assert {k: incus.info(name)[k] for k in unchanging} == {k: info[k] for k in unchanging}
+
+    incus.set(by_hand, f"{MARK}={by_hand}")
+    declaration.says(f"{by_hand}: changed")
+    found = incus.info(by_hand)
+    assert found["description"] == "taken" and found["config"]["user.inx.flake"]
+    assert incus.pid(by_hand) == pid
+
+
+def test_what_is_dropped_is_left_or_deleted_with_its_roots(declaration: Declaration) -> None:
+    incus, host = declaration.incus, declaration.host
+    name = declaration.declare(incus.name(), config={"user.inx.system": "/srv/system"})
+    declaration.converge()
+    incus.wait_ready(name)
+    pid, uuid = incus.pid(name), incus.uuid(name)
+    declaration.drop(name)
+    line = f"{name}: left as it is: it is no longer declared\n"
+    assert declaration.converge().stdout == declaration.converge().stdout == line
+    assert incus.pid(name) == pid
+    declaration.document["dropped"] = "delete"
+    declaration.says(f"{name}: deleted, as it is no longer declared")
+    assert incus.state(name) == ""
+    roots = ["test", "-e", f"/nix/var/nix/gcroots/inx/{name}.{uuid}"]
+    incus.eventually(lambda: host.run(roots, check=False).returncode == 1, incus.story)
+
+
+def test_what_was_stopped_by_hand_is_started_again(declaration: Declaration) -> None:
+    incus = declaration.incus
+    name = declaration.declare(incus.name(), config={"user.inx.system": "/srv/system"})
+    quiet = declaration.declare(incus.name("quiet"), start=False)
+    declaration.converge()
+    incus("stop", "-f", name)
+    declaration.says(f"{name}: started")
+    assert incus.state(quiet) == "STOPPED"
+
+
+def test_what_one_refuses_keeps_no_other_from_its_turn(declaration: Declaration) -> None:
+    incus = declaration.incus
+    good = declaration.declare(incus.name("good"), config={"user.inx.system": "/srv/system"})
+    bad = declaration.declare(incus.name("bad"), profiles=["none"], start=False)
+    typo = declaration.declare(incus.name("typo"), config={"limits.cpus": "1"}, start=False)
+    other = declaration.declare(incus.name("other"), config={"user.inx.flake": "-x"})
+    said = declaration.converge(31).stderr.splitlines()
+    assert len(said) == 3 and all(line.startswith("inx: error: cannot ") for line in said)
+    assert any(f"cannot create '{bad}': " in line and "rofile" in line for line in said)
+    assert any(f"cannot create '{typo}': " in line and "limits.cpus" in line for line in said)
+    assert any(f"cannot start '{other}': " in line for line in said)
+    assert "user.inx.flake" in incus.log(other)
+    incus.wait_ready(good)
+
+
+def test_a_change_that_incus_refuses_changes_nothing(declaration: Declaration) -> None:
+    incus = declaration.incus
+    name = declaration.declare(incus.name(), config={"user.inx.system": "/srv/system"})
+    declaration.converge()
+    incus.wait_ready(name)
+    pid, before = incus.pid(name), incus.info(name)
+    disk = {"type": "disk", "source": "/srv/none", "path": "/data"}
+    declaration.change(name, config={"limits.cpu": "1"}, devices={"data": disk})
+    assert f"cannot change '{name}': " in declaration.converge(31).stderr
+    found = incus.info(name)
+    assert (found["config"], found["devices"]) == (before["config"], before["devices"])
+    assert incus.pid(name) == pid and incus.status(name) == "ready"
+
+
+# No device of this machine can be added to a stopped container alone; this one cannot start either.
+GPU = {"type": "gpu", "gputype": "mig", "mig.ci": "0", "mig.gi": "0"}
+
+
+@pytest.mark.parametrize("ephemeral", [False, True], ids=["kept", "ephemeral"])
+def test_a_device_that_takes_a_restart_and_fails_leaves_what_ran(
+    declaration: Declaration, ephemeral: bool
+) -> None:
+    incus = declaration.incus
+    config = {"user.inx.system": "/srv/system"}
+    name = declaration.declare(incus.name(), config=config, ephemeral=ephemeral)
+    declaration.converge()
+    incus.wait_ready(name)
+    pid = incus.pid(name)
+    incus.set(name, "user.mine=1")
+    declaration.change(name, devices={"gpu": GPU}, restart=False)
+    assert "when instance is running; restart it yourself" in declaration.converge(31).stderr
+    assert incus.pid(name) == pid
+    declaration.change(name, restart=True)
+    said = declaration.converge(31).stderr
+    assert f"cannot change '{name}': " in said and said.endswith("; it runs as before\n")
+    incus.wait_ready(name)
+    assert incus.pid(name) not in (0, pid)
+    found = incus.info(name)
+    assert found["devices"] == {} and found["config"]["user.mine"] == "1"
+    assert found["ephemeral"] == ephemeral
+    declaration.change(name, devices={})
+    declaration.says()
+
+
+RESTART = f"""
+import asyncio, sys
+from inx_sidecar import converge, declared, incus
+
+(one,) = declared.read("{FILE}").instances
+found, _ = asyncio.run(incus.instance_now(one.project, one.name))
+asyncio.run(converge._restart_with(one, found))
+"""
+
+
+@pytest.mark.parametrize("ephemeral", [False, True], ids=["kept", "ephemeral"])
+def test_a_restart_brings_the_change(declaration: Declaration, ephemeral: bool) -> None:
+    incus, host = declaration.incus, declaration.host
+    config = {"user.inx.system": "/srv/system"}
+    name = declaration.declare(incus.name(), config=config, ephemeral=ephemeral)
+    declaration.converge()
+    incus.wait_ready(name)
+    pid = incus.pid(name)
+    disk = {"type": "disk", "source": "/srv/data", "path": "/data", "shift": "true"}
+    declaration.change(name, devices={"data": disk})
+    host.run(["sh", "-c", f"cat >{FILE}"], input=json.dumps(declaration.document))
+    host.run(["/opt/inx/bin/python", "-I", "-c", RESTART])
+    incus.wait_ready(name)
+    assert incus.pid(name) not in (0, pid)
+    incus.sh(name, "[ -e /data/file ]")
+    declaration.says()
+
+
+def test_writes_of_others_meanwhile_are_kept(declaration: Declaration) -> None:
+    """Status, and keys set by hand: none is lost, and nothing is refused for long."""
+    incus, host = declaration.incus, declaration.host
+    flake = incus.flake(greeting="one")
+    name = declaration.declare(incus.name(), config={"user.inx.flake": f"{flake}#web"})
+    declaration.converge()
+    incus.wait_ready(name)
+    script = """
+        for n in $(seq 30); do
+            until incus config set "$NAME" "user.mine$n=$n" 2>/dev/null; do :; done
+        done
+    """
+    argv = host.enter(["bash", "-euc", script], {"NAME": name})
+    with subprocess.Popen(argv) as writer:
+        for number in range(10):
+            config = declaration[name]["config"]
+            declaration.change(name, config={**config, "user.n": number})
+            declaration.converge()
+        assert writer.wait(60) == 0
+    found = incus.info(name)["config"]
+    assert {f"user.mine{n}" for n in range(1, 31)} <= set(found) and found["user.n"] == "9"
+
+
+def test_tens_of_instances_that_are_as_declared_take_no_time(declaration: Declaration) -> None:
+    incus = declaration.incus
+    for number in range(20):
+        declaration.declare(incus.name(str(number)), start=False)
+    declaration.converge()
+    begin = time.monotonic()
+    declaration.says()
+    assert time.monotonic() - begin < 5

@@ -1,0 +1,62 @@
+# What the modules make of one of the configurations in cases.nix, as far as it can be looked at without NixOS.
+{
+  name,
+  lib ? import <nixpkgs/lib>,
+}:
+let
+  case = (import ./cases.nix { inherit lib; }).${name};
+  pkgs = import ./nixpkgs/nixos/pkgs.nix { inherit lib; };
+
+  evaluated =
+    module:
+    (lib.evalModules {
+      specialArgs = { inherit pkgs; };
+      modules = [
+        ./nixpkgs/nixos/options.nix
+        module
+        case
+      ];
+    }).config;
+
+  seen =
+    config: more:
+    {
+      wrong = map (check: check.message) (lib.filter (check: !check.assertion) config.assertions);
+      inherit (config) warnings;
+    }
+    // more;
+
+  host =
+    let
+      config = evaluated ../../nix/host.nix;
+    in
+    seen config {
+      etc = lib.mapAttrs (_: file: file.source) config.environment.etc;
+      firewall = config.networking.firewall.interfaces;
+      inherit (config.systemd) services sockets;
+      packages = config.systemd.packages;
+      tmpfiles = config.systemd.tmpfiles.rules;
+      users = lib.attrNames config.users.users;
+      inherit (config.virtualisation.incus) enable preseed;
+    };
+
+  container =
+    let
+      config = evaluated ../../nix/container.nix;
+    in
+    seen config {
+      inherit (config.boot) isContainer;
+      nix = {
+        inherit (config.nix) settings;
+        gc = config.nix.gc.automatic;
+        optimise = config.nix.optimise.automatic;
+      };
+      inherit (config.networking) hostName useNetworkd useDHCP;
+      inherit (config.systemd.network) networks;
+      waits = config.systemd.network.wait-online.enable;
+      inherit (config.systemd) services sockets;
+      packages = config.systemd.packages;
+      tmpfiles = config.systemd.tmpfiles.rules;
+    };
+in
+if lib.hasPrefix "inside" name then container else host

@@ -1,0 +1,99 @@
+# Stand-ins for the options of NixOS that the modules of inx set, with the types that decide how definitions merge.
+{ lib, ... }:
+let
+  inherit (lib) mkOption types;
+  option = type: default: mkOption { inherit type default; };
+  any = types.attrsOf types.anything;
+  # Where one definition sets what another one does not.
+  units = types.attrsOf (types.submodule { freeformType = any; });
+  # That of pkgs.formats.yaml.
+  yaml = types.nullOr (
+    types.oneOf [
+      types.bool
+      types.int
+      types.float
+      types.str
+      types.path
+      (types.attrsOf yaml)
+      (types.listOf yaml)
+    ]
+  );
+in
+{
+  options = {
+    assertions = option (types.listOf types.unspecified) [ ];
+    warnings = option (types.listOf types.str) [ ];
+
+    boot.isContainer = option types.bool false;
+
+    environment.etc = option (types.attrsOf (
+      types.submodule { options.source = mkOption { type = types.unspecified; }; }
+    )) { };
+    environment.systemPackages = option (types.listOf types.unspecified) [ ];
+
+    networking = {
+      firewall.enable = option types.bool true;
+      firewall.interfaces = option any { };
+      hostName = option types.str "nixos";
+      nftables.enable = option types.bool false;
+      proxy.envVars = option (types.attrsOf types.str) { };
+      useDHCP = option types.bool true;
+      useHostResolvConf = option types.bool false;
+      useNetworkd = option types.bool false;
+    };
+
+    nix = {
+      enable = option types.bool true;
+      envVars = option (types.attrsOf types.str) { };
+      gc.automatic = option types.bool false;
+      optimise.automatic = option types.bool false;
+      package = option types.unspecified {
+        name = "nix";
+        version = "2.31.2";
+      };
+      settings = option (types.submodule {
+        freeformType = any;
+        options.allowed-users = option (types.listOf types.str) [ "*" ];
+      }) { };
+    };
+
+    nixpkgs.hostPlatform = option types.unspecified null;
+
+    programs.ssh.package = option types.unspecified { name = "openssh"; };
+
+    system.build.toplevel = option types.unspecified null;
+
+    systemd = {
+      network.networks = option units { };
+      network.wait-online.enable = option types.bool true;
+      package = option types.unspecified { name = "systemd"; };
+      packages = option (types.listOf types.unspecified) [ ];
+      services = option units { };
+      sockets = option units { };
+      tmpfiles.rules = option (types.listOf types.str) [ ];
+    };
+
+    users.groups = option units { };
+    users.users = option (types.attrsOf (
+      types.submodule (
+        { name, ... }:
+        {
+          freeformType = any;
+          options.name = option types.str name;
+          options.isNormalUser = option types.bool false;
+        }
+      )
+    )) { };
+
+    virtualisation.incus = {
+      enable = option types.bool false;
+      package = option types.unspecified {
+        name = "incus-lts";
+        version = "6.0.6";
+      };
+      preseed = option (types.nullOr (
+        types.submodule { freeformType = yaml; }
+      )) null;
+    };
+  };
+}

@@ -1,0 +1,65 @@
+# What flake.nix and nix/package.nix give, with stand-ins for what nixpkgs would build.
+{
+  lib ? import <nixpkgs/lib>,
+}:
+let
+  python3 = {
+    interpreter = "/nix/store/22222222222222222222222222222222-python3/bin/python3";
+    sitePackages = "lib/python3/site-packages";
+    # Whatever is asked for is there, under its own name.
+    pkgs =
+      lib.genAttrs [ "click" "h11" "inotify-simple" "logging-journald" "pyroute2" "pyyaml" "websockets" ] (
+        name: name
+      )
+      // {
+        buildPythonApplication = arguments: arguments;
+        hatchling = "hatchling";
+      };
+  };
+  package = import ../../nix/package.nix {
+    inherit lib python3;
+    coreutils = "/nix/store/33333333333333333333333333333333-coreutils";
+  };
+
+  pkgs = {
+    callPackage = _: _: "the package";
+    mkShell = shell: shell;
+    nixfmt = "nixfmt";
+    nixfmt-tree = "nixfmt-tree";
+    path = ./nixpkgs;
+    pkgsStatic.busybox = "/nix/store/44444444444444444444444444444444-busybox";
+    python3.withPackages = _: "python";
+    ruff = "ruff";
+    stdenv.hostPlatform.system = "x86_64-linux";
+    testers.runNixOSTest =
+      test:
+      let
+        evaluated = test { pkgs = testPkgs; };
+      in
+      {
+        inherit (evaluated) name;
+        nodes = lib.attrNames evaluated.nodes;
+      };
+  };
+  testPkgs = pkgs // {
+    inherit lib;
+  };
+  outputs = (import ../../flake.nix).outputs {
+    self = outputs;
+    nixpkgs = {
+      inherit lib;
+      legacyPackages.x86_64-linux = pkgs;
+      legacyPackages.aarch64-linux = pkgs;
+    };
+  };
+in
+{
+  package = {
+    inherit (package) pname version dependencies;
+    files = lib.attrNames (builtins.readDir package.src);
+  };
+  outputs = lib.attrNames outputs;
+  checks = outputs.checks.x86_64-linux;
+  modules = lib.mapAttrs (_: module: baseNameOf module) outputs.nixosModules;
+  template = builtins.pathExists "${outputs.templates.default.path}/flake.nix";
+}

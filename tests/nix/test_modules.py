@@ -1,0 +1,346 @@
+"""The NixOS modules, the flake and the package, as far as they can be looked at without NixOS.
+
+Nix is the real one, and so is the library of nixpkgs that INX_NIXPKGS_LIB names (a directory with
+lib/ in it, such as a checkout of nixpkgs); the options of NixOS that the modules set are stand-ins
+(tests/nix/nixpkgs).
+"""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from disposable import REPO, Host, project_files
+
+from inx_sidecar.declared import read
+from inx_sidecar.settings import Settings
+
+pytestmark = pytest.mark.nixos
+
+PROJECT = "/root/inx"
+NIXPKGS = "/root/nixpkgs"
+PACKAGE = "/nix/store/00000000000000000000000000000000-inx"
+WRONG_HOST = [
+    "set virtualisation.incus.enable = true.",
+    "needs Incus 6.0 or newer; virtualisation.incus.package is 0.6.",
+    "set networking.nftables.enable = true.",
+    "set nix.enable = true.",
+    "needs Nix 2.18 or newer; nix.package is 2.3.18.",
+    "the user inx-build, who may not use Nix: add it to nix.settings.allowed-users.",
+    "set virtualisation.inx.createPool = false.",
+    "set virtualisation.inx.createNetwork = false.",
+    "give yours in virtualisation.incus.preseed another name, and use both.",
+]
+WRONG_CONTAINERS = {
+    "under_score": "the name of an instance has letters, digits and '-' alone",
+    "two-sources": "set one of system, flake alone.",
+    "attr": "attr goes with file",
+    "hooks": "would replace the hooks; add lines by the option lxc.",
+    "isolated": "a Nix daemon shows every path of the store.",
+    "bridge": "hostAddress is the host's end of a wire to it alone",
+}
+# What `containers.NAME` has and ours does not, with a word that is told.
+OTHERWISE = {
+    "additionalCapabilities": "root inside has all capabilities",
+    "copyResolvConf": "networking.nameservers",
+    "enableTun": "/dev/net/tun",
+    "extraFlags": "by the option lxc",
+    "networkNamespace": "interfaces",
+    "pkgs": "nixpkgs.pkgs",
+    "privateNetwork": "forwardPorts, macvlans or interfaces",
+    "timeoutStartSec": "build_timeout",
+}
+
+
+def expression(host: Host, text: str, *options: str) -> Any:
+    argv = ["nix-instantiate", "--eval", "--strict", "--json", *options]
+    return json.loads(host.run([*argv, "--expr", text]).stdout)
+
+
+@pytest.fixture(scope="session")
+def nixpkgs(host: Host) -> str:
+    """The option that names the library of nixpkgs."""
+    directory = os.environ.get("INX_NIXPKGS_LIB")
+    if not directory:
+        pytest.skip("INX_NIXPKGS_LIB names no nixpkgs, whose library evaluates the modules")
+    host.push(Path(directory), ["lib"], NIXPKGS)
+    return f"nixpkgs={NIXPKGS}"
+
+
+@pytest.fixture
+def evaluate(host: Host, nixpkgs: str) -> Any:
+    """What a configuration of cases.nix gives."""
+
+    def evaluated(name: str) -> dict[str, Any]:
+        text = f'import {PROJECT}/tests/nix/evaluate.nix {{ name = "{name}"; }}'
+        return dict(expression(host, text, "-I", nixpkgs))
+
+    return evaluated
+
+
+def instances(evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    declared = evaluated["etc"]["inx/instances.json"]["instances"]
+    return {one["name"]: one for one in declared}
+
+
+# --- With Nix alone ---------------------------------------------------------------------------
+
+
+def test_every_nix_file_can_be_read(host: Host) -> None:
+    files = [f"{PROJECT}/{name}" for name in project_files() if name.endswith(".nix")]
+    assert len(files) > 15
+    host.run(["nix-instantiate", "--parse", *files])
+
+
+def test_the_profile_is_that_of_all_hosts(host: Host) -> None:
+    wanted = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
+    assert expression(host, f"import {PROJECT}/nix/profile.nix {{ }}") == wanted
+    other = expression(host, f'import {PROJECT}/nix/profile.nix {{ pool = "a"; network = "b"; }}')
+    assert (other["devices"]["root"]["pool"], other["devices"]["eth0"]["network"]) == ("a", "b")
+
+
+def test_the_settings_are_those_of_all_hosts(host: Host) -> None:
+    lib = """{
+        mkOption = option: option;
+        types = { str = 1; listOf = _: 1; strMatching = _: 1; ints.positive = 1; };
+    }"""
+    options = expression(host, f"import {PROJECT}/nix/settings.nix {{ lib = {lib}; }}")
+    defaults = json.loads(json.dumps(dataclasses.asdict(Settings())))
+    assert {name: option["default"] for name, option in options.items()} == defaults
+    readme = (REPO / "README.md").read_text()
+    for name, option in options.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", readme, re.MULTILINE)
+        told = " ".join(option["description"].lower().split()).rstrip(".")
+        assert row.lower().startswith(told), name
+
+
+# --- Hosts ------------------------------------------------------------------------------------
+
+
+def test_without_enable_nothing_is_there(evaluate: Any) -> None:
+    nothing = evaluate("nothing")
+    assert not any(value for value in nothing.values())
+
+
+def test_enable_is_enough(evaluate: Any) -> None:
+    plain = evaluate("plain")
+    assert plain["wrong"] == plain["warnings"] == []
+    assert plain["enable"] is True
+    profile = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
+    assert plain["preseed"] == {
+        "profiles": [profile],
+        "storage_pools": [{"name": "default", "driver": "dir"}],
+        "networks": [{"name": "incusbr0", "type": "bridge"}],
+    }
+    assert plain["etc"]["inx/profile.yaml"] == profile
+    assert plain["etc"]["inx/hooks"] == f"{PACKAGE}/share/inx/hooks"
+    settings = json.loads(json.dumps(dataclasses.asdict(Settings())))
+    assert plain["etc"]["inx/config.toml"] == settings
+    nothing = {"version": 1, "dropped": "keep", "instances": []}
+    assert plain["etc"]["inx/instances.json"] == nothing, "those dropped last are to be seen"
+    assert plain["firewall"]["incusbr0"]["allowedUDPPorts"] == [53, 67, 547]
+    assert plain["users"] == ["inx-build"]
+
+
+def test_the_units_of_the_package_are_started_and_restarted_in_place(evaluate: Any) -> None:
+    plain = evaluate("plain")
+    assert plain["packages"] == [PACKAGE]
+    services, sockets = plain["services"], plain["sockets"]
+    shipped = {path.name for path in (REPO / "systemd").iterdir() if "conf" not in path.suffix}
+    named = {f"{name}.service" for name in services} | {f"{name}.socket" for name in sockets}
+    assert named <= shipped
+    wanted = {}
+    for unit in REPO.glob("systemd/*.*"):
+        for target in re.findall(r"^WantedBy=(\S+)$", unit.read_text(), re.MULTILINE):
+            wanted[unit.name] = [target]
+    found = {f"{name}.service": of.get("wantedBy") for name, of in services.items()}
+    found |= {f"{name}.socket": of.get("wantedBy") for name, of in sockets.items()}
+    assert {name: targets for name, targets in found.items() if targets} == wanted
+    for name in "inx-sidecar", "inx-barrier", "inx-instances":
+        assert services[name]["stopIfChanged"] is False
+    path = [package["name"] for package in services["inx-sidecar"]["path"]]
+    assert {"nix", "systemd", "git", "busybox-static"} <= set(path)
+    (trigger,) = services["inx-instances"]["restartTriggers"]
+    assert trigger == plain["etc"]["inx/instances.json"]
+    made = {line.split()[1] for line in plain["tmpfiles"]}
+    shipped_rules = (REPO / "systemd/inx.tmpfiles.conf").read_text().splitlines()
+    assert made == {line.split()[1] for line in shipped_rules}
+
+
+def test_what_a_host_has_already_is_left_to_it(evaluate: Any) -> None:
+    tuned = evaluate("tuned")
+    assert tuned["wrong"] == []
+    profile, small = tuned["preseed"]["profiles"]
+    assert small == {"name": "small"}
+    assert profile["devices"]["root"]["pool"] == "fast"
+    assert profile["devices"]["eth0"]["network"] == "lan"
+    assert tuned["preseed"]["storage_pools"] == [{"name": "fast", "driver": "zfs"}]
+    assert "networks" not in tuned["preseed"] and tuned["firewall"] == {}
+    settings = tuned["etc"]["inx/config.toml"]
+    assert (settings["max_builds"], settings["build_user"]) == (4, "builder")
+    assert settings["allowed_flakes"] == ["/etc/nixos"] and settings["build_timeout"] == 7200
+    assert tuned["users"] == ["builder"]
+    assert any(line.endswith(" 0700 builder builder -") for line in tuned["tmpfiles"])
+
+
+def test_what_is_wrong_with_a_host_is_told(evaluate: Any) -> None:
+    wrong = evaluate("wrong-host")
+    assert len(wrong["wrong"]) == len(WRONG_HOST)
+    for message, end in zip(wrong["wrong"], WRONG_HOST, strict=True):
+        assert message.endswith(end) and "\n" not in message
+    (warning,) = wrong["warnings"]
+    assert "use 6.0.6 or newer" in warning
+
+
+# --- Declared containers ----------------------------------------------------------------------
+
+
+def test_the_example_is_what_the_tests_on_a_host_run(evaluate: Any, tmp_path: Path) -> None:
+    example = evaluate("example")
+    assert example["wrong"] == []
+    path = REPO / "tests/nix/example.json"
+    assert json.loads(path.read_text()) == example["etc"]["inx/instances.json"]
+    assert [one.name for one in read(str(path)).instances] == ["db", "vault", "web"]
+
+
+def test_a_configuration_becomes_a_system(evaluate: Any) -> None:
+    modules = evaluate("modules")
+    systems = {
+        name: one["config"]["user.inx.system"].partition("-nixos-system-")[2]
+        for name, one in instances(modules).items()
+    }
+    assert systems == {"one": "called-one", "two": ""}, "without a name of its own"
+
+
+def test_every_option_has_its_word_in_incus(evaluate: Any, tmp_path: Path) -> None:
+    everything = evaluate("everything")
+    assert everything["wrong"] == []
+    found = instances(everything)
+    profile = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
+    whole = found["all"]
+    assert whole["profiles"] == ["small", "inx"] and whole["project"] == "work"
+    assert whole["description"] == "all of it" and whole["start"] is False
+    assert whole["config"] == {
+        "boot.autostart": True,
+        "raw.lxc": profile["config"]["raw.lxc"]
+        + "lxc.mount.entry = tmpfs scratch tmpfs create=dir 0 0\n"
+        + "lxc.mount.entry = tmpfs var/tmp tmpfs create=dir 0 0\n"
+        + "lxc.cap.drop = sys_chroot\n",
+        "security.idmap.base": 2000000,
+        "security.idmap.isolated": True,
+        "user.inx.attr": "all",
+        "user.inx.daemon": False,
+        "user.inx.file": "/srv/all.nix",
+        "user.inx.keep": 10,
+        "user.inx.net.eth0.address": "10.7.0.2/24,fd07::2/64",
+        "user.inx.net.ve1.address": "10.233.2.2",
+        "user.inx.net.ve1.host_address": "10.233.2.1,fd02::1",
+    }
+    nic = {"type": "nic"}
+    proxy = {"type": "proxy"}
+    assert whole["devices"] == {
+        "bind-data": {"type": "disk", "source": "/srv/data", "path": "/elsewhere", "shift": True},
+        "bind-srv": {
+            "type": "disk", "source": "/srv", "path": "/srv", "readonly": True, "shift": True
+        },
+        "dev-dev-ttyUSB0": {"type": "unix-char", "source": "/dev/ttyUSB0", "path": "/dev/ttyUSB0"},
+        "eth0": nic | {
+            "name": "eth0", "nictype": "bridged", "parent": "br0", "hwaddr": "de:b7:73:01:10:90"
+        },
+        "eth7": nic | {"name": "eth7", "nictype": "physical", "parent": "eth7"},
+        "gpu": {"type": "gpu"},
+        "mv-eth8": nic | {"name": "mv-eth8", "nictype": "macvlan", "parent": "eth8"},
+        "port-tcp-22": proxy | {"listen": "tcp:0.0.0.0:22", "connect": "tcp:127.0.0.1:22"},
+        "port-udp-5300": proxy | {"listen": "udp:0.0.0.0:5300", "connect": "udp:127.0.0.1:53"},
+        "ve1": nic | {"name": "ve1", "nictype": "p2p"},
+        "ve2": nic | {"name": "ve2", "nictype": "bridged", "parent": "br1"},
+    }  # fmt: skip
+    privileged = found["privileged"]
+    assert privileged["config"]["security.privileged"] is True
+    assert "shift" not in privileged["devices"]["bind-data"]
+    assert privileged["devices"]["eth0"]["network"] == "incusbr0"
+    assert found["same"]["config"]["raw.idmap"] == "both 0-65535 0-65535"
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(everything["etc"]["inx/instances.json"]))
+    assert len(read(str(path)).instances) == 3, "the program reads what the module writes"
+
+
+def test_what_is_dropped_goes_only_if_asked_for(evaluate: Any) -> None:
+    assert evaluate("dropped")["etc"]["inx/instances.json"]["dropped"] == "delete"
+
+
+def test_what_is_wrong_with_a_container_is_told_with_its_name(evaluate: Any) -> None:
+    messages = evaluate("wrong-containers")["wrong"]
+    assert len(messages) == len(WRONG_CONTAINERS)
+    for name, told in WRONG_CONTAINERS.items():
+        (message,) = [m for m in messages if m.startswith(f"virtualisation.inx.containers.{name}:")]
+        assert told in message
+
+
+def test_a_word_of_nixos_that_has_none_here_is_told(evaluate: Any) -> None:
+    messages = evaluate("wrong-words")["wrong"]
+    assert len(messages) == len(OTHERWISE)
+    for option, told in OTHERWISE.items():
+        (message,) = [m for m in messages if f"`{option}'" in m]
+        assert message.startswith("virtualisation.inx.containers.web: ") and told in message
+
+
+# --- Containers -------------------------------------------------------------------------------
+
+
+def test_a_container_is_at_home(evaluate: Any) -> None:
+    inside = evaluate("inside")
+    assert inside["wrong"] == [] and inside["isContainer"] is True
+    assert inside["nix"]["settings"]["store"] == "daemon"
+    assert not inside["nix"]["gc"] and not inside["nix"]["optimise"]
+    assert inside["services"]["nix-daemon"]["enable"] is False
+    assert inside["sockets"]["nix-daemon"]["enable"] is False
+    assert inside["services"]["console-getty"]["enable"] is True
+    assert inside["packages"] == [{"name": "distrobuilder-generator"}]
+    assert inside["hostName"] == "" and inside["useNetworkd"] and not inside["useDHCP"]
+    (network,) = inside["networks"].values()
+    assert network["matchConfig"] == {"Name": "eth0"}
+    assert network["networkConfig"] == {"DHCP": "yes", "KeepConfiguration": "static"}
+    assert inside["waits"] is True
+
+
+def test_what_a_configuration_has_for_other_machines_does_no_harm(evaluate: Any) -> None:
+    inside = evaluate("inside-of-one-with-habits")
+    assert inside["hostName"] == "fixed" and inside["networks"] == {} and not inside["waits"]
+    assert not inside["nix"]["gc"] and not inside["nix"]["optimise"]
+    assert inside["services"]["nix-daemon"]["enable"] is False
+    users = [line for line in inside["tmpfiles"] if "alice" in line]
+    assert users == [
+        "d /nix/var/nix/profiles/per-user/alice 0755 alice root -",
+        "d /nix/var/nix/gcroots/per-user/alice 0755 alice root -",
+    ]
+    assert not any("nginx" in line for line in inside["tmpfiles"])
+
+
+# --- Flake and package ------------------------------------------------------------------------
+
+
+def test_the_flake_has_all_outputs(host: Host, nixpkgs: str) -> None:
+    text = f"import {PROJECT}/tests/nix/outputs.nix {{ }}"
+    found = expression(host, text, "--read-write-mode", "-I", nixpkgs)
+    assert found["outputs"] == [
+        "checks", "devShells", "formatter", "nixosModules", "overlays", "packages", "templates"
+    ]  # fmt: skip
+    assert found["modules"] == {
+        "container": "container.nix", "default": "host.nix", "host": "host.nix"
+    }  # fmt: skip
+    assert found["template"] is True
+    assert found["checks"]["by-hand"] == {"name": "inx-by-hand", "nodes": ["host"]}
+    assert found["checks"]["declared"] == {"name": "inx-declared", "nodes": ["host"]}
+    package = found["package"]
+    assert package["pname"] == "inx"
+    assert package["dependencies"] == [
+        "click", "h11", "inotify-simple", "logging-journald", "pyroute2", "pyyaml", "websockets"
+    ]  # fmt: skip
+    assert package["files"] == [
+        "LICENSE", "README.md", "hooks", "inx_sidecar", "profiles", "pyproject.toml", "systemd"
+    ]  # fmt: skip

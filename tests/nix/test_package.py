@@ -1,0 +1,128 @@
+"""One list of files: pip and the NixOS package install the same, and what is there works."""
+
+import json
+import re
+
+import pytest
+from disposable import REPO, Host, project_files
+
+pytestmark = pytest.mark.nixos
+
+PREFIX = "/root/from-sdist"
+SHARED = ("hooks/", "profiles/", "systemd/")
+# What nixpkgs brings along, as far as nix/package.nix uses it.
+PACKAGE = """
+let
+  python = name: { inherit name; };
+  lib = {
+    importTOML = path: builtins.fromTOML (builtins.readFile path);
+    fileset.toSource = source: source;
+    fileset.unions = files: files;
+    head = builtins.head;
+    toLower = name: name;
+    licenses.mit = "MIT";
+    platforms.linux = [ ];
+  };
+in
+import /root/inx/nix/package.nix {
+  inherit lib;
+  coreutils = "/usr";
+  python3 = {
+    interpreter = "/usr/bin/python3";
+    sitePackages = "SITE";
+    pkgs = {
+      buildPythonApplication = arguments: arguments.postInstall;
+      hatchling = "hatchling";
+    };
+  };
+}
+"""
+# As in nixpkgs' stdenv, for the one option that is used.
+SUBSTITUTE = r"""
+substituteInPlace() {
+    file=$1; shift
+    while [ $# -gt 0 ]; do
+        [ "$1" = --replace-fail ] || { echo "unknown option $1"; exit 1; }
+        grep -qF -- "$2" "$file" || { echo "$file has no $2"; exit 1; }
+        FROM=$2 TO=$3 python3 -c 'import os, sys
+text = open(sys.argv[1]).read()
+open(sys.argv[1], "w").write(text.replace(os.environ["FROM"], os.environ["TO"]))' "$file"
+        shift 3
+    done
+}
+"""
+
+
+def shared() -> list[str]:
+    return [name for name in project_files() if name.startswith(SHARED)]
+
+
+@pytest.fixture(scope="module")
+def site_packages(host: Host) -> str:
+    """Of an environment that pip made from a source distribution, without any network."""
+    script = """
+        rm -rf "$PREFIX" /root/dist /root/hatch
+        offline="--quiet --no-index --find-links /root/wheels"
+        python3 -m venv /root/hatch
+        /root/hatch/bin/pip install $offline hatchling
+        (cd /root/inx; /root/hatch/bin/hatchling build -t sdist -d /root/dist >/dev/null)
+        python3 -m venv "$PREFIX"
+        "$PREFIX/bin/pip" install $offline /root/dist/inx-*.tar.gz
+        cd "$PREFIX"; echo lib/python3.*/site-packages
+    """
+    return host.sh(script, env={"PREFIX": PREFIX}).stdout.strip()
+
+
+def test_pip_installs_hooks_profile_and_units_from_an_sdist(host: Host, site_packages: str) -> None:
+    found = host.run(["find", f"{PREFIX}/share/inx", "-type", "f", "-printf", "%P\n"]).stdout
+    assert sorted(found.split()) == shared()
+    for name in shared():
+        assert host.run(["cat", f"{PREFIX}/share/inx/{name}"]).stdout == (REPO / name).read_text()
+    modules = host.run(["ls", f"{PREFIX}/{site_packages}/inx_sidecar"]).stdout.split()
+    assert {path.name for path in (REPO / "inx_sidecar").iterdir() if path.is_file()} <= set(
+        modules
+    )
+    said = host.run([f"{PREFIX}/bin/inx-sidecar", "--version"]).stdout
+    assert said == "inx-sidecar, version 0.1.0\n"
+
+
+def test_the_script_installs_every_unit_and_takes_it_away() -> None:
+    units = {name.removeprefix("systemd/") for name in shared() if name.startswith("systemd/")}
+    text = (REPO / "install").read_text()
+    (listed,) = re.findall(r'^units="((?:.|\\\n)*?)"', text, re.MULTILINE)
+    configurations = {"inx.sysusers.conf", "inx.tmpfiles.conf"}
+    assert set(listed.replace("\\\n", "").split()) == units - configurations
+    assert all(f"systemd/{name}" in text for name in configurations)
+    enabled = {name for name in units if "\n[Install]\n" in (REPO / "systemd" / name).read_text()}
+    stopped = text[text.index("systemctl disable") : text.index("systemctl stop")]
+    assert all(name in stopped for name in enabled)
+
+
+def test_the_package_of_nixos_is_the_same_with_paths_of_its_own(
+    host: Host, site_packages: str
+) -> None:
+    """What nixpkgs does after pip is done here to what pip installed."""
+    argv = ["nix-instantiate", "--eval", "--strict", "--json", "--expr"]
+    script = json.loads(host.run([*argv, PACKAGE.replace("SITE", site_packages)]).stdout)
+    host.sh(f"out={PREFIX}\n{SUBSTITUTE}\n{script}")
+    host.sh('! grep -rn /opt/inx "$P/share/inx/hooks" "$P/lib/systemd"', env={"P": PREFIX})
+    units = host.run(["find", f"{PREFIX}/lib/systemd/system", "-type", "f", "-printf", "%f\n"])
+    wanted = {name.removeprefix("systemd/") for name in shared() if name.startswith("systemd/")}
+    assert set(units.stdout.split()) == {name for name in wanted if not name.endswith(".conf")}
+    for kind in "sysusers", "tmpfiles":
+        text = host.run(["cat", f"{PREFIX}/lib/{kind}.d/inx.conf"]).stdout
+        assert text == (REPO / f"systemd/inx.{kind}.conf").read_text()
+    services = [f"{PREFIX}/lib/systemd/system/{name}" for name in sorted(wanted) if "@" not in name]
+    services = [path for path in services if path.endswith(".service")]
+    said = host.run(["systemd-analyze", "verify", "--recursive-errors=no", *services])
+    assert PREFIX not in said.stderr, said.stderr
+
+    # A hook finds the sidecar, which says what it thinks of an instance that is not there.
+    facts = {"LXC_NAME": "none", "LXC_ROOTFS_PATH": "/srv/none/rootfs", "PYTHONPATH": "/srv"}
+    facts |= {"LXC_CONFIG_FILE": "/srv/none/lxc.conf"}
+    for hook, status in ("pre-start", 22), ("start-host", 27), ("stop", 0):
+        path = f"{PREFIX}/share/inx/hooks/{hook}"
+        assert host.run([path], env=facts, check=False).returncode == status, hook
+    assert host.run(["head", "-1", f"{PREFIX}/share/inx/hooks/init"]).stdout == (
+        "#!/dev/.inx/busybox sh\n"
+    )

@@ -869,6 +869,9 @@ def test_nothing_is_lost_while_instances_register_and_collections_run_without_pa
     # A collection that waits for one sidecar after the other takes its time.
     assert set(figures["collections"]) == kinds or kill_after
     assert sum(figures["collections"].values()) > 5
-    # Nix's own: its server of new roots can end the collection (NixOS/nix#15962).
-    assert [text for text in figures["failed"] if "terminate called" not in text] == []
+    # Nix's own: its server of new roots can end the collection (NixOS/nix#15962), and where a
+    # daemon collects, its client hears of that only that it is gone.
+    crashed = "terminate called" in journal(host, "nix-daemon", since)
+    own = ["terminate called", *(["daemon disconnected unexpectedly"] if crashed else [])]
+    assert [text for text in figures["failed"] if not any(end in text for end in own)] == []
     assert (figures["kills"] > 3) == bool(kill_after)

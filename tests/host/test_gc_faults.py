@@ -101,7 +101,7 @@ FAULTS = {
 
 # Each tells of a comparison of its own or of another's, also if the next one begins right then.
 SYNC_AT_ONCE = f"""
-    for n in 1 2 3 4; do ({shlex.join(SYNC)} >/dev/null 2>&1; echo $?) & done
+    for n in 1 2 3 4; do ({shlex.join(SYNC)} >/dev/null 2>&1 || echo $?) & done
     wait
 """
 

@@ -44,7 +44,9 @@ let
           default = name;
           description = "Where it is mounted inside.";
         };
-        hostPath = optional types.str "/home/alice" "What is mounted; {option}`mountPoint` on the host if null.";
+        hostPath =
+          optional types.str "/home/alice"
+            "What is mounted; {option}`mountPoint` on the host if null.";
         isReadOnly = mkOption {
           type = types.bool;
           default = true;
@@ -339,7 +341,8 @@ let
             message = "settings.\"raw.lxc\" would replace the hooks; add lines by the option lxc.";
           }
           {
-            assertion = config.hostBridge == null || (config.hostAddress == null && config.hostAddress6 == null);
+            assertion =
+              config.hostBridge == null || (config.hostAddress == null && config.hostAddress6 == null);
             message = "hostAddress is the host's end of a wire to it alone; on the bridge ${toString config.hostBridge} the host has its own.";
           }
         ];

@@ -29,7 +29,8 @@ let
     in
     {
       devices =
-        lib.optionalAttrs (interface != "eth0" || private || wire.hostBridge != null || wire.localMacAddress != null)
+        lib.optionalAttrs
+          (interface != "eth0" || private || wire.hostBridge != null || wire.localMacAddress != null)
           {
             ${interface} = given (
               {
@@ -55,7 +56,9 @@ let
   device =
     prefix: make: value:
     lib.nameValuePair "${prefix}${flat (toString value)}" (make value);
-  devicesOf = prefix: make: values: lib.listToAttrs (map (device prefix make) values);
+  devicesOf =
+    prefix: make: values:
+    lib.listToAttrs (map (device prefix make) values);
 
   bindMounts = lib.mapAttrs' (
     _: mount:

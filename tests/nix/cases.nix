@@ -4,7 +4,8 @@ let
   enabled = {
     virtualisation.inx.enable = true;
   };
-  containers = containers: lib.recursiveUpdate enabled { virtualisation.inx = { inherit containers; }; };
+  containers =
+    containers: lib.recursiveUpdate enabled { virtualisation.inx = { inherit containers; }; };
 in
 {
   nothing = { };

@@ -8,9 +8,15 @@ let
     sitePackages = "lib/python3/site-packages";
     # Whatever is asked for is there, under its own name.
     pkgs =
-      lib.genAttrs [ "click" "h11" "inotify-simple" "logging-journald" "pyroute2" "pyyaml" "websockets" ] (
-        name: name
-      )
+      lib.genAttrs [
+        "click"
+        "h11"
+        "inotify-simple"
+        "logging-journald"
+        "pyroute2"
+        "pyyaml"
+        "websockets"
+      ] (name: name)
       // {
         buildPythonApplication = arguments: arguments;
         hatchling = "hatchling";

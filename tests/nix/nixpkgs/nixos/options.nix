@@ -91,9 +91,7 @@ in
         name = "incus-lts";
         version = "6.0.6";
       };
-      preseed = option (types.nullOr (
-        types.submodule { freeformType = yaml; }
-      )) null;
+      preseed = option (types.nullOr (types.submodule { freeformType = yaml; })) null;
     };
   };
 }

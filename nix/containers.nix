@@ -104,11 +104,15 @@ let
       ...
     }:
     let
-      sources = lib.filter (source: config.${source} != null) [
+      given = lib.filter (source: config.${source} != null) [
         "system"
         "flake"
         "file"
       ];
+      # A configuration is one as the system that it becomes.
+      sources = map (
+        source: if source == "system" && options.config.isDefined then "config" else source
+      ) given;
     in
     {
       imports = otherwise ++ [ (lib.mkAliasOptionModule [ "path" ] [ "system" ]) ];

@@ -240,3 +240,49 @@ def test_an_instance_sees_nothing_of_the_others(incus: Incus) -> None:
     assert other not in seen and "sidecar.sock" not in seen
     files = incus.sh(names[0], "ls -A /dev/.inx /nix/var/nix/daemon-socket").stdout.split("\n\n")
     assert [part.split()[1:] for part in files] == [["busybox", "init", "ready"], ["socket"]]
+
+
+AFAR = """
+    nix="nix --extra-experimental-features nix-command" other="local?root=/srv/other"
+    busybox=$(readlink /nix/var/nix/gcroots/inx-example/busybox)
+    $nix copy --no-check-sigs --to "$other" "$busybox"
+    drv=$(nix-instantiate --store "$other" -E "derivation {
+        name = \\"$NAME\\"; system = \\"$(uname -m)-linux\\";
+        builder = builtins.appendContext \\"$busybox/bin/sh\\" { \\"$busybox\\".path = true; };
+        args = [ \\"-c\\" \\"echo afar >\\$out\\" ];
+    }")
+    out=$(nix-store --store "$other" --realise "$drv")
+    $nix copy --from "$other" --to file:///srv/cache "$out"
+    $nix copy --from "$other" --to file:///srv/cache --derivation "$drv"
+    echo "$drv $out"
+"""
+
+
+def test_what_is_copied_in_needs_a_signature_and_what_is_built_there_none(
+    incus: Incus, host: Host
+) -> None:
+    """As README.md says of `nixos-rebuild --target-host` with and without `--build-host`."""
+    name = launch(incus)
+    drv, out = host.sh(AFAR, env={"NAME": f"{name}-afar"}).stdout.split()
+    try:
+        incus("file", "push", "-r", "-q", "/srv/cache", f"{name}/")
+        nix = ["nix", "--extra-experimental-features", "nix-command"]
+        refused = bare(incus, name, *nix, "copy", "--from", "file:///cache", out, check=False)
+        assert refused.returncode != 0 and "lacks a signature by a trusted key" in refused.stderr
+        assert host.run(["test", "-e", out], check=False).returncode != 0
+        bare(incus, name, *nix, "copy", "--from", "file:///cache", "--derivation", drv)
+        bare(incus, name, "nix-store", "--realise", "--add-root", "/root/result", drv)
+        incus.sh(name, "[ $(cat /root/result) = afar ]")
+    finally:
+        host.sh("chmod -R u+w /srv/other; rm -rf /srv/other /srv/cache")
+
+
+def test_who_may_use_nix_on_the_host_is_no_matter_inside(incus: Incus, host: Host) -> None:
+    """Users inside are none of the host's, so that they are in no list of those."""
+    host.sh("cp /etc/nix/nix.conf /root/nix.conf; echo allowed-users = root >>/etc/nix/nix.conf")
+    try:
+        name = launch(incus)
+        bare(incus, name, "nix-build", "/etc/probe", "-o", "/home/person/result", user=True)
+        bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/result")
+    finally:
+        host.sh("mv /root/nix.conf /etc/nix/nix.conf")

@@ -27,7 +27,8 @@ def commands(section: str) -> list[str]:
 def test_no_block_of_commands_is_forgotten() -> None:
     sections = (
         "Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Updates", "Network",
-        "Garbage collection", "Isolated store", "Moving over", "Uninstall",
+        "Garbage collection", "Isolated store", "Declared containers", "Secrets", "Moving over",
+        "Uninstall",
     )  # fmt: skip
     text = (REPO / "README.md").read_text()
     assert text.count("```sh\n") == len(sections)
@@ -127,6 +128,38 @@ def test_what_an_isolated_container_sees(incus: Incus, host: Host) -> None:
     assert added.endswith("-hosts")
     digest = host.run(["sha256sum", "/etc/hosts"]).stdout.split()[0]
     incus.sh("vault", f"sha256sum /nix/store/{added} | grep -q {digest}")
+
+
+@pytest.mark.nixos
+def test_how_to_declare(incus: Incus, host: Host) -> None:
+    incus.adopt("web")
+    said = host.sh("\n".join(commands("Declared containers"))).stdout
+    assert said == "web: created\nweb: started\n"
+    host.run(["rm", "/etc/inx/instances.json"])
+    incus.wait_ready("web")
+
+
+@pytest.mark.nixos
+def test_how_secrets_come_in(incus: Incus, host: Host) -> None:
+    """Both are there when the first activation begins."""
+    incus.adopt("web")
+    host.sh(
+        """
+        echo a key >/etc/ssh/web_host_key
+        mkdir -p /srv/secrets; mount -t tmpfs none /srv/secrets
+        echo a token >/srv/secrets/token; chmod 600 /srv/secrets/token
+        """
+    )
+    try:
+        host.sh("\n".join(commands("Secrets")))
+        incus.wait_ready("web")
+        incus.sh("web", '[ "$(cat /etc/ssh/ssh_host_ed25519_key)" = "a key" ]')
+        incus.sh("web", "[ $(stat -c %u:%g:%a /etc/ssh/ssh_host_ed25519_key) = 0:0:600 ]")
+        incus.sh("web", '[ "$(cat /secrets/token)" = "a token" ]; ! touch /secrets/x')
+        incus.sh("web", "[ $(stat -c %u:%g:%a /secrets/token) = 0:0:600 ]")
+    finally:
+        incus("delete", "-f", "web", check=False)
+        host.sh("umount --lazy /srv/secrets; rm /etc/ssh/web_host_key")
 
 
 def test_the_first_example_of_the_page(incus: Incus, host: Host) -> None:

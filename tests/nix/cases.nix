@@ -175,6 +175,10 @@ in
       flake = "/etc/nixos";
       system = "/srv/system";
     };
+    two-kinds = {
+      config = { };
+      file = "/srv/web.nix";
+    };
     attr.attr = "web";
     hooks.settings."raw.lxc" = "lxc.cap.drop = sys_chroot";
     isolated = {

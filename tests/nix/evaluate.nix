@@ -1,10 +1,11 @@
-# What the modules make of one of the configurations in cases.nix, as far as it can be looked at without NixOS.
+# What the modules make of a configuration, one of cases.nix by its name unless given, as far as it
+# can be looked at without NixOS.
 {
   name,
   lib ? import <nixpkgs/lib>,
+  case ? (import ./cases.nix { inherit lib; }).${name},
 }:
 let
-  case = (import ./cases.nix { inherit lib; }).${name};
   pkgs = import ./nixpkgs/nixos/pkgs.nix { inherit lib; };
 
   evaluated =

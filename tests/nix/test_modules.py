@@ -38,6 +38,7 @@ WRONG_HOST = [
 WRONG_CONTAINERS = {
     "under_score": "the name of an instance has letters, digits and '-' alone",
     "two-sources": "set one of system, flake alone.",
+    "two-kinds": "set one of config, file alone.",
     "attr": "attr goes with file",
     "hooks": "would replace the hooks; add lines by the option lxc.",
     "isolated": "a Nix daemon shows every path of the store.",
@@ -75,8 +76,9 @@ def nixpkgs(host: Host) -> str:
 def evaluate(host: Host, nixpkgs: str) -> Any:
     """What a configuration of cases.nix gives."""
 
-    def evaluated(name: str) -> dict[str, Any]:
-        text = f'import {PROJECT}/tests/nix/evaluate.nix {{ name = "{name}"; }}'
+    def evaluated(name: str, case: str = "") -> dict[str, Any]:
+        given = f"case = {case};" if case else ""
+        text = f'import {PROJECT}/tests/nix/evaluate.nix {{ name = "{name}"; {given} }}'
         return dict(expression(host, text, "-I", nixpkgs))
 
     return evaluated
@@ -116,6 +118,18 @@ def test_the_settings_are_those_of_all_hosts(host: Host) -> None:
         (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", readme, re.MULTILINE)
         told = " ".join(option["description"].lower().split()).rstrip(".")
         assert row.lower().startswith(told), name
+
+
+def test_the_page_shows_nix_that_can_be_read(host: Host) -> None:
+    assert len(blocks()) == 3
+    for block in blocks():
+        host.run(["nix-instantiate", "--parse", "-"], input=f"{{ inx }}: {block}")
+
+
+def blocks() -> list[str]:
+    """What README.md shows: a flake, a container and a host that declares two."""
+    text = (REPO / "README.md").read_text()
+    return re.findall(r"^```nix\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 # --- Hosts ------------------------------------------------------------------------------------
@@ -267,6 +281,21 @@ def test_every_option_has_its_word_in_incus(evaluate: Any, tmp_path: Path) -> No
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(everything["etc"]["inx/instances.json"]))
     assert len(read(str(path)).instances) == 3, "the program reads what the module writes"
+
+
+def test_what_the_page_shows_is_so(evaluate: Any) -> None:
+    _, container, declared = blocks()
+    inside = evaluate("inside", f"let inx.nixosModules.container = {{ }}; in {container}")
+    assert inside["wrong"] == []
+    enabled = f"{{ imports = [ ({declared}) {{ virtualisation.inx.enable = true; }} ]; }}"
+    found = evaluate("page", enabled)
+    assert found["wrong"] == []
+    web, db = (instances(found)[name] for name in ("web", "db"))
+    assert set(web["devices"]) == {"bind-data", "port-tcp-8080"} and web["start"]
+    assert "nixos-system" in web["config"]["user.inx.system"]
+    assert db["devices"]["backup"]["path"] == "/backup"
+    assert db["config"]["user.inx.store"] == "isolated"
+    assert db["config"]["user.inx.net.eth0.gateway"] == "10.231.136.1"
 
 
 def test_what_is_dropped_goes_only_if_asked_for(evaluate: Any) -> None:

@@ -32,6 +32,7 @@ in
     environment.systemPackages = option (types.listOf types.unspecified) [ ];
 
     networking = {
+      firewall.allowedTCPPorts = option (types.listOf types.port) [ ];
       firewall.enable = option types.bool true;
       firewall.interfaces = option any { };
       hostName = option types.str "nixos";
@@ -61,7 +62,10 @@ in
 
     programs.ssh.package = option types.unspecified { name = "openssh"; };
 
+    services = option any { };
+
     system.build.toplevel = option types.unspecified null;
+    system.stateVersion = option types.str "26.05";
 
     systemd = {
       network.networks = option units { };

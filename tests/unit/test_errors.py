@@ -9,7 +9,7 @@ import pytest
 from disposable import REPO
 
 import inx_sidecar
-from inx_sidecar import config, hook, status
+from inx_sidecar import config, declared, hook, status
 from inx_sidecar.errors import InxError, UnreachableError, one_line
 from inx_sidecar.settings import Settings
 
@@ -48,7 +48,7 @@ def test_the_readme_lists_the_statuses() -> None:
 
 def test_the_readme_lists_the_keys() -> None:
     listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", README, re.MULTILINE)
-    assert sorted(listed) == sorted([*config._KEYS, *status._KEYS])
+    assert sorted(listed) == sorted([*config._KEYS, *status._KEYS, declared.MARK])
 
 
 def test_the_readme_lists_the_settings() -> None:

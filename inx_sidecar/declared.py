@@ -1,35 +1,80 @@
 """Instances that the configuration of the host declares: what the file says, and what follows.
 
-Whether an instance is a declared one stands in itself, in `user.inx.declared`: its own name, so
-that a copy is none, and which keys and devices were declared last, so that those that no longer
-are can be taken back. All else stays as somebody set it.
+Whether an instance is a declared one stands in itself, in `user.inx.declared`: its own name and
+project and this host, so that a copy is none, and which keys and devices were declared last, so
+that those that no longer are can be taken back. All else stays as somebody set it.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from inx_sidecar import paths
 from inx_sidecar.errors import ConfigError, shown
 
 MARK: Final = "user.inx.declared"
+PROTECTED: Final = "security.protection.delete is set; unset that to have it deleted"
 # What may be sent to change an instance, besides its configuration (shared/api, InstancePut).
 SETTABLE: Final = ("architecture", "description", "devices", "ephemeral", "profiles")
 _VERSION: Final = 1
+_MARK_MAX: Final = 1 << 16
 # Incus' own rule for names (shared/validate, IsHostname), and for projects no "/" or blanks.
-_NAME: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _PROJECT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_VOLATILE: Final = "volatile."
 # What Incus and the sidecar write, and what says that it is declared.
 _NOT_TO_DECLARE: Final = re.compile(r"volatile\..*|user\.inx\.(status.*|declared)")
 
 _Devices = Mapping[str, Mapping[str, str]]
 
 
+def this_host() -> str:
+    """What tells this host from others, and nobody who it is (machine-id(5))."""
+    try:
+        with open(paths.MACHINE_ID) as file:
+            identity = file.read().strip()
+    except OSError:
+        identity = ""
+    return hashlib.sha256(f"inx declared {identity}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an instance bears that is a declared one; `complete` once it was made as declared."""
+
+    name: str
+    project: str
+    host: str
+    config: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    complete: bool = True
+
+    @classmethod
+    def of(cls, present: Mapping[str, Any], host: str) -> Self | None:
+        """None if it was made by hand, or copied from a declared one.
+
+        Its name alone, written by somebody, gives an instance over to the declaration.
+        """
+        name, project = present["name"], present["project"]
+        text = (present["config"] or {}).get(MARK, "")
+        if text == name:
+            return cls(name, project, host, complete=False)
+        try:
+            said = json.loads(text if len(text) <= _MARK_MAX else "")
+            lists = frozenset(said["config"]), frozenset(said["devices"])
+            mark = cls(said["name"], said["project"], said["host"], *lists)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return mark if (mark.name, mark.project, mark.host) == (name, project, host) else None
+
+
 @dataclass(frozen=True)
 class Declared:
     """One instance as it is to be; `start` it if it does not run, and `restart` it where a device
-    of it cannot be changed otherwise."""
+    of it cannot be changed otherwise. `host` is where it is declared."""
 
     name: str
     project: str = "default"
@@ -38,15 +83,24 @@ class Declared:
     ephemeral: bool = False
     start: bool = False
     restart: bool = True
-    config: Mapping[str, str] = field(default_factory=dict)
-    devices: _Devices = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict, hash=False)
+    devices: _Devices = field(default_factory=dict, hash=False)
+    host: str = field(default_factory=this_host)
+
+    def __str__(self) -> str:
+        return self.name if self.project == "default" else f"{self.project}/{self.name}"
 
     @property
     def mark(self) -> str:
-        return json.dumps(
-            {"name": self.name, "config": sorted(self.config), "devices": sorted(self.devices)},
-            separators=(",", ":"),
-        )
+        told = {
+            "name": self.name, "project": self.project, "host": self.host,
+            "config": sorted(self.config), "devices": sorted(self.devices),
+        }  # fmt: skip
+        return json.dumps(told, separators=(",", ":"))
+
+    def owns(self, present: Mapping[str, Any]) -> bool:
+        """Whether the instance of this name is the declared one."""
+        return Mark.of(present, self.host) is not None
 
     def new(self) -> dict[str, Any]:
         """What Incus is sent to create it (InstancesPost)."""
@@ -60,7 +114,7 @@ class Declared:
     def changed(self, present: Mapping[str, Any]) -> dict[str, Any] | None:
         """What Incus is sent to make the instance `present` as declared (InstancePut); None if
         nothing has to be sent."""
-        former = Mark.of(present) or Mark(self.name)
+        former = Mark.of(present, self.host) or Mark(self.name, self.project, self.host)
         config = {k: v for k, v in present["config"].items() if k not in former.config}
         devices = {k: v for k, v in present["devices"].items() if k not in former.devices}
         wanted = {
@@ -74,77 +128,55 @@ class Declared:
         return None if all(present[key] == value for key, value in wanted.items()) else wanted
 
 
-@dataclass(frozen=True)
-class Mark:
-    """What an instance bears that is a declared one."""
+def without_volatile(instance: Mapping[str, Any]) -> dict[str, Any]:
+    """`instance` without what Incus itself notes in its configuration."""
+    config = {k: v for k, v in instance["config"].items() if not k.startswith(_VOLATILE)}
+    return {**instance, "config": config}
 
-    name: str
-    config: frozenset[str] = frozenset()
-    devices: frozenset[str] = frozenset()
 
-    @classmethod
-    def of(cls, present: Mapping[str, Any]) -> Self | None:
-        """None if it was made by hand, or copied from a declared one.
-
-        Its name alone, written by somebody, gives an instance over to the declaration.
-        """
-        text = present["config"].get(MARK, "")
-        if text == present["name"]:
-            return cls(text)
-        try:
-            said = json.loads(text)
-            mark = cls(said["name"], frozenset(said["config"]), frozenset(said["devices"]))
-        except (ValueError, KeyError, TypeError):
-            return None
-        return mark if mark.name == present["name"] else None
+def is_protected(present: Mapping[str, Any]) -> bool:
+    text = present["expanded_config"].get("security.protection.delete", "")
+    return text.lower() in ("true", "1", "yes", "on")
 
 
 @dataclass(frozen=True)
-class Create:
+class Step:
+    """Something to be done with `declared`, which need not be declared any more."""
+
     declared: Declared
 
+    verb = ""
+    done = ""
+
     def describe(self) -> str:
-        return f"{self.declared.name}: created"
+        return f"{self.declared}: {self.done}"
+
+
+class Create(Step):
+    verb, done = "create", "created"
+
+
+class Change(Step):
+    verb, done = "change", "changed"
+
+
+class Start(Step):
+    verb, done = "start", "started"
+
+
+class Delete(Step):
+    verb, done = "delete", "deleted, as it is no longer declared"
 
 
 @dataclass(frozen=True)
-class Change:
-    declared: Declared
+class Leave(Step):
+    """Nothing is done; the operator is told `why`, and to do something if it is `wrong`."""
 
-    def describe(self) -> str:
-        return f"{self.declared.name}: changed"
-
-
-@dataclass(frozen=True)
-class Start:
-    declared: Declared
-
-    def describe(self) -> str:
-        return f"{self.declared.name}: started"
-
-
-@dataclass(frozen=True)
-class Delete:
-    name: str
-    project: str
-
-    def describe(self) -> str:
-        return f"{self.name}: deleted, as it is no longer declared"
-
-
-@dataclass(frozen=True)
-class Leave:
-    """Nothing is done; the operator is told."""
-
-    name: str
-    why: str
+    why: str = ""
     wrong: bool = False
 
     def describe(self) -> str:
-        return f"{self.name}: left as it is: {self.why}"
-
-
-Step = Create | Change | Start | Delete | Leave
+        return f"{self.declared}: left as it is: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -153,14 +185,16 @@ class Declaration:
 
     instances: tuple[Declared, ...]
     delete: bool = False
+    host: str = field(default_factory=this_host)
 
     def steps(self, present: Iterable[Mapping[str, Any]]) -> tuple[Step, ...]:
         """What it takes to have the instances of Incus, `present`, as declared.
 
-        What is changed or deleted may free an address or a port that another one takes.
+        What is deleted or changed may free an address or a port that another one takes.
         """
         found = {(api["project"], api["name"]): api for api in present}
         wanted = {(one.project, one.name): one for one in self.instances}
+        left: list[Step] = []
         changes: list[Step] = []
         creations: list[Step] = []
         starts: list[Step] = []
@@ -168,26 +202,35 @@ class Declaration:
             api = found.get(key)
             if api is None:
                 creations.append(Create(one))
-            elif Mark.of(api) is None:
-                changes.append(Leave(one.name, _foreign(one, api), wrong=True))
+            elif not one.owns(api):
+                left.append(Leave(one, _foreign(one, api), wrong=True))
                 continue
             elif one.changed(api) is not None:
                 changes.append(Change(one))
             if one.start and (api is None or api["status"] == "Stopped"):
                 starts.append(Start(one))
-        dropped = [found[key] for key in found if key not in wanted and Mark.of(found[key])]
-        gone: list[Step] = [
-            Delete(api["name"], api["project"])
-            if self.delete
-            else Leave(api["name"], "it is no longer declared")
-            for api in dropped
-        ]
-        return (*changes, *gone, *creations, *starts)
+        dropped = [self._drop(api) for key, api in found.items() if key not in wanted]
+        gone = [step for step in dropped if isinstance(step, Delete)]
+        left += [step for step in dropped if isinstance(step, Leave)]
+        return (*left, *gone, *changes, *creations, *starts)
+
+    def _drop(self, api: Mapping[str, Any]) -> Step | None:
+        """None if it is nothing to us."""
+        mark = Mark.of(api, self.host)
+        # One that was given over, but is not declared, was never ours.
+        if mark is None or not mark.complete:
+            return None
+        one = Declared(api["name"], api["project"], host=self.host)
+        if not self.delete:
+            return Leave(one, "it is no longer declared")
+        if is_protected(api):
+            return Leave(one, f"it is no longer declared, but {PROTECTED}", wrong=True)
+        return Delete(one)
 
 
 def _foreign(one: Declared, api: Mapping[str, Any]) -> str:
     if api["type"] != "container":
-        return f"it is declared, but an instance of this name is a {api['type']}"
+        return f"it is declared, but this name has a {api['type']}; delete or rename that"
     project = "" if one.project == "default" else f" --project {one.project}"
     return (
         "it is declared, but an instance of this name was made by hand; delete or rename that, or "
@@ -220,7 +263,7 @@ def read(path: str) -> Declaration:
 def _instance(path: str, number: int, one: object) -> Declared:
     name = one.get("name") if isinstance(one, dict) else None
     where = f"{path}: instance {shown(name) if isinstance(name, str) else number}"
-    given = _Table(where, one, set(Declared.__dataclass_fields__))
+    given = _Table(where, one, set(Declared.__dataclass_fields__) - {"host"})
     declared = Declared(
         name=given.take("name", str, None),
         project=given.take("project", str, Declared.project),
@@ -236,7 +279,7 @@ def _instance(path: str, number: int, one: object) -> Declared:
         },
     )
     if not _NAME.fullmatch(declared.name):
-        raise given.wrong("name", "allowed: letters, digits and '-', at most 63, a letter first")
+        raise given.wrong("name", "allowed: letters, digits and, between them, '-'; at most 63")
     if not _PROJECT.fullmatch(declared.project):
         raise given.wrong("project", "allowed: the name of a project")
     if not all(isinstance(profile, str) for profile in declared.profiles):

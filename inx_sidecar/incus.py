@@ -167,7 +167,8 @@ async def _request(
             request = h11.Request(method=method, target=url, headers=headers)
             raw, its = await _exchange(request, sent)
     except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
-        raise IncusError(f"Incus does not answer on {paths.INCUS_SOCKET}: {error}") from None
+        why = str(error) or f"not within {seconds:.0f} s"
+        raise IncusError(f"Incus does not answer on {paths.INCUS_SOCKET}: {why}") from None
     answer = json.loads(raw)
     if answer.get("type") == "error":
         raise IncusError(str(answer.get("error")), int(answer.get("error_code", 0)))

@@ -15,6 +15,7 @@ CONFIG = "/etc/inx/config.toml"
 HOOKS = "/etc/inx/hooks"
 PROFILE = "/etc/inx/profile.yaml"
 DECLARED = "/etc/inx/instances.json"
+MACHINE_ID = "/etc/machine-id"
 
 RUN = "/run/inx"
 SOCKET = "/run/inx/sidecar.sock"

@@ -325,8 +325,8 @@ let
 
         assertions = [
           {
-            assertion = builtins.match "[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?" name != null;
-            message = "the name of an instance has letters, digits and '-' alone, and begins with a letter.";
+            assertion = builtins.match "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?" name != null;
+            message = "the name of an instance has letters, digits and, between them, '-'; at most 63.";
           }
           {
             assertion = lib.length sources <= 1;

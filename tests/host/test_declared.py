@@ -282,7 +282,8 @@ def test_a_device_that_takes_a_restart_and_fails_leaves_what_ran(
     pid = incus.pid(name)
     incus.set(name, "user.mine=1")
     declaration.change(name, devices={"gpu": GPU}, restart=False)
-    assert "when instance is running; restart it yourself" in declaration.converge(31).stderr
+    said = declaration.converge(31).stderr
+    assert "when instance is running; run 'inx-sidecar converge' between 'incus stop " in said
     assert incus.pid(name) == pid
     declaration.change(name, restart=True)
     said = declaration.converge(31).stderr
@@ -294,6 +295,109 @@ def test_a_device_that_takes_a_restart_and_fails_leaves_what_ran(
     assert found["ephemeral"] == ephemeral
     declaration.change(name, devices={})
     declaration.says()
+
+
+def test_the_advice_for_a_device_that_takes_a_restart_leads_there(
+    declaration: Declaration,
+) -> None:
+    incus = declaration.incus
+    config = {"user.inx.system": "/srv/system"}
+    name = declaration.declare(incus.name(), config=config, start=False, restart=False)
+    declaration.converge()
+    incus.start(name)
+    incus.wait_ready(name)
+    declaration.change(name, devices={"gpu": GPU})
+    declaration.converge(31)
+    incus("stop", "-f", name)
+    declaration.says(f"{name}: changed")
+    assert set(incus.info(name)["devices"]) == {"gpu"}
+
+
+def test_what_a_refused_change_may_have_cost_is_told(declaration: Declaration) -> None:
+    incus = declaration.incus
+    disk = {"type": "disk", "source": "/srv/data", "path": "/data", "shift": "true"}
+    config = {"user.inx.system": "/srv/system"}
+    name = declaration.declare(incus.name(), config=config, devices={"data": disk})
+    declaration.converge()
+    incus.wait_ready(name)
+    declaration.change(name, devices={"data": {**disk, "propagation": "nonsense"}})
+    said = declaration.converge(31).stderr
+    assert said.endswith("; devices that it changes may be missing until it is restarted\n")
+    declaration.change(name, devices={"data": disk})
+    declaration.says()
+    incus.restart_into(name, generation=1)
+    incus.sh(name, "[ -e /data/file ]")
+
+
+def test_a_port_passes_from_one_to_the_other(declaration: Declaration) -> None:
+    incus = declaration.incus
+
+    def port(number: int) -> dict[str, Any]:
+        listen = f"tcp:127.0.0.1:{number}"
+        return {"web": {"type": "proxy", "listen": listen, "connect": "tcp:127.0.0.1:80"}}
+
+    config = {"user.inx.system": "/srv/system"}
+    a = declaration.declare(incus.name("a"), config=config, devices=port(8081))
+    b = declaration.declare(incus.name("b"), config=config, devices=port(8082))
+    declaration.converge()
+    for name in a, b:
+        incus.wait_ready(name)
+    declaration.change(a, devices=port(8082))
+    declaration.change(b, devices=port(8083))
+    declaration.says(f"{a}: changed", f"{b}: changed")
+
+
+def test_one_that_is_protected_runs_on(declaration: Declaration) -> None:
+    incus = declaration.incus
+    config = {"user.inx.system": "/srv/system"}
+    name = declaration.declare(incus.name(), config=config)
+    declaration.converge()
+    incus.wait_ready(name)
+    incus.set(name, "security.protection.delete=true")
+    pid = incus.pid(name)
+    declaration.drop(name)
+    declaration.document["dropped"] = "delete"
+    assert "security.protection.delete is set" in declaration.converge(31).stderr
+    assert incus.pid(name) == pid
+    incus("config", "unset", name, "security.protection.delete")
+    declaration.says(f"{name}: deleted, as it is no longer declared")
+
+
+def test_an_ephemeral_one_that_is_stopped_is_deleted_too(declaration: Declaration) -> None:
+    incus = declaration.incus
+    name = declaration.declare(incus.name(), ephemeral=True, start=False)
+    declaration.converge()
+    assert incus.state(name) == "STOPPED"
+    declaration.drop(name)
+    declaration.document["dropped"] = "delete"
+    declaration.says(f"{name}: deleted, as it is no longer declared")
+    assert incus.state(name) == ""
+
+
+def test_in_a_project_of_its_own(declaration: Declaration, host: Host) -> None:
+    """The profile is that project's; the same name elsewhere is another instance."""
+    incus, project = declaration.incus, "declared"
+    incus("project", "create", project, "-c", "features.images=false")
+    try:
+        profile = incus("profile", "show", "inx").stdout
+        incus("profile", "create", "inx", "--project", project, input=profile)
+        config = {"user.inx.system": "/srv/system"}
+        name = incus.adopt(incus.name(), project)
+        here = {"name": name, "project": project, "start": True, "config": config}
+        declaration.document["instances"].append(here)
+        by_hand = incus.init()
+        incus("config", "device", "add", by_hand, "eth0", "none")  # names are known on a network
+        declaration.says(f"{project}/{name}: created", f"{project}/{name}: started")
+        incus.wait_ready(name, project)
+        copied = incus.adopt(incus.name("copied"))
+        incus("copy", name, copied, "--project", project, "--target-project", "default")
+        declaration.document |= {"instances": [], "dropped": "delete"}
+        declaration.says(f"{project}/{name}: deleted, as it is no longer declared")
+        assert incus.state(by_hand) == incus.state(copied) == "STOPPED"
+    finally:
+        incus.clean_up()
+        incus("profile", "delete", "inx", "--project", project)
+        incus("project", "delete", project)
 
 
 RESTART = f"""
@@ -315,13 +419,24 @@ def test_a_restart_brings_the_change(declaration: Declaration, ephemeral: bool) 
     incus.wait_ready(name)
     pid = incus.pid(name)
     disk = {"type": "disk", "source": "/srv/data", "path": "/data", "shift": "true"}
+    incus.set(name, "user.mine=1")
     declaration.change(name, devices={"data": disk})
-    host.run(["sh", "-c", f"cat >{FILE}"], input=json.dumps(declaration.document))
-    host.run(["/opt/inx/bin/python", "-I", "-c", RESTART])
-    incus.wait_ready(name)
+
+    def restart() -> None:
+        host.run(["sh", "-c", f"cat >{FILE}"], input=json.dumps(declaration.document))
+        host.run(["/opt/inx/bin/python", "-I", "-c", RESTART])
+        incus.wait_ready(name)
+
+    restart()
     assert incus.pid(name) not in (0, pid)
-    incus.sh(name, "[ -e /data/file ]")
+    incus.sh(name, "[ -e /data/file ]; touch /root/written")
     declaration.says()
+    declaration.change(name, ephemeral=False, devices={})
+    restart()
+    declaration.says()
+    incus.sh(name, "[ ! -e /data/file ] && [ -e /root/written ]")
+    found = incus.info(name)
+    assert found["config"]["user.mine"] == "1" and not found["ephemeral"]
 
 
 def test_writes_of_others_meanwhile_are_kept(declaration: Declaration) -> None:

@@ -36,7 +36,7 @@ WRONG_HOST = [
     "give yours in virtualisation.incus.preseed another name, and use both.",
 ]
 WRONG_CONTAINERS = {
-    "under_score": "the name of an instance has letters, digits and '-' alone",
+    "under_score": "the name of an instance has letters, digits and, between them, '-'",
     "two-sources": "set one of system, flake alone.",
     "two-kinds": "set one of config, file alone.",
     "attr": "attr goes with file",

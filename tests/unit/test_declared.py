@@ -1,6 +1,7 @@
 """What a host declares is read strictly, and what follows leaves alone what others set."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def present(one: Declared, **more: Any) -> dict[str, Any]:
     new = one.new()
     shown = {key: new[key] for key in ("name", "type", "description", "profiles", "ephemeral")}
     shown |= {"config": dict(new["config"]), "devices": dict(new["devices"])}
-    return {"project": one.project, "architecture": "x86_64", "status": "Running", **shown, **more}
+    shown |= {"project": one.project, "architecture": "x86_64", "status": "Running", **more}
+    return {"expanded_config": shown["config"], **shown}
 
 
 def steps(*instances: Declared, found: tuple[dict[str, Any], ...], delete: bool = False) -> Any:
@@ -85,17 +87,22 @@ def test_what_was_declared_and_changed_by_hand_is_put_back(change: dict[str, Any
 def test_what_was_made_by_hand_or_copied_is_never_touched() -> None:
     by_hand = present(WEB, config={})
     copied = present(WEB, name="copied")
-    for found in by_hand, copied:
-        assert Mark.of(found) is None
-        (step,) = steps(WEB, found=(by_hand,), delete=True)
+    to_a_project = present(WEB, project="work")
+    from_another_host = present(replace(WEB, host="another"))
+    unknown = present(WEB, config=None)
+    for found in by_hand, copied, to_a_project, from_another_host, unknown:
+        assert Mark.of(found, WEB.host) is None
+        one = Declared(found["name"], found["project"])
+        (step,) = steps(one, found=(found,), delete=True)
         assert isinstance(step, Leave) and step.wrong
-        assert f"incus config set web {MARK}=web" in step.describe()
-    assert steps(found=(by_hand, copied), delete=True) == ()
+        assert f"incus config set {one.name} {MARK}={one.name}" in step.describe()
+        assert steps(found=(found,), delete=True) == ()
 
 
 def test_what_was_made_by_hand_can_be_given_over() -> None:
     given = present(WEB, config={MARK: "web", "limits.cpu": "1"}, devices={"own": {"type": "gpu"}})
     assert steps(WEB, found=(given,)) == (Change(WEB),)
+    assert steps(found=(given,), delete=True) == (), "it was never ours"
     changed = WEB.changed(given)
     assert changed is not None and changed["config"]["limits.cpu"] == "1"
     assert set(changed["devices"]) == {"own", "data"}
@@ -105,15 +112,17 @@ def test_what_is_no_longer_declared_is_left_or_deleted() -> None:
     found = (present(WEB),)
     (step,) = steps(found=found)
     assert isinstance(step, Leave) and not step.wrong
-    assert steps(found=found, delete=True) == (Delete("web", "default"),)
+    assert steps(found=found, delete=True) == (Delete(Declared("web")),)
+    protected = present(WEB, expanded_config={"security.protection.delete": "true"})
+    (step,) = steps(found=(protected,), delete=True)
+    assert isinstance(step, Leave) and step.wrong and "security.protection.delete" in step.why
 
 
 def test_the_same_name_in_another_project_is_another_instance() -> None:
     elsewhere = Declared("web", project="work")
-    assert steps(elsewhere, found=(present(WEB),)) == (
-        Leave("web", "it is no longer declared"),
-        Create(elsewhere),
-    )
+    left, created = steps(elsewhere, found=(present(WEB),))
+    assert left.describe() == "web: left as it is: it is no longer declared"
+    assert created == Create(elsewhere) and created.describe() == "work/web: created"
 
 
 def test_what_gives_up_a_port_comes_before_what_takes_it() -> None:
@@ -121,7 +130,7 @@ def test_what_gives_up_a_port_comes_before_what_takes_it() -> None:
     gone = Declared("c")
     found = (present(Declared("a")), present(gone))
     assert steps(created, changed, found=found, delete=True) == (
-        Change(changed), Delete("c", "default"), Create(created), Start(created)
+        Delete(Declared("c")), Change(changed), Create(created), Start(created)
     )  # fmt: skip
 
 
@@ -132,10 +141,17 @@ def test_a_virtual_machine_is_not_taken_for_a_container() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "webx", "{", "[]", "{}", '{"name":"web"}', '{"name":"web","config":1}', "null"]
-)
+    "text",
+    [
+        "", "webx", "{", "[]", "{}", "null", '{"name":"web"}', '{"name":"web","config":1}',
+        "[" * 5000, "[" * 100_000, WEB.mark.replace("web", "vault"), WEB.mark + "x",
+        WEB.mark.replace('"config":[', '"config":7,"other":['),
+    ],
+)  # fmt: skip
 def test_a_mark_that_is_none_of_ours_is_no_mark(text: str) -> None:
-    assert Mark.of({"name": "web", "config": {MARK: text}}) is None
+    found = {"name": "web", "project": "default", "config": {MARK: text}}
+    assert Mark.of(found, WEB.host) is None
+    assert Mark.of(found | {"config": {MARK: WEB.mark}}, WEB.host)
 
 
 def written(tmp_path: Path, document: object) -> str:
@@ -177,16 +193,18 @@ WRONG: dict[str, tuple[object, str]] = {
     "no object": ([], "allowed: an object"),
     "no version": ({}, "version is missing"),
     "another version": ({"version": 2}, "version is '2'; allowed: 1"),
-    "a truth value as version": ({"version": True}, "version"),
+    "a truth value as version": ({"version": True}, "version is 'true'; allowed: a number"),
     "an unknown key": ({"version": 1, "instance": []}, "unknown 'instance'; known are dropped"),
     "dropped": ({"version": 1, "dropped": "purge"}, "allowed: keep or delete"),
     "instances": ({"version": 1, "instances": {}}, "allowed: a list"),
     "an instance": ({"version": 1, "instances": ["web"]}, "instance 0 is '\"web\"'"),
     "no name": ({"version": 1, "instances": [{}]}, "name is missing"),
     "a name": ({"version": 1, "instances": [{"name": "../x"}]}, "allowed: letters"),
+    "a name that ends badly": ({"version": 1, "instances": [{"name": "a-"}]}, "between them, '-'"),
     "a long name": ({"version": 1, "instances": [{"name": "x" * 64}]}, "at most 63"),
     "twice": ({"version": 1, "instances": [{"name": "a"}] * 2}, "'a' is declared twice"),
-    "a project": (one(project="a/b"), "project"),
+    "a project": (one(project="a/b"), "allowed: the name of a project"),
+    "a host": (one(host="x"), "unknown 'host'"),
     "a profile": (one(profiles=[1]), "names of profiles"),
     "a truth value": (one(start="yes"), "start is '\"yes\"'; allowed: true or false"),
     "a value": (one(config={"a": []}), "config: 'a' is '[]'; allowed: a text"),

@@ -72,7 +72,9 @@ in
     );
     systemd.network.wait-online.enable = lib.mkDefault (cfg.dhcp != [ ]);
     # With a writable /sys, which Incus gives, networkd waits for udev to name its links; there is none in a container.
-    systemd.services.systemd-networkd.serviceConfig.BindReadOnlyPaths = [ "/sys" ];
+    systemd.services.systemd-networkd = lib.mkIf config.systemd.network.enable {
+      serviceConfig.BindReadOnlyPaths = [ "/sys" ];
+    };
 
     # For `incus console`.
     systemd.services.console-getty.enable = lib.mkOverride 900 true;

@@ -158,10 +158,10 @@ in
     };
 
     users.users.${cfg.settings.build_user} = {
-      isSystemUser = true;
-      group = cfg.settings.build_user;
-      description = "inx builds";
-      home = "/var/lib/inx-build";
+      isSystemUser = lib.mkDefault true;
+      group = lib.mkDefault cfg.settings.build_user;
+      description = lib.mkDefault "inx builds";
+      home = lib.mkDefault "/var/lib/inx-build";
     };
     users.groups.${cfg.settings.build_user} = { };
 
@@ -181,7 +181,7 @@ in
       "d /nix/var/nix/gcroots/inx 0755 root root -"
       "d /var/lib/inx-build 0700 ${cfg.settings.build_user} ${cfg.settings.build_user} -"
     ];
-    systemd.sockets.inx-sidecar = unit { wantedBy = [ "sockets.target" ]; };
+    systemd.sockets.inx-sidecar.wantedBy = [ "sockets.target" ];
     systemd.services = {
       inx-sidecar = unit {
         path = [
@@ -189,9 +189,13 @@ in
           config.programs.ssh.package
           config.systemd.package
           pkgs.git
-          pkgs.pkgsStatic.busybox
         ];
-        environment = config.networking.proxy.envVars;
+        environment =
+          config.networking.proxy.envVars
+          # Builds of files look <nixpkgs> up as those by hand do.
+          // lib.optionalAttrs (config.nix.nixPath != [ ]) {
+            NIX_PATH = lib.concatStringsSep ":" config.nix.nixPath;
+          };
       };
       inx-barrier = unit { wantedBy = [ "multi-user.target" ]; };
       inx-sync.wantedBy = [ "nix-gc.service" ];
@@ -200,6 +204,8 @@ in
         restartTriggers = [ declaration ];
       };
       "inx-nix-daemon@" = {
+        # One that runs may be building; the next one is of the new Nix.
+        restartIfChanged = false;
         path = [
           config.nix.package
           config.programs.ssh.package

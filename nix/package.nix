@@ -2,6 +2,7 @@
 {
   lib,
   coreutils,
+  pkgsStatic,
   python3,
 }:
 let
@@ -33,6 +34,14 @@ buildPythonApplication {
     requirement:
     python3.pkgs.${lib.toLower (lib.head (builtins.match "([A-Za-z0-9._-]+).*" requirement))}
   ) project.dependencies;
+
+  # What becomes PID 1 of a container until its system is there.
+  makeWrapperArgs = [
+    "--suffix"
+    "PATH"
+    ":"
+    "${pkgsStatic.busybox}/bin"
+  ];
 
   # The hooks keep the host's /bin/sh, and init the busybox that is inside a container.
   dontPatchShebangs = true;

@@ -24,10 +24,11 @@
             virtualisation.inx.enable = true;
 
             # Declared: made, started and changed by `nixos-rebuild switch` of the host.
-            virtualisation.inx.containers.dns = {
+            virtualisation.inx.containers.git = {
               autoStart = true;
               config = {
-                services.dnsmasq.enable = true;
+                services.forgejo.enable = true;
+                networking.firewall.allowedTCPPorts = [ 3000 ];
                 system.stateVersion = "26.05";
               };
             };

@@ -10,9 +10,12 @@ let
         memorySize = 4096;
         diskSize = 16 * 1024;
         useBootLoader = true;
+        useEFIBoot = true;
+        fileSystems."/".autoResize = true;
         inx.enable = true;
       };
       boot.loader.systemd-boot.enable = true;
+      boot.growPartition = true;
       # There is no network to fetch from.
       nix.settings.substituters = pkgs.lib.mkForce [ ];
       nix.settings.experimental-features = [
@@ -24,11 +27,12 @@ let
 
   # The system of a container that says GREETING.
   container =
-    pkgs: greeting:
-    (import "${pkgs.path}/nixos/lib/eval-config.nix" {
+    pkgs: greeting: more:
+    (import "${toString pkgs.path}/nixos/lib/eval-config.nix" {
       system = null;
       modules = [
         self.nixosModules.container
+        more
         {
           nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform;
           environment.etc.greeting.text = greeting;
@@ -55,13 +59,6 @@ let
     }).config.system.build.toplevel;
 
   helpers = ''
-    import json
-
-
-    def status(name):
-        return host.succeed(f"incus config get {name} user.inx.status").strip()
-
-
     def wait_ready(name):
         host.wait_until_succeeds(f"incus config get {name} user.inx.status | grep -x ready", timeout=300)
         host.wait_until_succeeds(
@@ -82,15 +79,15 @@ in
   by-hand =
     { pkgs, ... }:
     let
-      one = container pkgs "one";
-      two = container pkgs "two";
+      one = container pkgs "one" { };
+      two = container pkgs "two" { };
       secret = pkgs.writeText "secret" "not in the closure of a container";
       # Built inside, from what is in the store.
       expression = pkgs.writeText "built.nix" ''
         derivation {
           name = "built-inside";
           system = builtins.currentSystem;
-          builder = builtins.storePath ${pkgs.pkgsStatic.busybox}/bin/sh;
+          builder = builtins.storePath ${pkgs.pkgsStatic.busybox} + "/bin/sh";
           args = [ "-c" "echo built >$out" ];
         }
       '';
@@ -194,7 +191,8 @@ in
             autoStart = true;
             hostAddress = "10.231.136.1";
             localAddress = "10.231.136.2";
-            path = container pkgs "db";
+            # Nobody gives addresses on a wire to the host.
+            path = container pkgs "db" { virtualisation.inx.container.dhcp = [ ]; };
           };
         };
       };
@@ -215,6 +213,8 @@ in
         };
       };
       testScript = ''
+        import json
+
         ${helpers}
         switch = "/run/booted-system/specialisation/{}/bin/switch-to-configuration test"
 

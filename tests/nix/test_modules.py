@@ -177,7 +177,9 @@ def test_the_units_of_the_package_are_started_and_restarted_in_place(evaluate: A
     for name in "inx-sidecar", "inx-barrier", "inx-instances":
         assert services[name]["stopIfChanged"] is False
     path = [package["name"] for package in services["inx-sidecar"]["path"]]
-    assert {"nix", "systemd", "git", "busybox-static"} <= set(path)
+    assert {"nix", "systemd", "git"} <= set(path)
+    assert services["inx-sidecar"]["environment"]["NIX_PATH"] == "nixpkgs=/etc/nixpkgs"
+    assert services["inx-nix-daemon@"]["restartIfChanged"] is False
     (trigger,) = services["inx-instances"]["restartTriggers"]
     assert trigger == plain["etc"]["inx/instances.json"]
     made = {line.split()[1] for line in plain["tmpfiles"]}

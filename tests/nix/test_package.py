@@ -27,6 +27,7 @@ in
 import /root/inx/nix/package.nix {
   inherit lib;
   coreutils = "/usr";
+  pkgsStatic.busybox = "/usr";
   python3 = {
     interpreter = "/usr/bin/python3";
     sitePackages = "SITE";

@@ -1,11 +1,33 @@
 # Stand-ins for the options of NixOS that the modules of inx set, with the types that decide how definitions merge.
-{ lib, ... }:
+{ config, lib, ... }:
 let
   inherit (lib) mkOption types;
   option = type: default: mkOption { inherit type default; };
   any = types.attrsOf types.anything;
   # Where one definition sets what another one does not.
   units = types.attrsOf (types.submodule { freeformType = any; });
+  # Of these, only what nixos/lib/systemd-unit-options.nix has.
+  socket = {
+    enable = option types.bool true;
+    wantedBy = option (types.listOf types.str) [ ];
+    restartTriggers = option (types.listOf types.unspecified) [ ];
+    socketConfig = option any { };
+    unitConfig = option any { };
+  };
+  service = {
+    inherit (socket)
+      enable
+      wantedBy
+      restartTriggers
+      unitConfig
+      ;
+    environment = option (types.attrsOf types.str) { };
+    path = option (types.listOf types.unspecified) [ ];
+    restartIfChanged = option types.bool true;
+    serviceConfig = option any { };
+    stopIfChanged = option types.bool true;
+  };
+  closed = options: types.attrsOf (types.submodule { inherit options; });
   # That of pkgs.formats.yaml.
   yaml = types.nullOr (
     types.oneOf [
@@ -47,6 +69,7 @@ in
       enable = option types.bool true;
       envVars = option (types.attrsOf types.str) { };
       gc.automatic = option types.bool false;
+      nixPath = option (types.listOf types.str) [ "nixpkgs=/etc/nixpkgs" ];
       optimise.automatic = option types.bool false;
       package = option types.unspecified {
         name = "nix";
@@ -68,12 +91,13 @@ in
     system.stateVersion = option types.str "26.05";
 
     systemd = {
+      network.enable = option types.bool config.networking.useNetworkd;
       network.networks = option units { };
       network.wait-online.enable = option types.bool true;
       package = option types.unspecified { name = "systemd"; };
       packages = option (types.listOf types.unspecified) [ ];
-      services = option units { };
-      sockets = option units { };
+      services = option (closed service) { };
+      sockets = option (closed socket) { };
       tmpfiles.rules = option (types.listOf types.str) [ ];
     };
 

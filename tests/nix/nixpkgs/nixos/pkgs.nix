@@ -17,7 +17,6 @@ in
   formats.yaml = _: format;
   git = package "git";
   path = ../.;
-  pkgsStatic.busybox = package "busybox-static";
   stdenv.hostPlatform.system = "x86_64-linux";
   util-linux = package "util-linux";
   writeText = _: text: builtins.fromJSON (builtins.unsafeDiscardStringContext text);

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from inx_sidecar import incus, paths
-from inx_sidecar.errors import InxError
+from inx_sidecar.errors import ConfigError, InxError
 from inx_sidecar.events import listen
 from inx_sidecar.instance import Instance, instance_of
 from inx_sidecar.journal import about
@@ -18,6 +18,8 @@ from inx_sidecar.running import Running
 _QUIET_SECONDS: Final = 600.0
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 30.0
+# What kept us from deciding, and is no fault of the configuration, may pass.
+_AGAIN_SECONDS: Final = 10.0
 # Changes come in bursts, and often before a restart, which looks by itself.
 _SETTLE_SECONDS: Final = 0.3
 
@@ -35,6 +37,8 @@ class Follower:
         # By project and name: what to look at again, and who does.
         self._changed: set[tuple[str, str]] = set()
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        # What was said of it last, not to repeat it each time.
+        self._said: dict[tuple[str, str], str] = {}
 
     async def follow(self) -> None:
         """Forever."""
@@ -78,18 +82,29 @@ class Follower:
             await asyncio.sleep(_SETTLE_SECONDS)
             self._changed.discard((project, name))
             try:
-                if (project, name) == _ALL:
-                    await self._look_at_all()
-                    continue
-                found = _running(await incus.instance(project, name))
-                if found is not None:
-                    await self._lifecycle.update(found)
+                await self._look_once(project, name)
             except incus.IncusError as error:
                 about(name).debug("%s", error)  # deleted, as a rule
-            except InxError as error:
-                about(name).error("%s", error)
             except Exception:
                 about(name).exception("looking at it ended in a bug")
+
+    async def _look_once(self, project: str, name: str) -> None:
+        if (project, name) == _ALL:
+            await self._look_at_all()
+            return
+        said = self._said.pop((project, name), "")
+        found = _running(await incus.instance(project, name))
+        if found is None:
+            return
+        try:
+            await self._lifecycle.update(found)
+        except InxError as error:
+            self._said[project, name] = str(error)
+            if said != str(error):
+                about(found.lxc_name).error("%s", error)
+            if not isinstance(error, ConfigError):
+                loop = asyncio.get_running_loop()
+                loop.call_later(_AGAIN_SECONDS, self._look_at, project, name)
 
 
 def _running(api: Mapping[str, Any]) -> Instance | None:

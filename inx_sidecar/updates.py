@@ -48,7 +48,7 @@ class Updater:
         """Begin what it takes that `instance` has the system it asks for; nothing if it has.
 
         With the lock of `life`, whose instance runs its system. False if an activation has to be
-        waited for.
+        waited for. InxError, which its status tells too, if what it takes cannot be decided.
         """
         try:
             if life.build is None or life.build.done():
@@ -58,9 +58,8 @@ class Updater:
             if life.activating:
                 return False
             await life.end_build()
-            about(instance.lxc_name).error("%s", error)
             self._tell(instance, f"failed: {error}{_runs_on(instance)}")
-            return True
+            raise
         if life.activating:
             return False
         running = Running.recall(instance.uuid)

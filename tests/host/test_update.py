@@ -619,3 +619,20 @@ def test_a_description_outlives_what_is_told(incus: Incus) -> None:
     bump(incus, name)
     incus.wait_generation(name, "2")
     assert incus.info(name)["description"] == "of its operator"
+
+
+def test_what_could_not_be_decided_for_a_moment_is_decided_later(incus: Incus, host: Host) -> None:
+    """Nothing happens in between that would tell the sidecar to look again."""
+    name = launched(incus)
+    source(incus, "two")
+    sidecar = host.run(["systemctl", "show", "-P", "MainPID", "inx-sidecar"]).stdout.strip()
+    within, database = ["nsenter", "-m", "-t", sidecar], "/nix/var/nix/db/db.sqlite"
+    host.run([*within, "mount", "--bind", "/dev/null", database])
+    try:
+        bump(incus, name)
+        said = incus.wait_status(name, "failed: cannot read Nix's database")
+        assert "; generation 1 runs on" in said
+    finally:
+        host.run([*within, "umount", database])
+    incus.wait_generation(name, "2")
+    assert says(incus, name, "two")

@@ -216,8 +216,7 @@ class Lifecycle:
             shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
             life.daemon.begin_stop()
             await life.quieten()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(paths.build_log(uuid))
+            # Its build log stays: one that is ephemeral is deleted because its build failed.
             self._reporter.forget(uuid)
         del self._lives[uuid]
 

@@ -41,7 +41,7 @@ def see(incus: Incus, name: str, *, daemon: bool = True, project: str = "default
 
 
 def system(incus: Incus, name: str) -> str:
-    return incus.run(name, "readlink", "/run/current-system").stdout.strip()
+    return incus.said(name, "readlink", "/run/current-system").strip()
 
 
 def test_unprivileged(incus: Incus) -> None:
@@ -51,7 +51,7 @@ def test_unprivileged(incus: Incus) -> None:
 def test_idmap_of_its_own(incus: Incus) -> None:
     isolated = ["-c", "security.idmap.isolated=true"]
     names = [incus.launch(*isolated, name=incus.name(s), flake="/etc/nixos#web") for s in "ab"]
-    maps = [incus.run(name, "cat", "/proc/self/uid_map").stdout for name in names]
+    maps = [incus.said(name, "cat", "/proc/self/uid_map") for name in names]
     assert maps[0] != maps[1]
     for name in names:
         see(incus, name)
@@ -67,9 +67,9 @@ def test_idmap_with_a_hole(incus: Incus, host: Host) -> None:
 
 def test_privileged_gets_a_daemon_only_on_request(incus: Incus) -> None:
     name = incus.launch("-c", "security.privileged=true", flake="/etc/nixos#web")
-    assert incus.run(name, "cat", "/proc/self/uid_map").stdout.split() == ["0", "0", "4294967295"]
+    assert incus.said(name, "cat", "/proc/self/uid_map").split() == ["0", "0", "4294967295"]
     see(incus, name, daemon=False)
-    inside = incus.sh(name, "ls -A /nix/var/nix").stdout.split()
+    inside = incus.said(name, "sh", "-euc", "ls -A /nix/var/nix").split()
     assert inside == ["daemon-socket", "gcroots", "profiles"]
     incus.set(name, "user.inx.daemon=true")
     incus.restart_into(name, generation=1)
@@ -111,7 +111,7 @@ def test_other_project(incus: Incus, host: Host, own_profiles: str) -> None:
     incus.wait_ready(name, project)
     assert incus.uuid(name) != incus.uuid(name, project)
     see(incus, name, project=project)
-    greeting = incus.run(name, "cat", "/etc/greeting", project=project).stdout
+    greeting = incus.said(name, "cat", "/etc/greeting", project=project)
     assert greeting == "hello from the second system\n"
     roots = host.run(["nix-store", "--gc", "--print-roots"]).stdout
     assert f"/{project}_{name}." in roots and f"/{name}." in roots
@@ -212,9 +212,11 @@ def test_ephemeral_that_fails_leaves_its_reason_in_our_log(incus: Incus, host: H
         f'nixosConfigurations.web = throw "{reason}";', f"/srv/{incus.prefix}-fails"
     )
     name = incus.init("--ephemeral", flake=f"{flake}#web")
+    log = f"/var/log/inx/{incus.uuid(name)}.build.log"
     incus.start(name, check=False)
     wait_gone(incus, name)
-    assert host.run(["grep", "-rl", reason, "/var/log/inx"]).stdout != ""
+    host.run(["/opt/inx/bin/inx-sidecar", "sync"])
+    assert reason in host.run(["cat", log]).stdout, "also when all else of it is forgotten"
 
     name = incus.init("--ephemeral", name=incus.name("b"), flake="/etc/nixos#web", keep="none")
     assert incus.start(name, check=False).returncode != 0
@@ -255,7 +257,7 @@ def test_rebuild_makes_a_first_generation_again(incus: Incus) -> None:
         incus("rebuild", image, name)
         incus.start(name)
         wait_generation(incus, name, 1)
-        assert incus.run(name, "cat", "/etc/greeting").stdout == "two"
+        assert incus.said(name, "cat", "/etc/greeting") == "two"
         assert incus.uuid(name) == uuid
 
 
@@ -302,7 +304,7 @@ def test_a_restored_snapshot_starts_its_own_generation(
     if not running:
         incus.start(name)
     wait_generation(incus, name, 1)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "one"
+    assert incus.said(name, "cat", "/etc/greeting") == "one"
     assert system(incus, name) == incus.get(name, "user.inx.status.system")
 
 
@@ -325,7 +327,7 @@ def test_disk_device_for_data(incus: Incus) -> None:
     incus.sh(name, "echo kept >/data/file")
     incus("rebuild", "--empty", "--force", name)
     incus.wait_ready(name)
-    assert incus.run(name, "cat", "/data/file").stdout == "kept\n"
+    assert incus.said(name, "cat", "/data/file") == "kept\n"
     see(incus, name)
     incus("delete", "-f", name)
     incus("storage", "volume", "delete", "default", volume)

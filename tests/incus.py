@@ -61,6 +61,18 @@ class Incus:
     def sh(self, name: str, script: str, **more: Any) -> CompletedProcess[str]:
         return self.run(name, "sh", "-euc", script, **more)
 
+    def said(self, name: str, *argv: str, **more: Any) -> str:
+        """What a program prints that does nothing else: output of incus exec may get lost, all of
+        it, so that it is asked again while there is none."""
+        found: list[str] = []
+
+        def speaks() -> bool:
+            found[:] = [self.run(name, *argv, **more).stdout]
+            return found[0] != ""
+
+        self.eventually(speaks, lambda: f"{argv} says nothing in {name}")
+        return found[0]
+
     def inside(self, name: str, script: str) -> bool:
         """Whether `script` succeeds inside: output of incus exec may get lost, its status not."""
         return self.sh(name, script, check=False).returncode == 0

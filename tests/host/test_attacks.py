@@ -59,7 +59,7 @@ def unchanged(host: Host) -> Iterator[None]:
 
 
 def store_file(incus: Incus, name: str) -> str:
-    return f"{incus.run(name, 'readlink', '/run/current-system').stdout.strip()}/activate"
+    return f"{incus.said(name, 'readlink', '/run/current-system').strip()}/activate"
 
 
 # --- What a shell can try ---------------------------------------------------------------------
@@ -437,7 +437,7 @@ def test_the_privileged_roots_system_calls_are_refused_too(incus: Incus, host: H
 def test_below_each_mount_lies_only_the_containers_own(incus: Incus, host: Host) -> None:
     name = incus.launch(flake="/etc/nixos#web")
     host.run(["touch", "/root/canary"])
-    mine = incus.sh(name, "ls -a /nix/var/nix/profiles").stdout.split()
+    mine = incus.said(name, "sh", "-euc", "ls -a /nix/var/nix/profiles").split()
     # Only the shell's own words: the programs of the system vanish with the store.
     peel = """
         box=/root/busybox; cp /dev/.inx/busybox $box
@@ -671,7 +671,7 @@ def test_what_lies_about_in_the_profile_does_no_harm(incus: Incus, host: Host) -
             wrong[what] = f"did not start: {refusal(incus, victim.name)} {victim.end()}"
             continue
         incus.wait_ready(victim.name)
-        profile = incus.run(victim.name, "readlink", "-f", "/nix/var/nix/profiles/system").stdout
+        profile = incus.said(victim.name, "readlink", "-f", "/nix/var/nix/profiles/system")
         system = incus.get(victim.name, "user.inx.status.system")
         harm = victim.end()
         if not profile.strip() == system == victim.system or harm:
@@ -748,7 +748,7 @@ def test_the_instances_environment_does_not_reach_the_host(incus: Incus, host: H
     incus.start(name)
     incus.wait_status(name, "ready$")
     system = incus.get(name, "user.inx.status.system")
-    assert incus.run(name, f"{system}/sw/bin/cat", "/etc/greeting").stdout.startswith("built with")
+    assert incus.said(name, f"{system}/sw/bin/cat", "/etc/greeting").startswith("built with")
     incus("restart", "-f", name)
     incus.wait_status(name, "ready$")
     incus("stop", "-f", name)
@@ -878,8 +878,8 @@ def test_the_daemon_trusts_no_container(incus: Incus, host: Host, privileged: st
     expression = """derivation {
         name = "probe-%s"; system = "%s"; __noChroot = true; builder = builtins.storePath "%s";
         args = [ "sh" "-c" "if [ -e %s/secret ]; then echo out; else echo in; fi >$out" ]; }"""
-    kind = incus.run(name, "cat", "/run/current-system/system").stdout
-    shell = incus.run(name, "readlink", "-f", "/bin/sh").stdout.strip()
+    kind = incus.said(name, "cat", "/run/current-system/system")
+    shell = incus.said(name, "readlink", "-f", "/bin/sh").strip()
     hostile = {
         "post-build-hook": f"{trap}/hook",
         "diff-hook": f"{trap}/hook",
@@ -903,11 +903,11 @@ def test_the_daemon_trusts_no_container(incus: Incus, host: Host, privileged: st
         assert "sandbox" in done.stderr, done
         done = incus.run(name, *build[:4], text.replace("__noChroot = true;", ""), *build[5:])
     assert "not a trusted user" in done.stderr
-    assert incus.run(name, "cat", "/root/result").stdout == "in\n"
+    assert incus.said(name, "cat", "/root/result") == "in\n"
     assert host.run(["ls", trap]).stdout.split() == ["hook", "secret"]
 
     # A path that this store does not know, with nobody's signature.
-    output = incus.run(name, "readlink", "/root/result").stdout.strip()
+    output = incus.said(name, "readlink", "/root/result").strip()
     incus.sh(name, f"nix-store --export {output} >/root/export; rm /root/result")
     host.run(["nix-store", "--delete", output])
     done = incus.sh(name, "nix-store --import </root/export", check=False)

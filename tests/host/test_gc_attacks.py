@@ -638,7 +638,8 @@ def test_hundreds_of_namespaces_and_thousands_of_groups_keep_nobody_waiting(
             check=False,
         )
         incus.eventually(
-            lambda: int(incus.sh(name, "ls -lL /proc/*/ns/mnt | wc -l").stdout) > 300, incus.story
+            lambda: int(incus.said(name, "sh", "-c", "ls -lL /proc/*/ns/mnt | wc -l")) > 300,
+            incus.story,
         )
         link(incus, name, links)
         register(incus, name, list(links))
@@ -776,7 +777,7 @@ def test_looking_for_roots_inside_loses_none_and_names_none_of_the_host(
             register(incus, name, [texts.pop() for _ in range(min(20, len(texts)))])
     register(incus, name, texts)
     wait_rooted(incus, name, links)
-    shown = incus.run(name, "sort", "-u", "/shown").stdout
+    shown = incus.said(name, "sort", "-u", "/shown")
     host.run(["rm", "-r", f"/srv/{secret}-result", f"/nix/var/nix/gcroots/{secret}"])
     host.run(["rm", "-r", f"/nix/var/nix/profiles/per-user/{secret}", f"/home/{secret}"])
     assert name_of("/root/l0") not in shown  # they are not in its reach, and so not removed

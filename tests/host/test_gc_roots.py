@@ -403,8 +403,8 @@ def make_apart(incus: Incus, name: str, place: str, number: int) -> str:
 def end_namespace(incus: Incus, name: str) -> str:
     """The namespace's number; the collection before has seen the link."""
     collect(incus)
-    pid = incus.run(name, "cat", "/run/holder").stdout.strip()
-    number = incus.run(name, "readlink", f"/proc/{pid}/ns/mnt").stdout.strip()
+    pid = incus.said(name, "cat", "/run/holder").strip()
+    number = incus.said(name, "readlink", f"/proc/{pid}/ns/mnt").strip()
     incus.run(name, "kill", "-9", pid)
     gone = ["test", "!", "-e", f"/proc/{pid}/ns/mnt"]
     incus.eventually(lambda: incus.run(name, *gone, check=False).returncode == 0, incus.story)

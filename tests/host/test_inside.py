@@ -66,12 +66,12 @@ def auto(incus: Incus, name: str) -> set[str]:
 
 def test_the_store_is_roots_and_every_mount_has_its_flags(incus: Incus) -> None:
     name = launch(incus)
-    assert incus.run(name, "id").stdout.strip() == "uid=0(root) gid=0(root)"
+    assert incus.said(name, "id").strip() == "uid=0(root) gid=0(root)"
     foreign = incus.sh(
         name, "find /nix /dev/.inx ! -user 0; find /nix/store/* /dev/.inx ! -group 0"
     ).stdout
     assert foreign == ""
-    table = incus.run(name, "cat", "/proc/self/mountinfo").stdout.splitlines()
+    table = incus.said(name, "cat", "/proc/self/mountinfo").splitlines()
     found = {
         fields[4]: (fields[5].split(","), fields) for line in table if (fields := line.split())
     }
@@ -92,7 +92,7 @@ def test_a_setuid_program_in_the_store_gives_nothing(incus: Incus, host: Host) -
     store = f"/nix/store/{incus.prefix}-setuid"
     host.sh('cp /usr/sbin/ldconfig "$P"; chmod 4755 "$P"', env={"P": store})
     try:
-        assert incus.run(name, "stat", "-c", "%a %u", store).stdout.strip() == "4755 0"
+        assert incus.said(name, "stat", "-c", "%a %u", store).strip() == "4755 0"
         incus.run(name, "cp", "-p", store, "/usual")
         for program, works in (("/usual", True), (store, False)):
             write = [program, "-C", "/etc/probe/cache", "-f", "/dev/null", "-X"]
@@ -109,12 +109,12 @@ def test_nix_works_with_no_environment(incus: Incus, host: Host) -> None:
     assert "Store URL: daemon" in bare(incus, name, "nix", "store", "info").stderr
 
     output = bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/one").stdout.strip()
-    assert incus.run(name, "cat", output).stdout == "inside\n"
+    assert incus.said(name, "cat", output) == "inside\n"
     bare(incus, name, "nix", "build", "-f", "/etc/probe", "-o", "/root/two")
     bare(incus, name, "nix-store", "--add-root", "/root/three", "--realise", output)
     profile = "/nix/var/nix/profiles/mine"
     bare(incus, name, "nix-env", "--profile", profile, "--set", output)
-    assert incus.run(name, "readlink", "-f", profile).stdout.strip() == output
+    assert incus.said(name, "readlink", "-f", profile).strip() == output
     assert auto(incus, name) == {"/root/one", "/root/two", "/root/three", f"{profile}-1-link"}
     assert host.run(["ls", "/nix/var/nix/gcroots/auto"]).stdout == before
 
@@ -122,7 +122,7 @@ def test_nix_works_with_no_environment(incus: Incus, host: Host) -> None:
     push(incus, name, "/root/shell", '#!/bin/sh\ngrep -o "echo for the shell" "$1"; echo $name\n')
     incus.run(name, "chmod", "+x", "/root/shell")
     shell = ["env", "-i", "NIX_BUILD_SHELL=/root/shell", f"{BIN}/nix-shell", "/etc/probe"]
-    said = incus.run(name, *shell, "--run", "echo for the shell").stdout
+    said = incus.said(name, *shell, "--run", "echo for the shell")
     assert said.splitlines() == ["echo for the shell", "probe-inside"]
 
 
@@ -149,8 +149,8 @@ def test_nix_works_for_users_and_for_services(incus: Incus) -> None:
 def test_incus_exec_finds_programs_without_a_login_shell(incus: Incus) -> None:
     """By /etc/NIXOS, Incus adds the system's directory to PATH."""
     name = launch(incus)
-    assert BIN in incus.sh(name, "echo $PATH").stdout.strip().split(":")
-    assert incus.run(name, "nix", "--version").stdout.startswith("nix (Nix) ")
+    assert BIN in incus.said(name, "sh", "-euc", "echo $PATH").strip().split(":")
+    assert incus.said(name, "nix", "--version").startswith("nix (Nix) ")
 
 
 def test_no_collection_can_be_started_inside(incus: Incus, host: Host) -> None:
@@ -193,7 +193,7 @@ def test_nobody_gets_a_store_database_of_their_own(incus: Incus, daemon: str) ->
     bare(incus, name, "nix-store", "--init", check=False)
     made = incus.sh(name, "mkdir /nix/var/nix/db || touch /nix/var/nix/db", check=False)
     assert "Read-only file system" in made.stderr
-    listed = incus.run(name, "ls", "/nix/var/nix").stdout.split()
+    listed = incus.said(name, "ls", "/nix/var/nix").split()
     assert set(listed) <= {"daemon-socket", "gcroots", "profiles"}
 
 
@@ -212,8 +212,8 @@ def test_every_way_to_restart_keeps_the_store_and_the_daemon(incus: Incus) -> No
             lambda: f"{do}: {incus.story()}",
         )
         bare(incus, name, "nix-build", "/etc/probe", "-o", "/root/two")
-        assert incus.sh(name, "cat /root/one /root/two").stdout == "inside\ninside\n"
-        table = incus.run(name, "cat", "/proc/self/mountinfo").stdout.split()
+        assert incus.said(name, "sh", "-euc", "cat /root/one /root/two") == "inside\ninside\n"
+        table = incus.said(name, "cat", "/proc/self/mountinfo").split()
         assert [table.count(path) for path in MOUNTS] == [1] * len(MOUNTS)
 
     restarted(["exec", name, "--", "busybox", "reboot", "-f"])
@@ -238,7 +238,9 @@ def test_an_instance_sees_nothing_of_the_others(incus: Incus) -> None:
     seen = incus.sh(names[0], look, check=False).stdout
     assert incus.uuid(names[0]) in seen
     assert other not in seen and "sidecar.sock" not in seen
-    files = incus.sh(names[0], "ls -A /dev/.inx /nix/var/nix/daemon-socket").stdout.split("\n\n")
+    files = incus.said(names[0], "ls", "-A", "/dev/.inx", "/nix/var/nix/daemon-socket").split(
+        "\n\n"
+    )
     assert [part.split()[1:] for part in files] == [["busybox", "init", "ready"], ["socket"]]
 
 

@@ -251,7 +251,7 @@ ALL_OF_A_DIRECTORY = [
 
 def test_the_view_lists_the_closure_and_nothing_else(vault: Vault) -> None:
     assert set(vault.do(os_listdir, STORE)) == vault.visible()
-    assert vault.incus.run(vault.name, "ls", "-A", STORE).stdout.split() == sorted(vault.visible())
+    assert vault.incus.said(vault.name, "ls", "-A", STORE).split() == sorted(vault.visible())
     assert os.path.basename(vault.secret) in vault.foreign()
     assert {".links", *closure(vault.host, build(vault.incus, "other"))} - vault.visible()
 

@@ -29,7 +29,7 @@ def test_a_system_made_inside_outlives_the_stop(incus: Incus, host: Host) -> Non
     collect(host)
     incus.start(name)
     incus.wait_inside(name)
-    assert incus.run(name, "readlink", "/run/current-system").stdout.strip() == system
+    assert incus.said(name, "readlink", "/run/current-system").strip() == system
     incus.eventually(
         lambda: (
             incus.get(name, "user.inx.status.generation") == "2"
@@ -54,7 +54,7 @@ def test_an_older_generation_starts_if_the_current_one_is_gone(incus: Incus, hos
     status = incus.wait_status(name, "failed: ")
     assert "flake.nix" in status and status.endswith("; started generation 1")
     incus.wait_inside(name)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "old"
+    assert incus.said(name, "cat", "/etc/greeting") == "old"
 
 
 def test_a_link_that_is_gone_starts_the_system_that_it_led_to(incus: Incus, host: Host) -> None:
@@ -83,7 +83,7 @@ def test_an_import_does_not_start_beside_its_original(incus: Incus, host: Host) 
     incus.eventually(lambda: f"volatile.uuid of '{name}'" in incus.log(other), incus.story)
     # The original has lost nothing.
     assert "Store URL: daemon" in incus.run(name, "nix", "store", "info").stderr
-    assert incus.run(name, "ls", "/dev/.inx").stdout != ""
+    assert incus.said(name, "ls", "/dev/.inx") != ""
     roots = host.run(["ls", f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"])
     assert roots.stdout.split() == ["booted-system", "links", "system-1"]
     # What it is told to do helps.

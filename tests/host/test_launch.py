@@ -11,7 +11,7 @@ def test_launch_with_the_default_flake_and_the_instances_name(incus: Incus) -> N
     name = incus.init(name="web")
     assert incus.start(name).stderr == ""
     incus.wait_ready(name)
-    system = incus.run(name, "readlink", "/run/current-system").stdout.strip()
+    system = incus.said(name, "readlink", "/run/current-system").strip()
     assert "-nixos-system-web-" in system
     assert incus.get(name, "user.inx.status.system") == system
     assert incus.get(name, "user.inx.status.generation") == "1"
@@ -20,7 +20,7 @@ def test_launch_with_the_default_flake_and_the_instances_name(incus: Incus) -> N
 def test_launch_from_a_flake_with_an_attribute(incus: Incus) -> None:
     flake = incus.flake("some.name", greeting="from an attribute")
     name = incus.launch(flake=f"{flake}#some.name")
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "from an attribute"
+    assert incus.said(name, "cat", "/etc/greeting") == "from an attribute"
 
 
 def test_launch_from_a_flake_by_url(incus: Incus) -> None:
@@ -38,7 +38,7 @@ def test_launch_from_a_file(incus: Incus) -> None:
     """
     incus.host.sh('cat >"$P"', env={"P": path}, input=text % incus.prefix)
     name = incus.launch(file=path)
-    assert "by-file" in incus.run(name, "readlink", "/run/current-system").stdout
+    assert "by-file" in incus.said(name, "readlink", "/run/current-system")
     other = incus.launch(name=incus.name("b"), file=path, attr=incus.prefix)
     assert incus.get(other, "user.inx.status.system") == incus.get(name, "user.inx.status.system")
 
@@ -58,16 +58,16 @@ def build(incus: Incus, greeting: str) -> str:
 def test_launch_from_a_store_path(incus: Incus) -> None:
     system = incus.host.run(["readlink", build(incus, "path")]).stdout.strip()
     name = incus.launch(system=system)
-    assert incus.run(name, "readlink", "/run/current-system").stdout.strip() == system
+    assert incus.said(name, "readlink", "/run/current-system").strip() == system
 
 
 def test_launch_from_a_link_follows_the_link_at_every_start(incus: Incus) -> None:
     link = build(incus, "first")
     name = incus.launch(system=link)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "first"
+    assert incus.said(name, "cat", "/etc/greeting") == "first"
     build(incus, "second")
     incus.restart_into(name, generation=2)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "second"
+    assert incus.said(name, "cat", "/etc/greeting") == "second"
 
 
 def test_launch_the_empty_image(incus: Incus) -> None:
@@ -99,17 +99,17 @@ def test_a_changed_source_is_built_at_the_next_start(incus: Incus) -> None:
     name = incus.launch(flake=f"{flake}#one")
     incus.set(name, f"user.inx.flake={flake}#two")
     incus.restart_into(name, generation=2)
-    assert "-two-" in incus.run(name, "readlink", "/run/current-system").stdout
+    assert "-two-" in incus.said(name, "readlink", "/run/current-system")
 
 
 def test_a_new_update_value_builds_the_same_source_again(incus: Incus) -> None:
     name = incus.launch(flake=f"{incus.flake(greeting='old')}#web")
     incus.flake(greeting="new")
     incus.restart_into(name, generation=1)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "old"
+    assert incus.said(name, "cat", "/etc/greeting") == "old"
     incus.set(name, "user.inx.update=2")
     incus.restart_into(name, generation=2)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "new"
+    assert incus.said(name, "cat", "/etc/greeting") == "new"
 
 
 def test_a_failed_rebuild_starts_the_last_good_generation_and_says_so(incus: Incus) -> None:
@@ -127,7 +127,7 @@ def test_a_rebuild_that_gives_the_same_system_is_no_new_generation(incus: Incus)
     name = incus.launch(flake=f"{incus.flake()}#web")
     incus.set(name, "user.inx.update=again")
     incus.restart_into(name, generation=1)
-    links = incus.sh(name, "ls /nix/var/nix/profiles").stdout.split()
+    links = incus.said(name, "sh", "-euc", "ls /nix/var/nix/profiles").split()
     assert links == ["system", "system-1-link", "system-1-seal", "system-source"]
 
 
@@ -137,7 +137,7 @@ def test_old_generations_are_pruned_to_keep(incus: Incus) -> None:
         incus.flake(greeting=str(number))
         incus.set(name, f"user.inx.update={number}")
         incus.restart_into(name, generation=number)
-    links = incus.sh(name, "ls /nix/var/nix/profiles").stdout.split()
+    links = incus.said(name, "sh", "-euc", "ls /nix/var/nix/profiles").split()
     assert [link for link in links if link.endswith("-link")] == ["system-3-link", "system-4-link"]
     root = f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"
     kept = ["booted-system", "links", "system-3", "system-4"]
@@ -154,10 +154,10 @@ def test_a_generation_can_be_pinned_and_released(incus: Incus) -> None:
     incus.restart_into(name, generation=2)
     incus.set(name, "user.inx.generation=1")
     incus.restart_into(name, generation=1)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "one"
+    assert incus.said(name, "cat", "/etc/greeting") == "one"
     incus.set(name, "user.inx.generation=")
     incus.restart_into(name, generation=2)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "two"
+    assert incus.said(name, "cat", "/etc/greeting") == "two"
     incus("stop", name)
     incus.set(name, "user.inx.generation=7")
     assert incus.start(name, check=False).returncode != 0
@@ -170,10 +170,10 @@ def test_the_system_and_what_runs_survive_a_collection(incus: Incus, host: Host)
     stopped = incus.launch(name=incus.name("s"), flake=f"/srv/{incus.prefix}#web", update="1")
     incus("stop", stopped)
     host.run(["nix-collect-garbage"])
-    assert incus.run(running, "cat", "/etc/greeting").stdout == "keep me"
+    assert incus.said(running, "cat", "/etc/greeting") == "keep me"
     incus.start(stopped)
     incus.wait_inside(stopped)
-    assert incus.run(stopped, "cat", "/etc/greeting").stdout == "keep me"
+    assert incus.said(stopped, "cat", "/etc/greeting") == "keep me"
 
 
 def test_a_switch_inside_is_respected_by_the_next_start(incus: Incus) -> None:
@@ -188,10 +188,10 @@ def test_a_switch_inside_is_respected_by_the_next_start(incus: Incus) -> None:
         in incus.sh(name, "nix-env --list-generations -p /nix/var/nix/profiles/system").stdout
     )
     incus.restart_into(name, generation=2)
-    assert incus.run(name, "readlink", "/run/current-system").stdout.strip() == system
+    assert incus.said(name, "readlink", "/run/current-system").strip() == system
     incus.sh(name, "nix-env --rollback -p /nix/var/nix/profiles/system")
     incus.restart_into(name, generation=1)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "mine"
+    assert incus.said(name, "cat", "/etc/greeting") == "mine"
 
 
 def test_a_collected_system_is_built_again(incus: Incus) -> None:
@@ -203,5 +203,5 @@ def test_a_collected_system_is_built_again(incus: Incus) -> None:
     incus.start(name)
     incus.wait_inside(name)
     incus.wait_ready(name)
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "again"
+    assert incus.said(name, "cat", "/etc/greeting") == "again"
     assert incus.get(name, "user.inx.status.generation") == "1"

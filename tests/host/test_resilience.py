@@ -134,7 +134,7 @@ def test_autostarted_instances_come_back_without_flake_and_nix_daemon(
         for name in names:
             incus.wait_state(name, "RUNNING")
             works(incus, name)
-            assert incus.run(name, "cat", "/etc/greeting").stdout == "back again"
+            assert incus.said(name, "cat", "/etc/greeting") == "back again"
             incus.wait_ready(name)
         cycle(incus, names[1])
     finally:
@@ -166,7 +166,7 @@ def test_twenty_instances_start_while_the_sidecar_is_killed_again_and_again(
     assert int(property_of(host, "NRestarts")) > 0
     for name in names:
         works(incus, name)
-        assert incus.run(name, "cat", "/etc/greeting").stdout == "tough"
+        assert incus.said(name, "cat", "/etc/greeting") == "tough"
     for name in names:
         incus.wait_ready(name)
         assert incus.get(name, "user.inx.status.generation") == "1"
@@ -213,12 +213,12 @@ def test_an_instance_that_waits_for_a_build_outlives_incusd(incus: Incus, host: 
 def test_a_restarted_sidecar_changes_nothing_for_what_runs(incus: Incus, host: Host) -> None:
     names = [incus.launch(name=incus.name(s), flake="/etc/nixos#web") for s in "ab"]
     before = [(pid(incus, name), incus.info(name)["config"]) for name in names]
-    mounts = [incus.run(name, "cat", "/proc/mounts").stdout for name in names]
+    mounts = [incus.said(name, "cat", "/proc/mounts") for name in names]
     host.run(["systemctl", "restart", "inx-sidecar"])
     kill_sidecar(host)
     incus.eventually(lambda: active(host, "inx-sidecar.service"), incus.story)
     assert [(pid(incus, name), incus.info(name)["config"]) for name in names] == before
-    assert [incus.run(name, "cat", "/proc/mounts").stdout for name in names] == mounts
+    assert [incus.said(name, "cat", "/proc/mounts") for name in names] == mounts
     for name in names:
         works(incus, name)
         cycle(incus, name)
@@ -407,7 +407,7 @@ def test_the_default_flake_is_the_hosts_choice(
     name = incus.name()
     settings(f'default_flake = "{incus.flake(name, greeting="by default")}"')
     incus.launch()
-    assert incus.run(name, "cat", "/etc/greeting").stdout == "by default"
+    assert incus.said(name, "cat", "/etc/greeting") == "by default"
 
 
 def test_only_allowed_flakes_and_files_are_built(
@@ -533,7 +533,7 @@ def test_a_store_that_cannot_map_owners_works_and_says_so(overlay: Host, store: 
         if store == "shared":
             works(incus, name)
         incus.wait_inside(name)
-        assert incus.run(name, "stat", "-L", "-c", "%u", "/bin/sh").stdout == "65534\n"
+        assert incus.said(name, "stat", "-L", "-c", "%u", "/bin/sh") == "65534\n"
         incus("stop", name)
     journal = overlay.run(["journalctl", "-u", "inx-sidecar", "-p", "warning", "--no-pager"])
     assert f"{name}: store owned by nobody" in journal.stdout

@@ -27,7 +27,7 @@ def wait_running(incus: Incus, name: str) -> None:
 
 
 def test_systemd_runs_and_gets_an_address(incus: Incus, booted: str) -> None:
-    assert incus.run(booted, "cat", "/proc/1/comm").stdout.strip() == "systemd"
+    assert incus.said(booted, "cat", "/proc/1/comm").strip() == "systemd"
     incus.eventually(
         lambda: "(eth0)" in incus("list", booted, "-c", "4", "-f", "csv").stdout,
         lambda: incus.run(booted, "networkctl", "status", "eth0", check=False).stdout,
@@ -51,7 +51,7 @@ def test_systemd_reboots_from_inside(incus: Incus, booted: str) -> None:
     incus.eventually(lambda: incus.pid(booted) not in (0, before), lambda: incus.story())
     incus.wait_inside(booted)
     wait_running(incus, booted)
-    mounts = incus.run(booted, "cat", "/proc/mounts").stdout
+    mounts = incus.said(booted, "cat", "/proc/mounts")
     assert mounts.count(" /nix/store ") == 1
     assert incus.run(booted, "nix", "store", "info").returncode == 0
 
@@ -70,5 +70,5 @@ def test_switching_inside_from_systemd_to_a_new_generation(incus: Incus, booted:
     pid = incus.pid(booted)
     incus.run(booted, "nix-env", "-p", "/nix/var/nix/profiles/system", "--set", system)
     incus.run(booted, f"{system}/bin/switch-to-configuration", "switch")
-    assert incus.run(booted, "readlink", "/run/current-system").stdout.strip() == system
+    assert incus.said(booted, "readlink", "/run/current-system").strip() == system
     assert incus.pid(booted) == pid

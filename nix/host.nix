@@ -25,7 +25,7 @@ let
   allowedUsers = config.nix.settings.allowed-users or [ "*" ];
 
   # Restarted in place: while a socket is away, no instance can start.
-  unit = more: lib.recursiveUpdate { stopIfChanged = false; } more;
+  unit = more: { stopIfChanged = false; } // more;
 in
 {
   imports = [ ./containers.nix ];

@@ -143,8 +143,10 @@ class Incus:
         """Restart and wait until `generation` runs."""
         self("restart", "-f", name)
         self.wait_inside(name)
+        # What was true before the restart stands until Incus takes another status.
+        key = "user.inx.status.generation"
+        self.eventually(lambda: self.get(name, key) == str(generation), self.story)
         self.wait_ready(name)
-        assert self.get(name, "user.inx.status.generation") == str(generation), self.story()
 
     def wait_status(self, name: str, pattern: str, project: str = "default") -> str:
         """The status once it matches `pattern` from its beginning."""

@@ -6,6 +6,7 @@ instance refuses keeps no other from its turn.
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
@@ -67,22 +68,13 @@ async def converge(declaration: Declaration, say: Callable[[str], None]) -> list
             if end is not None:
                 raise end
 
-    for some in _in_turn(declaration.steps(await incus.instances())):
+    # What is freed by one kind of them may be taken by the next.
+    for _, kind in itertools.groupby(declaration.steps(await incus.instances()), type):
+        some = list(kind)
         await together(some)
         # A port or an address may have passed from one to another of them.
         await together([step for step in some if isinstance(step, Change) and step in wrong])
     return list(wrong.values())
-
-
-def _in_turn(steps: Sequence[Step]) -> list[list[Step]]:
-    """Together what is of one kind: what is freed by one kind may be taken by the next."""
-    groups: list[list[Step]] = []
-    for step in steps:
-        if groups and type(groups[-1][-1]) is type(step):
-            groups[-1].append(step)
-        else:
-            groups.append([step])
-    return groups
 
 
 async def _execute(step: Step) -> None:
@@ -127,12 +119,11 @@ def _loses_devices(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 async def _restart_with(one: Declared, former: Mapping[str, Any]) -> None:
     """Change it while it is stopped, and start it again: as it was, if it does not start so."""
-    body = {key: former[key] for key in (*SETTABLE, "config")}
+    body = _settable(former)
     anew = bool(former["ephemeral"]) and one.ephemeral
-    if former["ephemeral"] and not anew:  # else it would be gone when it has stopped
-        _, etag = await incus.instance_now(one.project, one.name)
-        await incus.replace(one.project, one.name, {**body, "ephemeral": False}, etag)
     try:
+        if former["ephemeral"] and not anew:
+            await _patiently(lambda: _make_last(one))
         await _patiently(lambda: _stop(one))
         if anew:
             changed = one.changed(former) or body
@@ -147,6 +138,17 @@ async def _restart_with(one: Declared, former: Mapping[str, Any]) -> None:
             text = f"{error}; and it cannot be put back: {another}; look at 'incus info {one.name}'"
             raise IncusError(text, error.code) from None
         raise IncusError(f"{error}; it runs as before", error.code) from None
+
+
+async def _make_last(one: Declared) -> None:
+    """An ephemeral one would be gone when it has stopped."""
+    found, etag = await incus.instance_now(one.project, one.name)
+    wanted = {**_settable(found), "ephemeral": False}
+    await incus.replace(one.project, one.name, wanted, etag)
+
+
+def _settable(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in (*SETTABLE, "config")}
 
 
 async def _put_back(one: Declared, body: Mapping[str, Any], *, anew: bool) -> None:

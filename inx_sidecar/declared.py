@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from inx_sidecar import paths
 from inx_sidecar.errors import ConfigError, shown
+from inx_sidecar.incus import is_true
 
 MARK: Final = "user.inx.declared"
 PROTECTED: Final = "security.protection.delete is set; unset that to have it deleted"
@@ -135,8 +136,7 @@ def without_volatile(instance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_protected(present: Mapping[str, Any]) -> bool:
-    text = present["expanded_config"].get("security.protection.delete", "")
-    return text.lower() in ("true", "1", "yes", "on")
+    return is_true(present["expanded_config"].get("security.protection.delete", ""))
 
 
 @dataclass(frozen=True)

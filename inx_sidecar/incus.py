@@ -38,6 +38,11 @@ class IncusError(InxError):
         self.code = code
 
 
+def is_true(text: str) -> bool:
+    """As Incus takes the value of a key (shared/util, IsTrue)."""
+    return text.lower() in ("true", "1", "yes", "on")
+
+
 async def server_version() -> str:
     answer = await _request("GET", "/1.0")
     return str(answer["metadata"]["environment"]["server_version"])
@@ -74,13 +79,7 @@ async def execute(project: str, name: str, argv: Sequence[str], seconds: float) 
     """
     asked = {"command": list(argv), "wait-for-websocket": False, "record-output": False}
     operation = (await _request("POST", _instance(project, name, "/exec"), asked))["operation"]
-    wait = f"{operation}/wait?timeout={int(seconds)}"
-    ended = (await _request("GET", wait, seconds=seconds + _SECONDS))["metadata"]
-    if ended["status"] == "Running":
-        raise TimeoutError
-    if ended.get("err"):
-        raise IncusError(str(ended["err"]), 400)
-    return int(ended["metadata"]["return"])
+    return int((await _outcome(operation, seconds))["metadata"]["return"])
 
 
 async def at_work() -> bool:
@@ -142,12 +141,21 @@ async def _done(answer: Mapping[str, Any], seconds: float = _SECONDS) -> None:
     """Wait until what Incus has begun is done; IncusError if it failed, or has not ended."""
     if answer.get("type") != "async":
         return
-    url = f"{answer['operation']}/wait?timeout={int(seconds)}"
-    done = (await _request("GET", url, seconds=seconds + _SECONDS))["metadata"]
-    if done.get("err"):
-        raise IncusError(str(done["err"]), 400)
-    if done["status"] in ("Pending", "Running"):
-        raise IncusError(f"it took over {int(seconds)} s")
+    try:
+        await _outcome(answer["operation"], seconds)
+    except TimeoutError:
+        raise IncusError(f"it took over {int(seconds)} s") from None
+
+
+async def _outcome(operation: str, seconds: float) -> Mapping[str, Any]:
+    """How an operation ended; IncusError if it failed, TimeoutError if it did not in `seconds`."""
+    url = f"{operation}/wait?timeout={int(seconds)}"
+    ended = (await _request("GET", url, seconds=seconds + _SECONDS))["metadata"]
+    if ended["status"] in ("Pending", "Running"):
+        raise TimeoutError
+    if ended.get("err"):
+        raise IncusError(str(ended["err"]), 400)
+    return dict(ended)
 
 
 def _instance(project: str, name: str, what: str = "") -> str:

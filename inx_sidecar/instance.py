@@ -13,6 +13,7 @@ from typing import Any, Final
 import yaml
 
 from inx_sidecar.errors import InstanceError
+from inx_sidecar.incus import is_true
 from inx_sidecar.storepath import listed
 
 # Every scalar as text: YAML 1.1 has its own ideas of what "no" and "=" mean.
@@ -107,7 +108,7 @@ def instance_of(api: Mapping[str, Any], facts: Facts) -> Instance:
         project=project,
         uuid=uuid,
         facts=facts,
-        privileged=config.get("security.privileged", "").lower() in ("true", "1", "yes", "on"),
+        privileged=is_true(config.get("security.privileged", "")),
         config=config,
         devices=devices,
     )

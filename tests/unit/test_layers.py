@@ -17,13 +17,13 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 TIERS = (
     {"errors", "journal", "lxclog", "paths", "service", "syscalls"},
     {
-        "addresses", "beneath", "client", "collector", "declared", "fanotify", "forked", "hook",
-        "incus", "overlay", "process", "storepath",
+        "addresses", "beneath", "client", "collector", "fanotify", "forked", "hook", "incus",
+        "overlay", "process", "storepath",
     },
-    {"converge", "events", "instance"},
+    {"declared", "events", "instance"},
     {
-        "activation", "barrier", "bootstrap", "census", "closure", "config", "generations",
-        "nixdaemon", "registered", "roots", "running", "status",
+        "activation", "barrier", "bootstrap", "census", "closure", "config", "converge",
+        "generations", "nixdaemon", "registered", "roots", "running", "status",
     },
     {"mounts", "plan", "seals", "settings", "systems", "views"},
     {"builds", "check", "looks", "start"},

@@ -47,6 +47,7 @@
                 hypothesis
                 mypy
                 pytest
+                pytest-rerunfailures
                 pytest-timeout
                 types-pyyaml
               ]

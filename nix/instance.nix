@@ -53,12 +53,9 @@ let
     };
   nics = lib.mapAttrsToList nic ({ eth0 = container; } // container.extraVeths);
 
-  device =
-    prefix: make: value:
-    lib.nameValuePair "${prefix}${flat (toString value)}" (make value);
   devicesOf =
-    prefix: make: values:
-    lib.listToAttrs (map (device prefix make) values);
+    prefix: make: names:
+    lib.listToAttrs (map (name: lib.nameValuePair "${prefix}${flat name}" (make name)) names);
 
   bindMounts = lib.mapAttrs' (
     _: mount:

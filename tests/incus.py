@@ -139,13 +139,16 @@ class Incus:
             self.story,
         )
 
+    def wait_told(self, name: str, generation: int) -> None:
+        """Until the status, which may be that of the last start at first, names `generation`."""
+        key = "user.inx.status.generation"
+        self.eventually(lambda: self.get(name, key) == str(generation), self.story)
+
     def restart_into(self, name: str, *, generation: int) -> None:
         """Restart and wait until `generation` runs."""
         self("restart", "-f", name)
         self.wait_inside(name)
-        # What was true before the restart stands until Incus takes another status.
-        key = "user.inx.status.generation"
-        self.eventually(lambda: self.get(name, key) == str(generation), self.story)
+        self.wait_told(name, generation)
         self.wait_ready(name)
 
     def wait_status(self, name: str, pattern: str, project: str = "default") -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from disposable import REPO, Host
+from host.test_update import says
 from incus import Incus
 
 from inx_sidecar.declared import MARK
@@ -20,11 +21,11 @@ pytestmark = pytest.mark.nixos
 
 EXAMPLE = REPO / "tests/nix/example.json"
 FILE = "/etc/inx/instances.json"
-STATUS = "user.inx.status"
+SYSTEM = {"user.inx.system": "/srv/system"}
 
 
 class Declaration:
-    """The file of the host, and what comes of it; `web` stands for the instance of that name."""
+    """The file of the host, and what comes of it."""
 
     def __init__(self, incus: Incus) -> None:
         self.incus = incus
@@ -49,8 +50,11 @@ class Declaration:
         instances = self.document["instances"]
         self.document["instances"] = [one for one in instances if one["name"] != name]
 
-    def converge(self, status: int = 0) -> CompletedProcess[str]:
+    def write(self) -> None:
         self.host.run(["sh", "-c", f"cat >{FILE}"], input=json.dumps(self.document))
+
+    def converge(self, status: int = 0) -> CompletedProcess[str]:
+        self.write()
         done = self.host.run(["/opt/inx/bin/inx-sidecar", "converge"], check=False)
         assert done.returncode == status, done
         return done
@@ -81,15 +85,12 @@ def sources(host: Host) -> Iterator[None]:
     host.run(["umount", "--lazy", "/srv/data"])
 
 
-def greets(incus: Incus, name: str, greeting: str) -> bool:
-    return incus.inside(name, f'[ "$(cat /etc/greeting)" = "{greeting}" ]')
-
-
 def test_the_generated_example_comes_up_by_the_unit(declaration: Declaration) -> None:
     incus, host = declaration.incus, declaration.host
     for name in "web", "db", "vault":
         incus.adopt(name)
-    host.run(["sh", "-c", f"cat >{FILE}"], input=EXAMPLE.read_text())
+    declaration.document = json.loads(EXAMPLE.read_text())
+    declaration.write()
     host.run(["systemctl", "restart", "inx-instances.service"])
     for name in "web", "db":
         incus.wait_ready(name)
@@ -100,15 +101,14 @@ def test_the_generated_example_comes_up_by_the_unit(declaration: Declaration) ->
     assert host.run(["curl", "-sf", "http://127.0.0.1:8080/nixos-version"]).stdout == "1"
     assert incus.get("web", "limits.memory") == "1GiB"
     host.run(["ping", "-c1", "-W5", "10.231.136.2"])
-    assert greets(incus, "db", "hello from the second system")
+    assert says(incus, "db", "hello from the second system")
     incus.start("vault")
     incus.wait_ready("vault")
     incus.sh("vault", "grep -q ' /scratch tmpfs ' /proc/mounts; touch /scratch/x")
     others = incus.get("web", "user.inx.status.system")
     incus.sh("vault", f"[ ! -e {others} ]")
 
-    document = json.loads(EXAMPLE.read_text())
-    for one in document["instances"]:
+    for one in declaration.document["instances"]:
         found = incus.info(one["name"])
         assert found["ephemeral"] == one["ephemeral"] and found["profiles"] == one["profiles"]
         assert set(one["config"]) <= set(found["config"])
@@ -154,7 +154,7 @@ def test_a_change_is_made_in_place(declaration: Declaration) -> None:
     )
     declaration.says(f"{name}: changed")
     incus.wait_generation(name, "2")
-    assert greets(incus, name, "two")
+    assert says(incus, name, "two")
     incus.sh(name, "[ -e /new/file ] && [ -e /mine/file ] && [ ! -e /old/file ]")
     assert incus.pid(name) == pid
     found = incus.info(name)
@@ -171,16 +171,16 @@ def test_a_source_of_another_kind_takes_the_place_of_the_first(declaration: Decl
     name = declaration.declare(incus.name(), config={"user.inx.flake": f"{flake}#web"})
     declaration.converge()
     incus.wait_ready(name)
-    declaration.change(name, config={"user.inx.system": "/srv/system"})
+    declaration.change(name, config=SYSTEM)
     declaration.says(f"{name}: changed")
     incus.wait_generation(name, "2")
-    assert greets(incus, name, "hello from the second system")
+    assert says(incus, name, "hello from the second system")
 
 
 def test_what_was_made_by_hand_is_never_touched(declaration: Declaration) -> None:
     incus = declaration.incus
     by_hand = incus.launch(flake="/etc/nixos#web")
-    own = declaration.declare(incus.name("own"), config={"user.inx.system": "/srv/system"})
+    own = declaration.declare(incus.name("own"), config=SYSTEM)
     declaration.converge()
     copied = incus.adopt(incus.name("copied"))
     incus("copy", own, copied)
@@ -211,7 +211,7 @@ def test_what_was_made_by_hand_is_never_touched(declaration: Declaration) -> Non
 
 def test_what_is_dropped_is_left_or_deleted_with_its_roots(declaration: Declaration) -> None:
     incus, host = declaration.incus, declaration.host
-    name = declaration.declare(incus.name(), config={"user.inx.system": "/srv/system"})
+    name = declaration.declare(incus.name(), config=SYSTEM)
     declaration.converge()
     incus.wait_ready(name)
     pid, uuid = incus.pid(name), incus.uuid(name)
@@ -228,7 +228,7 @@ def test_what_is_dropped_is_left_or_deleted_with_its_roots(declaration: Declarat
 
 def test_what_was_stopped_by_hand_is_started_again(declaration: Declaration) -> None:
     incus = declaration.incus
-    name = declaration.declare(incus.name(), config={"user.inx.system": "/srv/system"})
+    name = declaration.declare(incus.name(), config=SYSTEM)
     quiet = declaration.declare(incus.name("quiet"), start=False)
     declaration.converge()
     incus("stop", "-f", name)
@@ -238,7 +238,7 @@ def test_what_was_stopped_by_hand_is_started_again(declaration: Declaration) -> 
 
 def test_what_one_refuses_keeps_no_other_from_its_turn(declaration: Declaration) -> None:
     incus = declaration.incus
-    good = declaration.declare(incus.name("good"), config={"user.inx.system": "/srv/system"})
+    good = declaration.declare(incus.name("good"), config=SYSTEM)
     bad = declaration.declare(incus.name("bad"), profiles=["none"], start=False)
     typo = declaration.declare(incus.name("typo"), config={"limits.cpus": "1"}, start=False)
     other = declaration.declare(incus.name("other"), config={"user.inx.flake": "-x"})
@@ -253,7 +253,7 @@ def test_what_one_refuses_keeps_no_other_from_its_turn(declaration: Declaration)
 
 def test_a_change_that_incus_refuses_changes_nothing(declaration: Declaration) -> None:
     incus = declaration.incus
-    name = declaration.declare(incus.name(), config={"user.inx.system": "/srv/system"})
+    name = declaration.declare(incus.name(), config=SYSTEM)
     declaration.converge()
     incus.wait_ready(name)
     pid, before = incus.pid(name), incus.info(name)
@@ -265,7 +265,7 @@ def test_a_change_that_incus_refuses_changes_nothing(declaration: Declaration) -
     assert incus.pid(name) == pid and incus.status(name) == "ready"
 
 
-# No device of this machine can be added to a stopped container alone; this one cannot start either.
+# It can be added to a stopped container alone, and lets none start on this machine.
 GPU = {"type": "gpu", "gputype": "mig", "mig.ci": "0", "mig.gi": "0"}
 
 
@@ -274,8 +274,7 @@ def test_a_device_that_takes_a_restart_and_fails_leaves_what_ran(
     declaration: Declaration, ephemeral: bool
 ) -> None:
     incus = declaration.incus
-    config = {"user.inx.system": "/srv/system"}
-    name = declaration.declare(incus.name(), config=config, ephemeral=ephemeral)
+    name = declaration.declare(incus.name(), config=SYSTEM, ephemeral=ephemeral)
     declaration.converge()
     incus.wait_ready(name)
     pid = incus.pid(name)
@@ -300,8 +299,7 @@ def test_the_advice_for_a_device_that_takes_a_restart_leads_there(
     declaration: Declaration,
 ) -> None:
     incus = declaration.incus
-    config = {"user.inx.system": "/srv/system"}
-    name = declaration.declare(incus.name(), config=config, start=False, restart=False)
+    name = declaration.declare(incus.name(), config=SYSTEM, start=False, restart=False)
     declaration.converge()
     incus.start(name)
     incus.wait_ready(name)
@@ -315,8 +313,7 @@ def test_the_advice_for_a_device_that_takes_a_restart_leads_there(
 def test_what_a_refused_change_may_have_cost_is_told(declaration: Declaration) -> None:
     incus = declaration.incus
     disk = {"type": "disk", "source": "/srv/data", "path": "/data", "shift": "true"}
-    config = {"user.inx.system": "/srv/system"}
-    name = declaration.declare(incus.name(), config=config, devices={"data": disk})
+    name = declaration.declare(incus.name(), config=SYSTEM, devices={"data": disk})
     declaration.converge()
     incus.wait_ready(name)
     declaration.change(name, devices={"data": {**disk, "propagation": "nonsense"}})
@@ -335,9 +332,8 @@ def test_a_port_passes_from_one_to_the_other(declaration: Declaration) -> None:
         listen = f"tcp:127.0.0.1:{number}"
         return {"web": {"type": "proxy", "listen": listen, "connect": "tcp:127.0.0.1:80"}}
 
-    config = {"user.inx.system": "/srv/system"}
-    a = declaration.declare(incus.name("a"), config=config, devices=port(8081))
-    b = declaration.declare(incus.name("b"), config=config, devices=port(8082))
+    a = declaration.declare(incus.name("a"), config=SYSTEM, devices=port(8081))
+    b = declaration.declare(incus.name("b"), config=SYSTEM, devices=port(8082))
     declaration.converge()
     for name in a, b:
         incus.wait_ready(name)
@@ -348,8 +344,7 @@ def test_a_port_passes_from_one_to_the_other(declaration: Declaration) -> None:
 
 def test_one_that_is_protected_runs_on(declaration: Declaration) -> None:
     incus = declaration.incus
-    config = {"user.inx.system": "/srv/system"}
-    name = declaration.declare(incus.name(), config=config)
+    name = declaration.declare(incus.name(), config=SYSTEM)
     declaration.converge()
     incus.wait_ready(name)
     incus.set(name, "security.protection.delete=true")
@@ -380,9 +375,8 @@ def test_in_a_project_of_its_own(declaration: Declaration, host: Host) -> None:
     try:
         profile = incus("profile", "show", "inx").stdout
         incus("profile", "create", "inx", "--project", project, input=profile)
-        config = {"user.inx.system": "/srv/system"}
         name = incus.adopt(incus.name(), project)
-        here = {"name": name, "project": project, "start": True, "config": config}
+        here = {"name": name, "project": project, "start": True, "config": SYSTEM}
         declaration.document["instances"].append(here)
         by_hand = incus.init()
         incus("config", "device", "add", by_hand, "eth0", "none")  # names are known on a network
@@ -412,8 +406,7 @@ asyncio.run(converge._restart_with(one, found))
 @pytest.mark.parametrize("ephemeral", [False, True], ids=["kept", "ephemeral"])
 def test_a_restart_brings_the_change(declaration: Declaration, ephemeral: bool) -> None:
     incus, host = declaration.incus, declaration.host
-    config = {"user.inx.system": "/srv/system"}
-    name = declaration.declare(incus.name(), config=config, ephemeral=ephemeral)
+    name = declaration.declare(incus.name(), config=SYSTEM, ephemeral=ephemeral)
     declaration.converge()
     incus.wait_ready(name)
     pid = incus.pid(name)
@@ -422,7 +415,7 @@ def test_a_restart_brings_the_change(declaration: Declaration, ephemeral: bool) 
     declaration.change(name, devices={"data": disk})
 
     def restart() -> None:
-        host.run(["sh", "-c", f"cat >{FILE}"], input=json.dumps(declaration.document))
+        declaration.write()
         host.run(["/opt/inx/bin/python", "-I", "-c", RESTART])
         incus.wait_ready(name)
 

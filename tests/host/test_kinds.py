@@ -256,7 +256,7 @@ def test_rebuild_makes_a_first_generation_again(incus: Incus) -> None:
         incus("stop", name)
         incus("rebuild", image, name)
         incus.start(name)
-        wait_generation(incus, name, 1)
+        incus.wait_told(name, 1)
         assert incus.said(name, "cat", "/etc/greeting") == "two"
         assert incus.uuid(name) == uuid
 
@@ -303,17 +303,9 @@ def test_a_restored_snapshot_starts_its_own_generation(
     incus("snapshot", "restore", name, "before")
     if not running:
         incus.start(name)
-    wait_generation(incus, name, 1)
+    incus.wait_told(name, 1)
     assert incus.said(name, "cat", "/etc/greeting") == "one"
     assert system(incus, name) == incus.get(name, "user.inx.status.system")
-
-
-def wait_generation(incus: Incus, name: str, number: int) -> None:
-    """Until the status, which may be that of the last start at first, names generation `number`."""
-    incus.eventually(
-        lambda: incus.get(name, "user.inx.status.generation") == str(number), incus.story
-    )
-    incus.wait_ready(name)
 
 
 def test_disk_device_for_data(incus: Incus) -> None:

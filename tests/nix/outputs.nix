@@ -6,7 +6,6 @@ let
   python3 = {
     interpreter = "/nix/store/22222222222222222222222222222222-python3/bin/python3";
     sitePackages = "lib/python3/site-packages";
-    # Whatever is asked for is there, under its own name.
     pkgs =
       lib.genAttrs [
         "click"
@@ -29,6 +28,7 @@ let
   };
 
   pkgs = {
+    inherit lib;
     callPackage = _: _: "the package";
     mkShell = shell: shell;
     nixfmt = "nixfmt";
@@ -41,15 +41,12 @@ let
     testers.runNixOSTest =
       test:
       let
-        evaluated = test { pkgs = testPkgs; };
+        evaluated = test { inherit pkgs; };
       in
       {
         inherit (evaluated) name;
         nodes = lib.attrNames evaluated.nodes;
       };
-  };
-  testPkgs = pkgs // {
-    inherit lib;
   };
   outputs = (import ../../flake.nix).outputs {
     self = outputs;

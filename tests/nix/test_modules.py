@@ -24,6 +24,9 @@ pytestmark = pytest.mark.nixos
 PROJECT = "/root/inx"
 NIXPKGS = "/root/nixpkgs"
 PACKAGE = "/nix/store/00000000000000000000000000000000-inx"
+PROFILE = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
+# As they come back from JSON.
+DEFAULTS = json.loads(json.dumps(dataclasses.asdict(Settings())))
 WRONG_HOST = [
     "set virtualisation.incus.enable = true.",
     "needs Incus 6.0 or newer; virtualisation.incus.package is 0.6.",
@@ -99,8 +102,7 @@ def test_every_nix_file_can_be_read(host: Host) -> None:
 
 
 def test_the_profile_is_that_of_all_hosts(host: Host) -> None:
-    wanted = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
-    assert expression(host, f"import {PROJECT}/nix/profile.nix {{ }}") == wanted
+    assert expression(host, f"import {PROJECT}/nix/profile.nix {{ }}") == PROFILE
     other = expression(host, f'import {PROJECT}/nix/profile.nix {{ pool = "a"; network = "b"; }}')
     assert (other["devices"]["root"]["pool"], other["devices"]["eth0"]["network"]) == ("a", "b")
 
@@ -111,8 +113,7 @@ def test_the_settings_are_those_of_all_hosts(host: Host) -> None:
         types = { str = 1; listOf = _: 1; strMatching = _: 1; ints.positive = 1; };
     }"""
     options = expression(host, f"import {PROJECT}/nix/settings.nix {{ lib = {lib}; }}")
-    defaults = json.loads(json.dumps(dataclasses.asdict(Settings())))
-    assert {name: option["default"] for name, option in options.items()} == defaults
+    assert {name: option["default"] for name, option in options.items()} == DEFAULTS
     readme = (REPO / "README.md").read_text()
     for name, option in options.items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", readme, re.MULTILINE)
@@ -144,16 +145,14 @@ def test_enable_is_enough(evaluate: Any) -> None:
     plain = evaluate("plain")
     assert plain["wrong"] == plain["warnings"] == []
     assert plain["enable"] is True
-    profile = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
     assert plain["preseed"] == {
-        "profiles": [profile],
+        "profiles": [PROFILE],
         "storage_pools": [{"name": "default", "driver": "dir"}],
         "networks": [{"name": "incusbr0", "type": "bridge"}],
     }
-    assert plain["etc"]["inx/profile.yaml"] == profile
+    assert plain["etc"]["inx/profile.yaml"] == PROFILE
     assert plain["etc"]["inx/hooks"] == f"{PACKAGE}/share/inx/hooks"
-    settings = json.loads(json.dumps(dataclasses.asdict(Settings())))
-    assert plain["etc"]["inx/config.toml"] == settings
+    assert plain["etc"]["inx/config.toml"] == DEFAULTS
     nothing = {"version": 1, "dropped": "keep", "instances": []}
     assert plain["etc"]["inx/instances.json"] == nothing, "those dropped last are to be seen"
     assert plain["firewall"]["incusbr0"]["allowedUDPPorts"] == [53, 67, 547]
@@ -236,13 +235,12 @@ def test_every_option_has_its_word_in_incus(evaluate: Any, tmp_path: Path) -> No
     everything = evaluate("everything")
     assert everything["wrong"] == []
     found = instances(everything)
-    profile = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
     whole = found["all"]
     assert whole["profiles"] == ["small", "inx"] and whole["project"] == "work"
     assert whole["description"] == "all of it" and whole["start"] is False
     assert whole["config"] == {
         "boot.autostart": True,
-        "raw.lxc": profile["config"]["raw.lxc"]
+        "raw.lxc": PROFILE["config"]["raw.lxc"]
         + "lxc.mount.entry = tmpfs scratch tmpfs create=dir 0 0\n"
         + "lxc.mount.entry = tmpfs var/tmp tmpfs create=dir 0 0\n"
         + "lxc.cap.drop = sys_chroot\n",

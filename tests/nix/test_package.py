@@ -58,6 +58,10 @@ def shared() -> list[str]:
     return [name for name in project_files() if name.startswith(SHARED)]
 
 
+def units() -> set[str]:
+    return {name.removeprefix("systemd/") for name in shared() if name.startswith("systemd/")}
+
+
 @pytest.fixture(scope="module")
 def site_packages(host: Host) -> str:
     """Of an environment that pip made from a source distribution, without any network."""
@@ -88,13 +92,12 @@ def test_pip_installs_hooks_profile_and_units_from_an_sdist(host: Host, site_pac
 
 
 def test_the_script_installs_every_unit_and_takes_it_away() -> None:
-    units = {name.removeprefix("systemd/") for name in shared() if name.startswith("systemd/")}
     text = (REPO / "install").read_text()
     (listed,) = re.findall(r'^units="((?:.|\\\n)*?)"', text, re.MULTILINE)
     configurations = {"inx.sysusers.conf", "inx.tmpfiles.conf"}
-    assert set(listed.replace("\\\n", "").split()) == units - configurations
+    assert set(listed.replace("\\\n", "").split()) == units() - configurations
     assert all(f"systemd/{name}" in text for name in configurations)
-    enabled = {name for name in units if "\n[Install]\n" in (REPO / "systemd" / name).read_text()}
+    enabled = {name for name in units() if "\n[Install]\n" in (REPO / "systemd" / name).read_text()}
     stopped = text[text.index("systemctl disable") : text.index("systemctl stop")]
     assert all(name in stopped for name in enabled)
 
@@ -107,9 +110,9 @@ def test_the_package_of_nixos_is_the_same_with_paths_of_its_own(
     script = json.loads(host.run([*argv, PACKAGE.replace("SITE", site_packages)]).stdout)
     host.sh(f"out={PREFIX}\n{SUBSTITUTE}\n{script}")
     host.sh('! grep -rn /opt/inx "$P/share/inx/hooks" "$P/lib/systemd"', env={"P": PREFIX})
-    units = host.run(["find", f"{PREFIX}/lib/systemd/system", "-type", "f", "-printf", "%f\n"])
-    wanted = {name.removeprefix("systemd/") for name in shared() if name.startswith("systemd/")}
-    assert set(units.stdout.split()) == {name for name in wanted if not name.endswith(".conf")}
+    found = host.run(["find", f"{PREFIX}/lib/systemd/system", "-type", "f", "-printf", "%f\n"])
+    wanted = {name for name in units() if not name.endswith(".conf")}
+    assert set(found.stdout.split()) == wanted
     for kind in "sysusers", "tmpfiles":
         text = host.run(["cat", f"{PREFIX}/lib/{kind}.d/inx.conf"]).stdout
         assert text == (REPO / f"systemd/inx.{kind}.conf").read_text()

@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import yaml
 
-from inx_sidecar import barrier, forked, incus, paths
-from inx_sidecar.errors import InxError, MountError
-from inx_sidecar.overlay import show_only
-from inx_sidecar.process import run
-from inx_sidecar.settings import load
-from inx_sidecar.storepath import valid_paths
-from inx_sidecar.syscalls import (
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import InxError, MountError
+from inx_sidecar.base.process import run
+from inx_sidecar.config.settings import load
+from inx_sidecar.container.overlay import show_only
+from inx_sidecar.incus import api as incus
+from inx_sidecar.kernel import forked
+from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
     CLONE_NEWNS,
     CLONE_NEWUSER,
@@ -29,6 +30,8 @@ from inx_sidecar.syscalls import (
     opened,
     unshare,
 )
+from inx_sidecar.nix.store import valid_paths
+from inx_sidecar.roots import barrier
 
 _KERNEL: Final = (5, 12)
 _INCUS: Final = (6, 0)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import click
 
-from inx_sidecar import paths
-from inx_sidecar.errors import DeclarationError, InxError
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import DeclarationError, InxError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,7 +30,8 @@ def _refusals(prefix: str) -> Iterator[None]:
 @main.command()
 def run() -> None:
     """Serve the hooks; started by inx-sidecar.socket."""
-    from inx_sidecar import journal, server
+    from inx_sidecar import server
+    from inx_sidecar.base import journal
 
     journal.log_to_journal()
     with _refusals("<3>"):
@@ -40,7 +41,8 @@ def run() -> None:
 @main.command()
 def barrier() -> None:
     """Hold collections until all roots stand; started by inx-barrier.service."""
-    from inx_sidecar import barrier, journal
+    from inx_sidecar.base import journal
+    from inx_sidecar.roots import barrier
 
     journal.log_to_journal()
     with _refusals("<3>"):
@@ -50,10 +52,10 @@ def barrier() -> None:
 @main.command()
 def sync() -> None:
     """Compare the GC roots of all instances with their links, now."""
-    from inx_sidecar import client
+    from inx_sidecar.base import sidecar_client
 
     with _refusals("inx: error: "):
-        status, sentence = asyncio.run(client.ask(client.SYNC))
+        status, sentence = asyncio.run(sidecar_client.ask(sidecar_client.SYNC))
         click.echo(sentence, err=bool(status))
         sys.exit(status)
 
@@ -62,10 +64,10 @@ def sync() -> None:
 @click.argument("instance", required=False)
 def roots(instance: str | None) -> None:
     """List what instances keep from the garbage collector: path, age, size of the closure, link."""
-    from inx_sidecar import listing
+    from inx_sidecar.roots import list_roots
 
     with _refusals("inx: error: "):
-        for line in listing.lines(instance):
+        for line in list_roots.lines(instance):
             click.echo(line)
 
 
@@ -84,10 +86,10 @@ def check() -> None:
 @click.argument("file", default=paths.DECLARED)
 def converge(file: str) -> None:
     """Make instances what FILE declares; without, /etc/inx/instances.json."""
-    from inx_sidecar import converge, declared
+    from inx_sidecar.declared import converge, declaration
 
     with _refusals("inx: error: "):
-        wrong = asyncio.run(converge.converge(declared.read(file), click.echo))
+        wrong = asyncio.run(converge.converge(declaration.read(file), click.echo))
     for sentence in wrong:
         click.echo(f"inx: error: {sentence}", err=True)
     sys.exit(DeclarationError.status if wrong else 0)

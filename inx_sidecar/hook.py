@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from inx_sidecar import lxclog, paths
+from inx_sidecar.base import lxc_log, paths
 
 FACTS = ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH", "LXC_CONFIG_FILE")
 DEADLINE_SECONDS = 30.0
@@ -75,7 +75,7 @@ def _exchange(request: bytes, seconds: float) -> bytes:
 
 def _tell(message: str) -> None:
     config, name = (os.environ.get(fact, "") for fact in ("LXC_CONFIG_FILE", "LXC_NAME"))
-    sys.stderr.write(lxclog.append(config, name, message))
+    sys.stderr.write(lxc_log.append(config, name, message))
 
 
 def _redirect_output() -> None:

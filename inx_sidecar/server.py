@@ -11,13 +11,14 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inx_sidecar import bootstrap, client
-from inx_sidecar.errors import InxError, UnsupportedError, one_line
-from inx_sidecar.follower import Follower
-from inx_sidecar.instance import Facts
-from inx_sidecar.journal import about
-from inx_sidecar.lifecycle import Lifecycle
-from inx_sidecar.service import live, notify
+from inx_sidecar.base import sidecar_client
+from inx_sidecar.base.errors import InxError, UnsupportedError, one_line
+from inx_sidecar.base.journal import about
+from inx_sidecar.base.systemd_notify import live, notify
+from inx_sidecar.container import bootstrap
+from inx_sidecar.incus.instance import Facts
+from inx_sidecar.instances.follower import Follower
+from inx_sidecar.instances.lifecycle import Lifecycle
 
 _REQUEST_MAX: Final = 1 << 16
 # As systemd has it; asyncio would make it less.
@@ -120,7 +121,7 @@ def parse(request: bytes) -> Request | str:
     """The request that hook.py made, or the word of a `client.ask`; UnsupportedError if it is of
     another making."""
     kind, *pairs = request.decode(errors="replace").split("\0")
-    if kind in (client.SYNC, client.DRAIN) and not pairs:
+    if kind in (sidecar_client.SYNC, sidecar_client.DRAIN) and not pairs:
         return kind
     given = dict(pair.partition("=")[::2] for pair in pairs)
     if kind not in ("pre-start", "start-host", "stop"):
@@ -135,9 +136,9 @@ def parse(request: bytes) -> Request | str:
 
 async def _handle(lifecycle: Lifecycle, request: Request | str) -> str:
     match request:
-        case client.SYNC:
+        case sidecar_client.SYNC:
             return await lifecycle.fleet.sync()
-        case client.DRAIN:
+        case sidecar_client.DRAIN:
             return await lifecycle.fleet.drain()
         case Request(kind="pre-start"):
             await lifecycle.pre_start(request.facts)

@@ -78,7 +78,7 @@ buildPythonApplication {
   doCheck = false;
   pythonImportsCheck = [
     "inx_sidecar.cli"
-    "inx_sidecar.converge"
+    "inx_sidecar.declared.converge"
     "inx_sidecar.hook"
     "inx_sidecar.server"
   ];

@@ -1,4 +1,4 @@
-# The settings of a host, as README.md lists them; a test keeps them and inx_sidecar/settings.py equal.
+# The settings of a host, as README.md lists them; a test keeps them and inx_sidecar/config/settings.py equal.
 { lib }:
 let
   inherit (lib) types;

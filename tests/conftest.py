@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from disposable import Host
+from support.disposable import Host
 
 
 @pytest.fixture(scope="session")

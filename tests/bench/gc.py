@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from disposable import REPO, Host
+from support.disposable import REPO, Host
 
 COUNTS = (1, 20, 100)
 LINKS = (10, 100)
@@ -32,7 +32,7 @@ done
 MEASURE = """
 import json, os, socket, statistics, subprocess, sys, time
 sys.path[:0] = ["/root/inx/tests"]
-from nixworker import NixClient
+from support.nixworker import NixClient
 
 def said(*argv):
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -127,7 +127,7 @@ print(json.dumps(times | collect))
 
 def measure(host: Host) -> dict[str, Any]:
     """Milliseconds and MiB: by the number of instances, and of a build and of finding roots."""
-    host.push(REPO / "tests", ["nixworker.py"], "/root/inx/tests")
+    host.push(REPO / "tests", ["support"], "/root/inx/tests")
     counts: dict[str, Any] = {}
     running = 0
     for count in COUNTS:

@@ -6,7 +6,7 @@ start in turn, so that whatever else the machine does hits both.
 
 import json
 
-from disposable import Host
+from support.disposable import Host
 
 ROUNDS = 30
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from disposable import REPO, Host
+from support.disposable import REPO, Host
 
 COUNTS = (100, 1000, 5000, 20000)
 ROUNDS = {100: 15, 1000: 15, 5000: 9, 20000: 5}
@@ -87,13 +87,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 sys.path[:0] = ["/root/inx/tests"]
-from inx_sidecar import forked, paths
-from inx_sidecar.closure import closure
-from inx_sidecar.mounts import Container, HostDirectory, attach
-from inx_sidecar.syscalls import (AT_FDCWD, CLONE_NEWNS, CLONE_NEWUSER, MOUNT_ATTR_IDMAP,
+from inx_sidecar.base import paths
+from inx_sidecar.kernel import forked
+from inx_sidecar.nix.closure import closure
+from inx_sidecar.container.mounts import Container, HostDirectory, attach
+from inx_sidecar.kernel.syscalls import (AT_FDCWD, CLONE_NEWNS, CLONE_NEWUSER, MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_PRIVATE, MS_REC, mount,
     mount_setattr, move_mount, open_tree, opened, setns, unshare)
-from kernel.containers import CLONE_NEWPID, make_rootfs, running
+from support.containers import CLONE_NEWPID, make_rootfs, running
 
 AT_RECURSIVE = 0x8000
 READ_ONLY = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
@@ -321,7 +322,7 @@ print(json.dumps({
 
 def measure(host: Host) -> dict[str, Any]:
     """Milliseconds by the number of paths; microseconds of each access natively, and ratios."""
-    host.push(REPO / "tests", ["kernel/__init__.py", "kernel/containers.py"], "/root/inx/tests")
+    host.push(REPO / "tests", ["support"], "/root/inx/tests")
 
     def run(python: str, script: str, given: Any) -> Any:
         done = host.run([python, "-c", script], input=json.dumps(given), timeout=600)

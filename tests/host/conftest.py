@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Generator, Iterator
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 _numbers = itertools.count(1)
 

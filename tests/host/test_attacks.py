@@ -15,8 +15,8 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.main
 

@@ -4,10 +4,10 @@ import json
 import time
 
 import pytest
-from disposable import Host
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.main
 

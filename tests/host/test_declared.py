@@ -11,11 +11,11 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from disposable import REPO, Host
 from host.test_update import says
-from incus import Incus
+from support.disposable import REPO, Host
+from support.incus import Incus
 
-from inx_sidecar.declared import MARK
+from inx_sidecar.declared.declaration import MARK
 
 pytestmark = pytest.mark.nixos
 
@@ -395,9 +395,10 @@ def test_in_a_project_of_its_own(declaration: Declaration, host: Host) -> None:
 
 RESTART = f"""
 import asyncio, sys
-from inx_sidecar import converge, declared, incus
+from inx_sidecar.declared import converge, declaration
+from inx_sidecar.incus import api as incus
 
-(one,) = declared.read("{FILE}").instances
+(one,) = declaration.read("{FILE}").instances
 found, _ = asyncio.run(incus.instance_now(one.project, one.name))
 asyncio.run(converge._restart_with(one, found))
 """

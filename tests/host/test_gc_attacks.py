@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
-from inx_sidecar.registered import name_of
+from inx_sidecar.roots.indirect_roots import name_of
 
 pytestmark = pytest.mark.gc
 

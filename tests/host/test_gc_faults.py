@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from disposable import Host
 from host.test_gc_attacks import (
     LONGEST_COLLECTION,
     SYNC,
@@ -28,7 +27,8 @@ from host.test_gc_attacks import (
     wait_collected,
     wait_rooted,
 )
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.gc
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.gc
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, Self
 
 import pytest
-from disposable import Host
-from incus import SECONDS, Incus
-from nixworker import NixClient, make_link
+from support.disposable import REPO, Host
+from support.incus import SECONDS, Incus
+from support.nixworker import NixClient, make_link
 
-from inx_sidecar.fanotify import Gate, Opening
+from inx_sidecar.kernel.fanotify import Gate, Opening
 
 pytestmark = pytest.mark.gc
 
@@ -844,7 +844,7 @@ def four(host: Host) -> Iterator[list[str]]:
     """NAME.UUID of instances that register at once."""
     incus = Incus(host, "stress")
     names = [incus.launch(name=incus.name(s), flake="/etc/nixos#web") for s in "abcd"]
-    host.push(Path(__file__).parents[1], ["gcstress.py", "nixworker.py"], "/root/stress")
+    host.push(REPO / "tests", ["support"], "/root/stress")
     yield [f"{name}.{incus.uuid(name)}" for name in names]
     incus.clean_up()
 
@@ -856,7 +856,7 @@ def test_nothing_is_lost_while_instances_register_and_collections_run_without_pa
     """With `kill_after`, the sidecar is killed so many seconds after it has come up."""
     since = now(host)
     options = f"--seconds 30 --at-least 2600 --kill-after {kill_after}".split()
-    argv = ["python3", "/root/stress/gcstress.py", *options, *four]
+    argv = ["env", "-C/root/stress", "python3", "-m", "support.gcstress", *options, *four]
     figures: dict[str, Any] = json.loads(host.run(argv, timeout=280).stdout)
     figures["let through"] = journal(host, "inx-barrier", since).count("goes on")
     print({key: len(value) if isinstance(value, list) else value for key, value in figures.items()})

@@ -7,8 +7,8 @@ import shlex
 from dataclasses import dataclass
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.gc
 

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from disposable import Host
 from host.test_attacks import (
     FILE_TRICKS,
     HOPELESS_CALLS,
@@ -39,9 +38,10 @@ from host.test_attacks import (
     system_calls,
     unchanged,
 )
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
-from inx_sidecar.registered import name_of
+from inx_sidecar.roots.indirect_roots import name_of
 
 pytestmark = pytest.mark.isolated
 

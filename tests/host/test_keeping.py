@@ -1,8 +1,8 @@
 """What must not be lost or mixed up: systems that nothing names any more, uuids that two bear."""
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.main
 

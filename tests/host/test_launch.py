@@ -1,8 +1,8 @@
 """From `incus launch` to a running system, for every source that user.inx.* can name."""
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.main
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from disposable import REPO, Host
-from incus import Incus
+from support.disposable import REPO, Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.life
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.life
 

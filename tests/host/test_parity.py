@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from disposable import REPO, Host
-from incus import Incus
+from support.disposable import REPO, Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.life
 

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from disposable import REPO, Host, tree
-from incus import Incus
+from support.disposable import REPO, Host, tree
+from support.incus import Incus
 
 pytestmark = pytest.mark.main
 

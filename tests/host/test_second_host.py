@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.life
 

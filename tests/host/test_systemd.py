@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from incus import Incus
+from support.incus import Incus
 
 pytestmark = pytest.mark.main
 

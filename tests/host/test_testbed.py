@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from disposable import REPO, Host, HostError, Process
+from support.disposable import REPO, Host, HostError, Process
 
 pytestmark = pytest.mark.main
 
 OWNER = """
 import sys
-from disposable import Host
+from support.disposable import Host
 Host.up(sys.argv[1], bare=True)
 print("up", flush=True)
 sys.stdin.read()

@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 import pytest
-from disposable import Host
-from incus import Incus
+from support.disposable import Host
+from support.incus import Incus
 
 pytestmark = pytest.mark.life
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support.containers import MS_BIND, apart, plain
 
-from inx_sidecar import barrier, client, paths
-from inx_sidecar.errors import InxError, UnreachableError
-from inx_sidecar.fanotify import Gate, Opening
-from inx_sidecar.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
-
-from .containers import MS_BIND, apart, plain
+from inx_sidecar.base import paths, sidecar_client
+from inx_sidecar.base.errors import InxError, UnreachableError
+from inx_sidecar.kernel.fanotify import Gate, Opening
+from inx_sidecar.kernel.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
+from inx_sidecar.roots import barrier
 
 pytestmark = pytest.mark.gc
 
@@ -30,7 +30,10 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.makedirs(f"{gcroots}/inx")
     monkeypatch.setattr(paths, "SOCKET", str(tmp_path / "sidecar.sock"))
     monkeypatch.setattr(paths, "GCROOTS", f"{gcroots}/inx")
-    questions = {gcroots: (client.DRAIN, client.SYNC), temproots: (client.DRAIN,)}
+    questions = {
+        gcroots: (sidecar_client.DRAIN, sidecar_client.SYNC),
+        temproots: (sidecar_client.DRAIN,),
+    }
     monkeypatch.setattr(barrier, "_QUESTIONS", questions)
 
 
@@ -329,7 +332,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def held(gate: Gate, place: str, start: Start, word: str = client.DRAIN) -> float:
+async def held(gate: Gate, place: str, start: Start, word: str = sidecar_client.DRAIN) -> float:
     """How long an opening was held that was asked about with `word`."""
     gate.mark(place)
     opener = start(open_it(place))
@@ -349,7 +352,7 @@ def test_an_opening_goes_on_when_the_sidecar_has_answered(
             gate.mark(place)
             opener = start(open_it(place))
             (opening,) = openings(gate)
-            task = asyncio.create_task(barrier.hold(gate, [opening], (client.SYNC,)))
+            task = asyncio.create_task(barrier.hold(gate, [opening], (sidecar_client.SYNC,)))
             await until(lambda: sidecar.asked)
             await asyncio.sleep(0.05)
             assert not task.done() and not opener.ended()
@@ -422,7 +425,7 @@ def test_a_sidecar_that_ends_before_it_answers_is_asked_again(
         sidecar.closing = 3
         sidecar.answering.set()
         async with sidecar.running():
-            await held(gate, place, start, client.DRAIN)
+            await held(gate, place, start, sidecar_client.DRAIN)
         assert sidecar.asked == ["drain"] * 4
 
     asyncio.run(main())
@@ -434,7 +437,7 @@ def test_a_sidecar_that_ends_again_and_again_is_not_asked_all_the_time() -> None
         sidecar.closing = 1_000_000
         async with sidecar.running():
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.ask(client.SYNC), 1)
+                await asyncio.wait_for(sidecar_client.ask(sidecar_client.SYNC), 1)
         assert 1 < len(sidecar.asked) < 200
 
     asyncio.run(main())
@@ -446,7 +449,7 @@ def test_who_may_not_ask_is_told() -> None:
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
         try:
-            asyncio.run(client.ask(client.SYNC))
+            asyncio.run(sidecar_client.ask(sidecar_client.SYNC))
         except InxError as error:
             return str(error)
         return ""
@@ -460,7 +463,7 @@ def test_who_may_not_ask_is_told() -> None:
 
 def test_who_asks_nobody_is_told() -> None:
     with pytest.raises(UnreachableError, match=r"systemctl start inx-sidecar\.socket"):
-        asyncio.run(client.ask(client.SYNC))
+        asyncio.run(sidecar_client.ask(sidecar_client.SYNC))
 
 
 @asynccontextmanager

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disposable import REPO, tree
+from support.disposable import REPO, tree
 
-from inx_sidecar import bootstrap, paths
-from inx_sidecar.bootstrap import Console, is_waiting, prepare
-from inx_sidecar.errors import UnsupportedError
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import UnsupportedError
+from inx_sidecar.container import bootstrap
+from inx_sidecar.container.bootstrap import Console, is_waiting, prepare
 
 pytestmark = pytest.mark.main
 

@@ -9,8 +9,9 @@ from typing import NoReturn
 
 import pytest
 
-from inx_sidecar import errors, forked
-from inx_sidecar.errors import InstanceError, InxError, MountError
+from inx_sidecar.base import errors
+from inx_sidecar.base.errors import InstanceError, InxError, MountError
+from inx_sidecar.kernel import forked
 
 pytestmark = pytest.mark.main
 

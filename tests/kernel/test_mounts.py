@@ -8,27 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
-from inx_sidecar import generations, paths
-from inx_sidecar.errors import InstanceError, MountError
-from inx_sidecar.generations import Append, Select
-from inx_sidecar.mounts import Container, HostDirectory, attach, write_generation
-from inx_sidecar.syscalls import (
-    AT_FDCWD,
-    CLONE_NEWNS,
-    CLONE_NEWUSER,
-    MOUNT_ATTR_NODEV,
-    MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY,
-    MS_PRIVATE,
-    MS_REC,
-    mount,
-    move_mount,
-    open_tree,
-    opened,
-    unshare,
-)
-from kernel.containers import (
+from support.containers import (
     FIRST_ID,
     MNT_DETACH,
     MS_BIND,
@@ -45,6 +25,27 @@ from kernel.containers import (
     running,
     umount,
 )
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import InstanceError, MountError
+from inx_sidecar.container.mounts import Container, HostDirectory, attach, write_generation
+from inx_sidecar.kernel.syscalls import (
+    AT_FDCWD,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    move_mount,
+    open_tree,
+    opened,
+    unshare,
+)
+from inx_sidecar.nix import generations
+from inx_sidecar.nix.generations import Append, Select
 
 pytestmark = pytest.mark.main
 

@@ -18,31 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import pytest
-
-from inx_sidecar import generations, paths
-from inx_sidecar.closure import closure
-from inx_sidecar.errors import (
-    InstanceError,
-    MountError,
-    SystemMissingError,
-    UnsupportedError,
-)
-from inx_sidecar.generations import Append, Change, Generations
-from inx_sidecar.mounts import Container, HostDirectory, attach, show
-from inx_sidecar.overlay import show_only
-from inx_sidecar.seals import seal
-from inx_sidecar.syscalls import (
-    AT_FDCWD,
-    CLONE_NEWNS,
-    CLONE_NEWUSER,
-    MS_PRIVATE,
-    MS_REC,
-    mount,
-    open_tree,
-    opened,
-    unshare,
-)
-from kernel.containers import (
+from support.containers import (
     CLONE_NEWPID,
     FIRST_ID,
     MNT_DETACH,
@@ -57,6 +33,31 @@ from kernel.containers import (
     running,
     umount,
 )
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import (
+    InstanceError,
+    MountError,
+    SystemMissingError,
+    UnsupportedError,
+)
+from inx_sidecar.container.mounts import Container, HostDirectory, attach, show
+from inx_sidecar.container.overlay import show_only
+from inx_sidecar.kernel.syscalls import (
+    AT_FDCWD,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    open_tree,
+    opened,
+    unshare,
+)
+from inx_sidecar.nix import generations
+from inx_sidecar.nix.closure import closure
+from inx_sidecar.nix.generations import Append, Change, Generations
+from inx_sidecar.nix.seals import seal
 from kernel.test_mounts import ATTEMPTS, CHANGE, SYSTEM
 
 pytestmark = pytest.mark.isolated

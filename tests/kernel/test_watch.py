@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+from support.containers import apart
 
-from inx_sidecar import paths, registered, watch
-from inx_sidecar.collector import Collector
-from inx_sidecar.mirror import Mirror, _Pause
-from inx_sidecar.syscalls import CLONE_NEWUSER, unshare
-from inx_sidecar.watch import Watch
-
-from .containers import apart
+from inx_sidecar.base import paths
+from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, unshare
+from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.roots import indirect_roots, watch
+from inx_sidecar.roots.mirror import Mirror, _Pause
+from inx_sidecar.roots.watch import Watch
 
 pytestmark = pytest.mark.gc
 
@@ -48,7 +48,7 @@ def mirror(uuid: str = WEB, most: int = 100_000) -> Mirror:
 
 
 def names(*texts: str) -> set[str]:
-    return {registered.name_of(text) for text in texts}
+    return {indirect_roots.name_of(text) for text in texts}
 
 
 class Taken:
@@ -96,10 +96,10 @@ async def until(condition: Callable[[], object]) -> None:
 def test_what_is_registered_is_taken_by_itself() -> None:
     async def main() -> None:
         async with watching(mirror(WEB), mirror(SHOP)) as (_, taken):
-            registered.put(WEB, "/one")
+            indirect_roots.put(WEB, "/one")
             await until(lambda: taken.of() == names("/one"))
-            registered.put(WEB, "/two")
-            registered.put(SHOP, "/three")
+            indirect_roots.put(WEB, "/two")
+            indirect_roots.put(SHOP, "/three")
             await until(lambda: taken.of() == names("/one", "/two"))
             await until(lambda: taken.of(SHOP) == names("/three"))
 
@@ -110,7 +110,7 @@ def test_what_is_registered_again_is_taken_again() -> None:
     async def main() -> None:
         async with watching(mirror()) as (watched, taken):
             for count in range(1, 6):
-                registered.put(WEB, "/one")
+                indirect_roots.put(WEB, "/one")
                 await watched.drain()
                 assert len(taken.turns) == count
 
@@ -118,7 +118,7 @@ def test_what_is_registered_again_is_taken_again() -> None:
 
 
 def test_what_was_there_before_is_taken() -> None:
-    registered.put(WEB, "/one")
+    indirect_roots.put(WEB, "/one")
 
     async def main() -> None:
         async with watching(mirror()) as (watched, taken):
@@ -135,9 +135,9 @@ def test_what_is_no_registration_is_not_taken() -> None:
             for name in (".0123", "x", "e" * 32, f"{'0' * 32}.tmp"):
                 os.symlink("/x", place / "other")
                 os.rename(place / "other", place / name)
-            registered.put(WEB, "/one")
-            registered.forget(WEB, names("/one"))
-            registered.put(WEB, "/two")
+            indirect_roots.put(WEB, "/one")
+            indirect_roots.forget(WEB, names("/one"))
+            indirect_roots.put(WEB, "/two")
             await watched.drain()
             assert taken.of() == names("/one", "/two")
 
@@ -152,7 +152,7 @@ def test_who_drains_has_all_that_was_registered_before() -> None:
             for number in range(200):
                 texts = [f"/{number}/{digit}" for digit in range(number % 5)]
                 for text in texts:
-                    registered.put(WEB if number % 2 else SHOP, text)
+                    indirect_roots.put(WEB if number % 2 else SHOP, text)
                 await watched.drain()
                 assert names(*texts) <= taken.of(WEB if number % 2 else SHOP)
 
@@ -163,10 +163,10 @@ def test_who_drains_has_what_came_while_others_were_taken() -> None:
     async def main() -> None:
         async with watching(mirror()) as (watched, taken):
             taken.go.clear()
-            registered.put(WEB, "/one")
+            indirect_roots.put(WEB, "/one")
             first = asyncio.create_task(watched.drain())
             await asyncio.sleep(0.05)
-            registered.put(WEB, "/two")
+            indirect_roots.put(WEB, "/two")
             second = asyncio.create_task(watched.drain())
             await asyncio.sleep(0.05)
             assert not first.done() and not second.done()
@@ -183,15 +183,15 @@ def test_who_drains_does_not_wait_for_what_comes_later() -> None:
 
     async def flood() -> None:
         while True:
-            registered.put(WEB, "/flood")
+            indirect_roots.put(WEB, "/flood")
             await asyncio.sleep(0)
 
     async def main() -> None:
         async with watching(mirror(), mirror(SHOP)) as (watched, taken):
             flooding = asyncio.create_task(flood())
             await until(lambda: len(taken.turns) > 3)
-            registered.put(WEB, "/one")
-            registered.put(SHOP, "/one")
+            indirect_roots.put(WEB, "/one")
+            indirect_roots.put(SHOP, "/one")
             try:
                 await asyncio.wait_for(watched.drain(), 10)
                 assert names("/one") <= taken.of(WEB) and taken.of(SHOP) == names("/one")
@@ -206,13 +206,13 @@ def test_an_instance_that_is_slow_is_not_waited_for() -> None:
         one = mirror()
         async with watching(one, mirror(SHOP)) as (watched, taken):
             taken.go.clear()
-            registered.put(WEB, "/one")
+            indirect_roots.put(WEB, "/one")
             await asyncio.sleep(0.05)
             one._slow = _Pause().again(asyncio.get_running_loop().create_future())
             await asyncio.wait_for(watched.drain(), 10)
             assert taken.of() == set()
             taken.go.set()
-            registered.put(SHOP, "/two")
+            indirect_roots.put(SHOP, "/two")
             await watched.drain()
             assert taken.of(SHOP) == names("/two")
 
@@ -235,8 +235,8 @@ def test_one_instance_has_one_turn_at_a_time() -> None:
         watched.begin(mirror(WEB))
         watched.begin(mirror(SHOP))
         for number in range(50):
-            registered.put(WEB, f"/{number}")
-            registered.put(SHOP, f"/{number}")
+            indirect_roots.put(WEB, f"/{number}")
+            indirect_roots.put(SHOP, f"/{number}")
             await asyncio.sleep(0.001)
         await asyncio.wait_for(watched.drain(), 20)
         for one in watched.mirrors:
@@ -252,8 +252,8 @@ def test_what_ended_is_not_watched() -> None:
             watched.end(WEB)
             watched.end("none")
             assert watched.get(WEB) is None and [m.uuid for m in watched.mirrors] == [SHOP]
-            registered.put(WEB, "/one")
-            registered.put(SHOP, "/two")
+            indirect_roots.put(WEB, "/one")
+            indirect_roots.put(SHOP, "/two")
             await watched.drain()
             await until(lambda: taken.of(SHOP))
             assert taken.of(WEB) == set()
@@ -269,7 +269,7 @@ def test_one_that_begins_again_is_watched_once() -> None:
         async with watching(mirror()) as (watched, taken):
             for _ in range(3):
                 watched.begin(mirror())
-            registered.put(WEB, "/one")
+            indirect_roots.put(WEB, "/one")
             await watched.drain()
             assert taken.turns == [WEB]
 
@@ -282,7 +282,7 @@ def test_nothing_is_left_when_it_is_closed() -> None:
     async def main() -> None:
         async with watching(mirror()) as (_, taken):
             taken.go.clear()
-            registered.put(WEB, "/one")
+            indirect_roots.put(WEB, "/one")
             await asyncio.sleep(0.05)
         assert {task for task in asyncio.all_tasks() if task is not asyncio.current_task()} == set()
 
@@ -299,12 +299,12 @@ def test_more_than_the_kernel_can_queue_is_taken() -> None:
     async def main() -> None:
         async with watching(mirror(WEB), mirror(SHOP)) as (watched, taken):
             for text in texts:
-                registered.put(WEB, text)
-            registered.put(SHOP, "/lost")
+                indirect_roots.put(WEB, text)
+            indirect_roots.put(SHOP, "/lost")
             await asyncio.wait_for(watched.drain(), 120)
             assert taken.of() == set(os.listdir(place)) == names(*texts)
             assert taken.of(SHOP) == names("/lost"), "its event had no room"
-            registered.put(SHOP, "/later")
+            indirect_roots.put(SHOP, "/later")
             await watched.drain()
             assert taken.of(SHOP) == names("/lost", "/later")
 
@@ -330,7 +330,7 @@ def test_a_watched_directory_tells_when_something_comes_or_goes(tmp_path: Path) 
                 changes.clear()
                 step()
                 await until(lambda: changes)
-            registered.put(WEB, "/one")
+            indirect_roots.put(WEB, "/one")
             await until(lambda: taken.of() == names("/one"))
             assert "none" not in changes
 
@@ -348,16 +348,16 @@ def test_a_directory_that_is_made_again_is_watched_again(monkeypatch: pytest.Mon
                 Path(place.with_name(f"former-{number}")).rmdir()
                 await watched.drain()
                 place.mkdir()
-                registered.put(WEB, f"/{number}")
+                indirect_roots.put(WEB, f"/{number}")
                 await until(taken.has(f"/{number}"))
-                registered.forget(WEB, names(f"/{number}"))
+                indirect_roots.forget(WEB, names(f"/{number}"))
 
             def quiet() -> bool:
                 return watched._polling is None
 
             await until(quiet)
             monkeypatch.setattr(watch, "_POLL_SECONDS", NEVER)
-            registered.put(WEB, "/later")
+            indirect_roots.put(WEB, "/later")
             await until(taken.has("/later"))
 
     asyncio.run(main())
@@ -386,8 +386,8 @@ def test_beyond_the_limit_of_watches_it_is_looked_for(
         async with watching(mirror(WEB), mirror(SHOP)) as (watched, taken):
             assert "raise fs.inotify.max_user_watches" in caplog.text
             for number in range(3):
-                registered.put(WEB, f"/{number}")
-                registered.put(SHOP, f"/{number}")
+                indirect_roots.put(WEB, f"/{number}")
+                indirect_roots.put(SHOP, f"/{number}")
                 await until(taken.has(f"/{number}", WEB))
                 await until(taken.has(f"/{number}", SHOP))
             caplog.clear()
@@ -395,7 +395,7 @@ def test_beyond_the_limit_of_watches_it_is_looked_for(
             watched.end(WEB)
             await until(lambda: watched._polling is None)
             monkeypatch.setattr(watch, "_POLL_SECONDS", NEVER)
-            registered.put(SHOP, "/later")
+            indirect_roots.put(SHOP, "/later")
             await until(taken.has("/later", SHOP))
 
     limited(1, None, lambda: asyncio.run(main()))
@@ -405,7 +405,7 @@ def test_who_drains_has_what_is_beyond_the_limit(monkeypatch: pytest.MonkeyPatch
     async def main() -> None:
         async with watching(mirror(WEB), mirror(SHOP)) as (watched, taken):
             for number in range(5):
-                registered.put(SHOP, f"/{number}")
+                indirect_roots.put(SHOP, f"/{number}")
                 await watched.drain()
                 assert names(f"/{number}") <= taken.of(SHOP)
 
@@ -421,9 +421,9 @@ def test_without_inotify_it_is_looked_for(
         async with watching(mirror()) as (watched, taken):
             assert caplog.text.count("max_user_instances") == 1
             watched.directory(paths.STATE, lambda: None)
-            registered.put(WEB, "/one")
+            indirect_roots.put(WEB, "/one")
             await until(lambda: taken.of() == names("/one"))
-            registered.put(WEB, "/two")
+            indirect_roots.put(WEB, "/two")
             await watched.drain()
             assert taken.of() == names("/one", "/two")
             watched.end(WEB)
@@ -440,7 +440,7 @@ def test_the_limit_is_complained_of_once_and_not_at_every_look(
     async def main() -> None:
         async with watching(mirror(WEB), mirror(SHOP)) as (_, taken):
             for number in range(20):
-                registered.put(SHOP, f"/{number}")
+                indirect_roots.put(SHOP, f"/{number}")
                 await until(taken.has(f"/{number}", SHOP))
             assert caplog.text.count("max_user_watches") == 1
 
@@ -456,20 +456,20 @@ def test_an_instance_that_registers_too_much_keeps_what_was_there_first(
         one = mirror(WEB, most=10)
         async with watching(one, mirror(SHOP)) as (watched, taken):
             for number in range(10):
-                registered.put(WEB, f"/first/{number}")
+                indirect_roots.put(WEB, f"/first/{number}")
             await watched.drain()
             for number in range(200):
-                registered.put(WEB, f"/flood/{number}")
-            registered.put(SHOP, "/one")
+                indirect_roots.put(WEB, f"/flood/{number}")
+            indirect_roots.put(SHOP, "/one")
             await asyncio.wait_for(watched.drain(), 20)
             first = names(*(f"/first/{number}" for number in range(10)))
             assert set(os.listdir(paths.auto_dir(WEB))) == first
             assert taken.of(SHOP) == names("/one")
             assert "max_roots_per_instance" in one.status()
             # When there is room again, it is taken again.
-            registered.forget(WEB, first)
+            indirect_roots.forget(WEB, first)
             await one.compare(None)
-            registered.put(WEB, "/again")
+            indirect_roots.put(WEB, "/again")
             await until(taken.has("/again"))
 
     asyncio.run(main())

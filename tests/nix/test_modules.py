@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from disposable import REPO, Host, project_files
+from support.disposable import REPO, Host, project_files
 
-from inx_sidecar.declared import read
-from inx_sidecar.settings import Settings
+from inx_sidecar.config.settings import Settings
+from inx_sidecar.declared.declaration import read
 
 pytestmark = pytest.mark.nixos
 

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from disposable import REPO, Host, project_files
+from support.disposable import REPO, Host, project_files
 
 pytestmark = pytest.mark.nixos
 
@@ -83,10 +83,10 @@ def test_pip_installs_hooks_profile_and_units_from_an_sdist(host: Host, site_pac
     assert sorted(found.split()) == shared()
     for name in shared():
         assert host.run(["cat", f"{PREFIX}/share/inx/{name}"]).stdout == (REPO / name).read_text()
-    modules = host.run(["ls", f"{PREFIX}/{site_packages}/inx_sidecar"]).stdout.split()
-    assert {path.name for path in (REPO / "inx_sidecar").iterdir() if path.is_file()} <= set(
-        modules
-    )
+    place = f"{PREFIX}/{site_packages}/inx_sidecar"
+    found = host.run(["find", place, "-name", "*.py", "-printf", "%P\n"]).stdout
+    ours = REPO / "inx_sidecar"
+    assert {path.relative_to(ours).as_posix() for path in ours.rglob("*.py")} == set(found.split())
     said = host.run([f"{PREFIX}/bin/inx-sidecar", "--version"]).stdout
     assert said == "inx-sidecar, version 0.1.0\n"
 

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from disposable import REPO
+from support.disposable import REPO
 
 from inx_sidecar.check import Finding, _at_least, missing_lines
 

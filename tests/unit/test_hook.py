@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disposable import REPO
+from support.disposable import REPO
 
-from inx_sidecar import hook, paths
+from inx_sidecar import hook
+from inx_sidecar.base import paths
 
 pytestmark = pytest.mark.main
 
@@ -290,7 +291,8 @@ def test_a_hook_as_lxc_runs_it(sidecar: Sidecar, lxc_log: Path, processes: None)
     code = """if True:
         import sys
         sys.path.insert(0, sys.argv.pop())
-        from inx_sidecar import hook, paths
+        from inx_sidecar import hook
+        from inx_sidecar.base import paths
         paths.LOG, paths.SOCKET = sys.argv.pop(), sys.argv.pop()
         sys.exit(hook.main())
     """

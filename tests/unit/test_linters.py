@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from disposable import REPO
+from support.disposable import REPO
 
 pytestmark = pytest.mark.main
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from inx_sidecar.errors import InstanceError, UnsupportedError
-from inx_sidecar.instance import Facts
-from inx_sidecar.journal import _Journal, about
-from inx_sidecar.lifecycle import Lifecycle
+from inx_sidecar.base.errors import InstanceError, UnsupportedError
+from inx_sidecar.base.journal import _Journal, about
+from inx_sidecar.incus.instance import Facts
+from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.server import Request, _answer, parse
 
 pytestmark = pytest.mark.main

@@ -1,0 +1,106 @@
+"""Host settings: /etc/inx/config.toml, read strictly, every name with a default."""
+
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import ConfigError
+from inx_sidecar.config.keys import Flake, NixFile, Source, check_flake
+
+_HARMLESS_QUERIES: Final = {"dir", "ref", "rev", "submodules", "shallow", "narHash"}
+_SIZE: Final = re.compile(r"[1-9][0-9]*[KMGT%]?|infinity")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """README.md documents each; a test keeps that table and these fields equal."""
+
+    default_flake: str = "/etc/nixos"
+    allowed_flakes: tuple[str, ...] = ("",)
+    build_user: str = "inx-build"
+    build_memory_max: str = "50%"
+    build_timeout: int = 7200
+    max_builds: int = 2
+    max_roots_per_instance: int = 20_000
+
+    def check_allowed(self, source: Source) -> None:
+        """Flakes and files that the admin of this host did not list are refused."""
+        match source:
+            case Flake(ref=text):
+                key = "user.inx.flake"
+            case NixFile(path=text):
+                key = "user.inx.file"
+            case _:
+                return
+        within = any(_within(text, prefix) for prefix in self.allowed_flakes)
+        if not within or ("" not in self.allowed_flakes and _queries(text) - _HARMLESS_QUERIES):
+            allowed = ", ".join(self.allowed_flakes) or "none"
+            raise ConfigError(
+                f"{key} is {text!r}, which 'allowed_flakes' in {paths.CONFIG} does not allow "
+                f"(allowed: {allowed})"
+            )
+
+
+def _queries(text: str) -> set[str]:
+    """The names of the parameters after "?"; some, as host=, lead elsewhere."""
+    query = text.partition("?")[2]
+    return {part.partition("=")[0] for part in query.split("&") if part}
+
+
+def _within(text: str, prefix: str) -> bool:
+    """Whole components only: /etc/nixos allows /etc/nixos/web, not /etc/nixos-evil."""
+    if text == prefix or prefix == "":
+        return True
+    return text.startswith(prefix) and (prefix[-1] in "/:" or text[len(prefix)] in "/?#")
+
+
+def load(path: str = paths.CONFIG) -> Settings:
+    """The settings in `path`; a missing file means the defaults."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    known = {field.name for field in fields(Settings)}
+    for name, value in table.items():
+        if name not in known:
+            raise ConfigError(f"{path}: unknown setting {name!r}; known are {', '.join(known)}")
+        table[name] = _check(path, name, value)
+    return Settings(**table)
+
+
+def most_roots() -> int:
+    """`max_roots_per_instance`; roots are kept with the default while the settings are wrong."""
+    try:
+        return load().max_roots_per_instance
+    except ConfigError:
+        return Settings.max_roots_per_instance
+
+
+def _check(path: str, name: str, value: Any) -> Any:
+    def bad(allowed: str) -> ConfigError:
+        return ConfigError(f"{path}: {name} is {value!r}; allowed: {allowed}")
+
+    match name:
+        case "default_flake":
+            if not isinstance(value, str):
+                raise bad("a flake reference")
+            return check_flake(f"{path}: {name}", value)
+        case "allowed_flakes":
+            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+                raise bad("a list of prefixes of flake references and files")
+            return tuple(value)
+        case "build_user":
+            if not isinstance(value, str) or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
+                raise bad("the name of a user")
+        case "build_memory_max":
+            if not isinstance(value, str) or not _SIZE.fullmatch(value):
+                raise bad("a size as in systemd's MemoryMax=, for example '4G'")
+        case _:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 10**6:
+                raise bad("a whole number above 0")
+    return value

@@ -1,0 +1,221 @@
+"""The generations of a container's system: Nix profile links that live in its own rootfs.
+
+`system` -> `system-N-link` -> store path, as Nix writes them, so that snapshots, copies and exports
+carry the system and its history, and `nix-env --list-generations` and `nixos-rebuild --rollback`
+work inside. More links belong to inx: `system-source` tells by a fingerprint which source was
+built last, `system-pinned` that `user.inx.generation` chose the current one, and `system-N-seal`
+that inx wrote generation N (seals.py).
+
+The container can write all of them: links are read as text and never followed, and are written
+only by a process that has become the container's root.
+"""
+
+import hmac
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import InstanceError
+from inx_sidecar.kernel.rootfs import open_directory, replace_link
+from inx_sidecar.kernel.syscalls import opened
+from inx_sidecar.nix.store import STORE_PATH
+
+_LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
+_LAST: Final = 999_999_999
+_SOURCE: Final = "system-source"
+_PINNED: Final = "system-pinned"
+_MAX_ENTRIES: Final = 20_000
+
+
+@dataclass(frozen=True)
+class Generations:
+    """What the links say; `links` holds only those that name a top-level store path."""
+
+    links: Mapping[int, str] = field(default_factory=dict)
+    current: int | None = None
+    fingerprint: str | None = None
+    pinned: bool = False
+    seals: Mapping[int, str] = field(default_factory=dict)
+
+    def sealed(self, seal: Callable[[str], str]) -> "Generations":
+        """Those alone that bear the seal of their system."""
+        links = {
+            number: system
+            for number, system in self.links.items()
+            if hmac.compare_digest(os.fsencode(self.seals.get(number, "")), seal(system).encode())
+        }
+        return replace(self, links=links, current=self.current if self.current in links else None)
+
+    @property
+    def system(self) -> str | None:
+        return None if self.current is None else self.links[self.current]
+
+    @property
+    def newest(self) -> int | None:
+        return max(self.links, default=None)
+
+
+@dataclass(frozen=True)
+class Select:
+    """Make generation `number` the current one."""
+
+    number: int
+    pinned: bool
+
+    def apply(self, dir_fd: int) -> int:
+        replace_link(dir_fd, "system", f"system-{self.number}-link")
+        if self.pinned:
+            replace_link(dir_fd, _PINNED, str(self.number))
+        else:
+            _remove(dir_fd, _PINNED)
+        return self.number
+
+
+@dataclass(frozen=True)
+class Append:
+    """Make `toplevel` a new generation and the current one, then drop old ones beyond `keep`,
+    if that is not None."""
+
+    toplevel: str
+    fingerprint: str
+    keep: int | None
+    seal: str = ""
+
+    def apply(self, dir_fd: int) -> int:
+        present = read_links(dir_fd)
+        # Like Nix: the same system again is not a new generation.
+        last = (present.current, present.newest)
+        number = next((n for n in last if n and present.links[n] == self.toplevel), None)
+        if number is None:
+            number = _next_number(dir_fd, present)
+            replace_link(dir_fd, f"system-{number}-link", self.toplevel)
+        if self.seal:
+            replace_link(dir_fd, f"system-{number}-seal", self.seal)
+        replace_link(dir_fd, "system", f"system-{number}-link")
+        replace_link(dir_fd, _SOURCE, self.fingerprint)
+        _remove(dir_fd, _PINNED)
+        if self.keep is not None:
+            Prune(self.keep).apply(dir_fd)
+        return number
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Drop old generations so that `keep` remain, and the current one."""
+
+    keep: int
+
+    def apply(self, dir_fd: int) -> int:
+        present = read_links(dir_fd)
+        current = present.current or 0
+        for old in superfluous(present.links, current, self.keep):
+            _drop(dir_fd, old)
+        return current
+
+
+@dataclass(frozen=True)
+class Back:
+    """Undo what was done to a profile with these numbers: generation, source and pin are again
+    what they were, and a new generation goes."""
+
+    number: int
+    pinned: bool
+    fingerprint: str | None
+    numbers: tuple[int, ...]
+
+    def apply(self, dir_fd: int) -> int:
+        new = read_links(dir_fd).current
+        Select(self.number, self.pinned).apply(dir_fd)
+        if self.fingerprint is None:
+            _remove(dir_fd, _SOURCE)
+        else:
+            replace_link(dir_fd, _SOURCE, self.fingerprint)
+        if new is not None and new not in self.numbers:
+            _drop(dir_fd, new)
+        return self.number
+
+
+Change = Select | Append | Prune | Back
+
+
+def superfluous(numbers: Iterable[int], current: int, keep: int) -> list[int]:
+    """Which generations to drop so that `keep` remain: the oldest, never the current one."""
+    others = sorted(set(numbers) - {current}, reverse=True)
+    return sorted(others[keep - 1 :])
+
+
+def read(rootfs: str, instance: str) -> Generations:
+    """The generations in the root file system of a stopped or running instance."""
+    try:
+        root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
+    with opened(root):
+        try:
+            place = open_directory(root, paths.PROFILES_INSIDE, instance)
+        except FileNotFoundError:
+            return Generations()
+    with opened(place):
+        profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    with opened(profiles):
+        return read_links(profiles, instance)
+
+
+def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
+    links: dict[int, str] = {}
+    with os.scandir(dir_fd) as entries:
+        for count, entry in enumerate(entries):
+            if count == _MAX_ENTRIES:
+                raise InstanceError(
+                    f"/{paths.PROFILES_INSIDE} of {instance!r} holds over {_MAX_ENTRIES} entries; "
+                    "remove what does not belong there"
+                )
+            match = _LINK.fullmatch(entry.name)
+            target = _text(dir_fd, entry.name) if match else None
+            if match and target and STORE_PATH.fullmatch(target):
+                links[int(match[1])] = target
+    seals = {number: _text(dir_fd, f"system-{number}-seal") for number in links}
+    chosen = _LINK.fullmatch(os.path.basename(_text(dir_fd, "system") or ""))
+    current = int(chosen[1]) if chosen and int(chosen[1]) in links else None
+    return Generations(
+        links=links,
+        current=current,
+        fingerprint=_text(dir_fd, _SOURCE),
+        pinned=_text(dir_fd, _PINNED) is not None,
+        seals={number: seal for number, seal in seals.items() if seal is not None},
+    )
+
+
+def _text(dir_fd: int, name: str) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError:
+        return None
+
+
+def _next_number(dir_fd: int, present: Generations) -> int:
+    """Above every generation, and every name like one, as far as numbers reach."""
+    matches = (_LINK.fullmatch(name) for name in os.listdir(dir_fd))
+    named = {int(match[1]) for match in matches if match}
+    number = 1 + max(named - {_LAST}, default=0)
+    if number > _LAST or _LAST in present.links:
+        raise InstanceError(
+            f"/{paths.PROFILES_INSIDE}/system-{_LAST}-link leaves no number for a new generation; "
+            "remove it"
+        )
+    return number
+
+
+def _drop(dir_fd: int, number: int) -> None:
+    _remove(dir_fd, f"system-{number}-link")
+    _remove(dir_fd, f"system-{number}-seal")
+
+
+def _remove(dir_fd: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass

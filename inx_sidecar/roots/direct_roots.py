@@ -1,0 +1,144 @@
+"""GC roots of an instance on the host: `gcroots/inx/NAME.UUID/ROOT -> /nix/store/...`
+
+They are direct roots outside `auto/`, which Nix never removes by itself, and are written by host
+root alone. A root's name may have one directory: `links/...`, `snapshots/...`.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import RootError
+from inx_sidecar.nix.gc_client import Collector
+
+_FORMER: Final = "former."
+# So many links are made before others have their turn.
+_STEP: Final = 200
+
+
+def directory(lxc_name: str, uuid: str) -> str:
+    """Named for the reader of `nix-store --gc --print-roots`; the uuid makes it unique."""
+    return f"{paths.GCROOTS}/{lxc_name}.{uuid}"
+
+
+def owners() -> set[tuple[str, str]]:
+    """The name and uuid of every instance that has roots."""
+    try:
+        names = os.listdir(paths.GCROOTS)
+    except FileNotFoundError:
+        return set()
+    return {(name[:-37], name[-36:]) for name in names if name[-37:-36] == "."}
+
+
+def read(root_directory: str, within: str = "") -> dict[str, str]:
+    """Root names, as `system-1` or `links/...`, and the store paths they hold.
+
+    With `within`, as "links/" or "snapshots/before/", only those.
+    """
+    found: dict[str, str] = {}
+    try:
+        entries = list(os.scandir(f"{root_directory}/{within}"))
+    except FileNotFoundError:
+        return {}
+    for entry in entries:
+        name = within + entry.name
+        if entry.is_symlink():
+            found[name] = os.readlink(f"{root_directory}/{name}")
+        elif entry.is_dir(follow_symlinks=False):
+            found |= read(root_directory, f"{name}/")
+    return found
+
+
+async def add(
+    collector: Collector, lxc_name: str, uuid: str, wanted: Mapping[str, str]
+) -> dict[str, str]:
+    """Make `wanted` (root name to store path) roots of the instance; what was new among them.
+
+    When this returns, no collection, not even one that runs, deletes a path that was valid before.
+    Nothing is dropped: a name that held another path leaves a root `former.HASH` behind.
+    """
+    place = directory(lxc_name, uuid)
+    new: dict[str, str] = {}
+    path = ""
+    try:
+        for count, (name, path) in enumerate(wanted.items()):
+            if count % _STEP == _STEP - 1:
+                await asyncio.sleep(0)
+            if _set(place, name, path):
+                new[name] = path
+    except OSError as error:
+        raise RootError(
+            f"cannot keep {path} for {lxc_name!r} in {place}: {error.strerror or error}"
+        ) from None
+    finally:
+        await collector.spare(new.values())
+    return new
+
+
+def make(lxc_name: str, uuid: str, within: str) -> None:
+    """The directory for roots `within` the instance's own, empty so far."""
+    place = f"{directory(lxc_name, uuid)}/{within}"
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise RootError(f"cannot make {place}: {error.strerror}") from None
+
+
+def drop(lxc_name: str, uuid: str, names: Iterable[str]) -> None:
+    place = directory(lxc_name, uuid)
+    try:
+        for name in names:
+            os.unlink(f"{place}/{name}")
+    except OSError as error:
+        what = f"the root {name} of {lxc_name!r} in {place}"
+        raise RootError(f"cannot drop {what}: {error.strerror}") from None
+
+
+def drop_if_there(lxc_name: str, uuid: str, name: str) -> None:
+    if os.path.lexists(f"{directory(lxc_name, uuid)}/{name}"):
+        drop(lxc_name, uuid, [name])
+
+
+def remove(lxc_name: str, uuid: str, within: str = "") -> None:
+    """All roots of an instance, or those `within` one directory of it."""
+    place = f"{directory(lxc_name, uuid)}/{within}"
+    try:
+        shutil.rmtree(place.rstrip("/"))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise RootError(f"cannot remove {place}: {error.strerror}") from None
+
+
+def _set(place: str, name: str, path: str) -> bool:
+    """Whether the root was not there before."""
+    target = f"{place}/{name}"
+    try:
+        before = os.readlink(target)
+    except FileNotFoundError:
+        before = None
+    if before == path:
+        return False
+    if before is not None:
+        _write(f"{place}/{_FORMER}{os.path.basename(before)[:32]}", before)
+    _write(target, path)
+    return True
+
+
+def _write(target: str, path: str) -> None:
+    """As Nix does: a link that is complete takes its place at once."""
+    temporary = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}"
+    try:
+        os.symlink(path, temporary)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+        os.symlink(path, temporary)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,98 @@
+"""`inx-sidecar roots`: what instances keep from the garbage collector, read from the disk."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import InstanceError, UnsupportedError
+from inx_sidecar.nix.store import CLOSURE
+from inx_sidecar.roots import direct_roots, indirect_roots
+from inx_sidecar.roots.mirror import LINKS, parse_root_name
+from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, name_of
+
+_SIZE = CLOSURE.format("?") + "select sum(narSize) from ValidPaths where id in closure"
+
+
+@dataclass(frozen=True)
+class Root:
+    """`what` it is for: a path inside the instance, a system, or a snapshot; `size` is None if the
+    store path is not valid."""
+
+    instance: str
+    what: str
+    path: str
+    size: int | None
+    age: float
+
+    def describe(self) -> str:
+        size = "lost" if self.size is None else _size(self.size)
+        return f"{self.instance:<16} {_age(self.age):>5} {size:>9}  {self.path}  {self.what}"
+
+
+def lines(instance: str | None) -> Iterator[str]:
+    """A heading and a line for each root, of one instance by its name or of all.
+
+    InstanceError if that has none.
+    """
+    chosen = [owner for owner in sorted(direct_roots.owners()) if instance in (None, owner[0])]
+    if instance is not None and not chosen:
+        raise InstanceError(
+            f"no instance {instance!r} has roots here; 'inx-sidecar roots' lists all, those of a "
+            "project as PROJECT_NAME"
+        )
+    yield f"{'INSTANCE':<16} {'AGE':>5} {'SIZE':>9}  PATH  WHAT HOLDS IT"
+    try:
+        with closing(sqlite3.connect(f"file:{paths.NIX_DB}?mode=ro", uri=True, timeout=5)) as db:
+            for name, uuid in chosen:
+                for root in _roots(db, name, uuid):
+                    yield root.describe()
+    except sqlite3.Error as error:
+        raise UnsupportedError(f"cannot read Nix's database {paths.NIX_DB}: {error}") from None
+
+
+def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
+    place = direct_roots.directory(lxc_name, uuid)
+    present = direct_roots.read(place)
+    names = {parse_root_name(root)[0] for root in present if root.startswith(LINKS)}
+    texts = indirect_roots.read(uuid, names)
+    sizes: dict[str, int | None] = {}
+    for root, path in sorted(present.items()):
+        if path not in sizes:
+            sizes[path] = db.execute(_SIZE, (path,)).fetchone()[0]
+        try:
+            age = max(0.0, time.time() - os.lstat(f"{place}/{root}").st_mtime)
+        except FileNotFoundError:
+            continue  # dropped meanwhile
+        yield Root(lxc_name, _what(root, texts), path, sizes[path], age)
+
+
+def _what(root: str, texts: dict[str, str]) -> str:
+    if root.startswith(LINKS):
+        return _plain(texts.get(parse_root_name(root)[0], "?"))
+    if root.startswith(SNAPSHOTS):
+        return f"snapshot {_plain(name_of(root.removeprefix(SNAPSHOTS).split('/')[0]))}"
+    return _plain(root)
+
+
+def _plain(text: str) -> str:
+    """Text of a container's or a user's choice, escaped where a terminal might obey it."""
+    return ascii(text)[1:-1]
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,78 @@
+"""Every expected failure has a status of its own, and README.md lists what the code knows."""
+
+import importlib
+import pkgutil
+import re
+from dataclasses import fields
+
+import pytest
+from support.disposable import REPO
+
+import inx_sidecar
+from inx_sidecar import hook
+from inx_sidecar.base.errors import InxError, UnreachableError, one_line
+from inx_sidecar.config import keys
+from inx_sidecar.config.settings import Settings
+from inx_sidecar.declared import declaration
+from inx_sidecar.incus import status
+
+pytestmark = pytest.mark.main
+
+README = (REPO / "README.md").read_text()
+
+
+def every_kind() -> list[type[InxError]]:
+    for module in pkgutil.walk_packages(inx_sidecar.__path__, "inx_sidecar."):
+        importlib.import_module(module.name)
+    found, todo = [], [InxError]
+    while todo:
+        kinds = todo.pop().__subclasses__()
+        found += kinds
+        todo += kinds
+    return [kind for kind in found if kind.__module__.startswith("inx_sidecar.")]
+
+
+def test_every_kind_of_error_has_a_status_of_its_own() -> None:
+    statuses = {kind.__name__: kind.status for kind in every_kind() if "status" in vars(kind)}
+    assert all(20 <= number <= 99 for number in statuses.values()), statuses
+    assert len(set(statuses.values())) == len(statuses), statuses
+
+
+def test_a_hook_that_finds_no_sidecar_has_the_status_of_that_error() -> None:
+    """hook.py imports nothing it can do without."""
+    assert hook.UNREACHABLE == UnreachableError.status
+
+
+def test_the_readme_lists_the_statuses() -> None:
+    listed = [int(number) for number in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)]
+    bug = 1
+    assert sorted(listed) == sorted({bug, *(kind.status for kind in every_kind())})
+
+
+def test_the_readme_lists_the_keys() -> None:
+    listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", README, re.MULTILINE)
+    assert sorted(listed) == sorted([*keys._KEYS, *status._KEYS, declaration.MARK])
+
+
+def test_the_readme_lists_the_settings() -> None:
+    names = {field.name for field in fields(Settings)}
+    listed = re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)
+    assert sorted(listed) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain", "plain"),
+        ("  two\n lines\t", "two lines"),
+        ("\x1b[31mred\x07", "?[31mred?"),
+        ("a\u202eb\u2028c", "a?b c"),
+        ("\ud800", "?"),
+        ("\0", "?"),
+        ("x" * 5000, "x" * 1000),
+        ("word " + "x" * 5000, "word " + "x" * 995),
+        ("w" * 990 + " /nix/store/" + "0" * 32, "w" * 990),
+    ],
+)
+def test_a_message_is_one_printable_line(text: str, line: str) -> None:
+    assert one_line(text) == line and str(InxError(text)) == line

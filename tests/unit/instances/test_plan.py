@@ -1,0 +1,205 @@
+"""What a start does, for every state of the links, the store and the wish."""
+
+from collections.abc import Set
+
+import pytest
+
+from inx_sidecar.base.errors import SystemMissingError
+from inx_sidecar.config.keys import Flake, System, Wish
+from inx_sidecar.instances.plan import Boot, Build, Plan, decide
+from inx_sidecar.nix.generations import Append, Generations, Select
+
+pytestmark = pytest.mark.main
+
+
+def store(name: str) -> str:
+    return f"/nix/store/{'0' * 32}-{name}"
+
+
+ONE, TWO, THREE, LED = map(store, ("one", "two", "three", "led"))
+FLAKE = Wish(Flake("/etc/nixos", "web", attr_given=False))
+OTHER = Wish(Flake("/etc/other", "web", attr_given=False))
+LINK = Wish(System("/srv/result"))
+ALL = {ONE, TWO, THREE, LED}
+
+
+def three(wish: Wish = FLAKE, current: int | None = 3, *, pinned: bool = False) -> Generations:
+    """Generations 1 to 3, built last from the source of `wish`."""
+    links = {1: ONE, 2: TWO, 3: THREE}
+    return Generations(links, current, wish.fingerprint(LED), pinned)
+
+
+def plan(
+    wish: Wish,
+    present: Generations,
+    valid: Set[str] = ALL,
+    leads_to: str = LED,
+    *,
+    keep: bool = False,
+) -> Plan:
+    def resolve(path: str, instance: str) -> str:
+        assert (path, instance) == ("/srv/result", "web")
+        return leads_to
+
+    return decide(wish, present, "web", lambda paths: paths & valid, resolve, keep=keep)
+
+
+def pinned_to(number: int) -> Wish:
+    return Wish(FLAKE.source, generation=number)
+
+
+def test_the_first_start_builds() -> None:
+    assert plan(FLAKE, Generations()) == Build(FLAKE.fingerprint())
+
+
+def test_an_unchanged_source_boots_what_is_there_and_writes_nothing() -> None:
+    assert plan(FLAKE, three()) == Boot(THREE)
+
+
+def test_a_changed_source_is_built_and_falls_back_to_the_current_generation() -> None:
+    wanted = Build(OTHER.fingerprint(), fallback=Select(3, pinned=False))
+    assert plan(OTHER, three()) == wanted
+
+
+def test_a_changed_source_falls_back_to_the_newest_generation_that_is_there() -> None:
+    wanted = Build(OTHER.fingerprint(), fallback=Select(1, pinned=False))
+    assert plan(OTHER, three(), valid={ONE}) == wanted
+
+
+def test_a_changed_source_without_any_generation_has_no_fallback() -> None:
+    assert plan(OTHER, three(), valid=set()) == Build(OTHER.fingerprint())
+
+
+def test_a_new_update_value_builds_the_same_source_again() -> None:
+    again = Wish(FLAKE.source, update="again")
+    wanted = Build(again.fingerprint(), fallback=Select(3, pinned=False))
+    assert plan(again, three()) == wanted
+    assert plan(again, three(again)) == Boot(THREE)
+
+
+def test_a_system_that_is_gone_is_fetched_before_it_is_built() -> None:
+    wanted = Build(FLAKE.fingerprint(), missing=THREE, fallback=Select(2, pinned=False))
+    assert plan(FLAKE, three(), valid={ONE, TWO}) == wanted
+
+
+def test_links_without_a_current_one_are_built() -> None:
+    wanted = Build(FLAKE.fingerprint(), fallback=Select(3, pinned=False))
+    assert plan(FLAKE, three(current=None)) == wanted
+
+
+def test_a_switch_inside_the_container_is_respected() -> None:
+    """nixos-rebuild inside wrote generation 3; the source is the one that gave generation 2."""
+    assert plan(FLAKE, three(current=3)) == Boot(THREE)
+
+
+def test_a_rollback_inside_the_container_is_respected() -> None:
+    assert plan(FLAKE, three(current=1)) == Boot(ONE)
+
+
+def test_a_changed_source_after_a_rollback_falls_back_to_what_was_rolled_back_to() -> None:
+    wanted = Build(OTHER.fingerprint(), fallback=Select(1, pinned=False))
+    assert plan(OTHER, three(current=1)) == wanted
+
+
+def test_a_system_is_linked_and_not_built() -> None:
+    wanted = Boot(LED, Append(LED, LINK.fingerprint(LED), 5))
+    assert plan(LINK, Generations()) == wanted
+    assert plan(LINK, three()) == wanted
+
+
+def test_a_link_is_followed_at_every_start() -> None:
+    present = Generations({1: LED}, 1, LINK.fingerprint(LED))
+    assert plan(LINK, present) == Boot(LED)
+    wanted = Boot(TWO, Append(TWO, LINK.fingerprint(TWO), 5))
+    assert plan(LINK, present, leads_to=TWO) == wanted
+
+
+def test_a_link_that_still_leads_there_respects_a_rollback() -> None:
+    present = Generations({1: ONE, 2: LED}, 1, LINK.fingerprint(LED))
+    assert plan(LINK, present) == Boot(ONE)
+
+
+def test_a_system_that_is_not_in_the_store_is_fetched() -> None:
+    assert plan(LINK, Generations(), valid=set()) == Build(LINK.fingerprint(LED), missing=LED)
+    wanted = Build(LINK.fingerprint(LED), missing=LED, fallback=Select(3, pinned=False))
+    assert plan(LINK, three(), valid={THREE}) == wanted
+
+
+def test_a_linked_system_that_was_collected_is_linked_anew_or_fetched() -> None:
+    present = Generations({1: ONE}, 1, LINK.fingerprint(LED))
+    assert plan(LINK, present, valid={LED}) == Boot(LED, Append(LED, LINK.fingerprint(LED), 5))
+    assert plan(LINK, present, valid=set()) == Build(LINK.fingerprint(LED), missing=LED)
+
+
+def test_a_link_that_leads_nowhere_starts_what_is_there_and_says_why() -> None:
+    def fail(_path: str, _instance: str) -> str:
+        raise SystemMissingError("no such link")
+
+    def decided(present: Generations) -> Plan:
+        return decide(LINK, present, "web", lambda paths: paths, fail)
+
+    assert decided(three()) == Boot(THREE, trouble="no such link")
+    with pytest.raises(SystemMissingError, match="no such link"):
+        decided(Generations())
+
+
+def test_a_pinned_generation_is_selected_once() -> None:
+    assert plan(pinned_to(1), three()) == Boot(ONE, Select(1, pinned=True))
+    assert plan(pinned_to(1), three(current=1, pinned=True)) == Boot(ONE)
+
+
+def test_pinning_the_current_generation_is_written_down() -> None:
+    assert plan(pinned_to(3), three()) == Boot(THREE, Select(3, pinned=True))
+
+
+def test_another_pin_replaces_the_first() -> None:
+    wanted = Boot(TWO, Select(2, pinned=True))
+    assert plan(pinned_to(2), three(current=1, pinned=True)) == wanted
+
+
+def test_a_pinned_generation_is_started_whatever_the_source() -> None:
+    changed = Wish(OTHER.source, generation=2)
+    assert plan(changed, three()) == Boot(TWO, Select(2, pinned=True))
+
+
+def test_a_pinned_generation_that_never_was_is_an_error_that_tells_which_are() -> None:
+    with pytest.raises(SystemMissingError, match=r"generation is 7, but 'web'.*\(it has 1, 2, 3\)"):
+        plan(pinned_to(7), three())
+    with pytest.raises(SystemMissingError, match=r"\(it has none\)"):
+        plan(pinned_to(1), Generations())
+
+
+def test_a_pinned_generation_that_was_collected_is_an_error() -> None:
+    with pytest.raises(SystemMissingError, match=r"generation 1 of 'web' is .*-one, which is no"):
+        plan(pinned_to(1), three(), valid={TWO, THREE})
+
+
+def test_a_pin_that_is_released_goes_to_the_newest() -> None:
+    assert plan(FLAKE, three(current=1, pinned=True)) == Boot(THREE, Select(3, pinned=False))
+
+
+def test_a_pin_of_the_newest_is_released_too() -> None:
+    assert plan(FLAKE, three(current=3, pinned=True)) == Boot(THREE, Select(3, pinned=False))
+
+
+def test_a_pin_released_together_with_a_new_source_falls_back_to_the_newest() -> None:
+    wanted = Build(OTHER.fingerprint(), fallback=Select(3, pinned=False))
+    assert plan(OTHER, three(current=1, pinned=True)) == wanted
+
+
+def test_a_plan_tells_what_it_does() -> None:
+    assert Boot(ONE).describe() == f"boot {ONE}"
+    assert Build("f").describe() == "build"
+    assert Build("f", missing=ONE).describe() == f"fetch {ONE}"
+
+
+@pytest.mark.life
+@pytest.mark.parametrize("wish", [OTHER, LINK], ids=["flake", "system"])
+def test_a_current_generation_is_kept_while_a_source_is_on_trial(wish: Wish) -> None:
+    assert plan(wish, three(), keep=True) == Boot(THREE)
+
+
+@pytest.mark.life
+def test_without_a_current_generation_a_source_on_trial_is_built_and_kept() -> None:
+    assert plan(OTHER, Generations(), keep=True) == Build(OTHER.fingerprint())
+    assert isinstance(plan(OTHER, three(), valid={ONE}, keep=True), Build)

@@ -1,0 +1,42 @@
+"""An instance that Incus lists is told by its LXC name and its uuid."""
+
+from typing import Any
+
+import pytest
+
+from inx_sidecar.roots.inventory import Listed
+
+pytestmark = pytest.mark.gc
+
+UUID = "11111111-2222-3333-4444-555555555555"
+HOOKS = "lxc.hook.pre-start = /usr/bin/env -i /etc/inx/hooks/inx-hook\n"
+
+
+def listed(name: str = "web", project: str = "default", **config: str) -> Listed:
+    api: dict[str, Any] = {"name": name, "project": project, "expanded_config": config}
+    return Listed.of(api)
+
+
+def test_a_project_is_part_of_the_name_that_lxc_knows() -> None:
+    assert listed().lxc_name == "web"
+    assert listed(project="shop").lxc_name == "shop_web"
+    assert listed("default_web").lxc_name == "default_web"
+
+
+def test_an_instance_is_ours_by_its_hooks() -> None:
+    assert listed(**{"raw.lxc": HOOKS}).ours
+    assert not listed().ours
+    assert not listed(**{"raw.lxc": "lxc.hook.mount = /etc/inx/hooksmith"}).ours
+    assert not listed(**{"raw.lxc": "lxc.environment = A=/etc/inx"}).ours
+
+
+def test_an_instance_ran_if_it_has_a_status() -> None:
+    """Or what it was copied from did, which has the same need."""
+    assert listed(**{"user.inx.status": "running"}).ran
+    assert not listed(**{"user.inx.status": ""}).ran
+    assert not listed(**{"user.inx.system": "x"}).ran
+
+
+def test_the_uuid_is_the_one_that_incus_made() -> None:
+    assert listed(**{"volatile.uuid": UUID}).uuid == UUID
+    assert listed().uuid == ""

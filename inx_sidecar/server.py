@@ -42,13 +42,13 @@ def listening_socket() -> socket.socket:
 async def serve(listener: socket.socket) -> None:
     """Answer hooks until SIGTERM."""
     lifecycle = Lifecycle()
-    lifecycle.fleet.open()
+    lifecycle.reconciler.open()
     try:
         bootstrap.install_busybox()
     except InxError as error:
         log.error("%s", error)  # there may be one from before; if not, starts say so themselves
     await lifecycle.resume()
-    lifecycle.fleet.begin()
+    lifecycle.reconciler.begin()
     follower = Follower(lifecycle)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -69,7 +69,7 @@ async def serve(listener: socket.socket) -> None:
     notify("READY=1")
     async with server:
         tasks = [
-            asyncio.create_task(lifecycle.fleet.keep_syncing()),
+            asyncio.create_task(lifecycle.reconciler.keep_syncing()),
             asyncio.create_task(follower.follow()),
             asyncio.create_task(live()),
         ]
@@ -137,9 +137,9 @@ def parse(request: bytes) -> Request | str:
 async def _handle(lifecycle: Lifecycle, request: Request | str) -> str:
     match request:
         case sidecar_client.SYNC:
-            return await lifecycle.fleet.sync()
+            return await lifecycle.reconciler.sync()
         case sidecar_client.DRAIN:
-            return await lifecycle.fleet.drain()
+            return await lifecycle.reconciler.drain()
         case Request(kind="pre-start"):
             await lifecycle.pre_start(request.facts)
         case Request(kind="start-host"):

@@ -99,7 +99,7 @@ def one_line(text: str, most: int = 1000) -> str:
     """`text` as one printable line of at most `most` characters, for logs and terminals.
 
     Cut before a word, unless it is longer than a store path can be: a part of one would not be
-    known as such (storepath.veil).
+    known as such (storepath.redact_store_paths).
     """
     flat = " ".join(text.split())
     line = "".join(c if c.isprintable() else "?" for c in flat)

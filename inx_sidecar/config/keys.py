@@ -1,4 +1,4 @@
-"""`user.inx.*` keys: the text of an instance's configuration becomes a Wish, or is refused once.
+"""`user.inx.*` keys: the text of a configuration becomes an InstanceSpec, or is refused once.
 
 Whoever may edit an instance chooses these values; Incus lets any bytes through. What comes out of
 `parse` is safe to pass as one argument of a command and to print on one line.
@@ -91,7 +91,7 @@ Source = Flake | NixFile | System
 
 
 @dataclass(frozen=True)
-class Wish:
+class InstanceSpec:
     """What the operator asks for, complete with defaults."""
 
     source: Source
@@ -118,8 +118,8 @@ class Wish:
         return str(self.source) if isinstance(self.source, System) else self.source.identity()
 
 
-def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
-    """The Wish in the expanded config of `instance`; ConfigError names the key that is wrong."""
+def parse(config: Mapping[str, str], instance: str, default_flake: str) -> InstanceSpec:
+    """The spec in the expanded config of `instance`; ConfigError names the key that is wrong."""
     given = {k: v for k, v in config.items() if k.startswith(PREFIX) and v != ""}
     for key in given:
         known = key in _KEYS or NET_KEY.fullmatch(key) or _WRITTEN_BY_INX.fullmatch(key)
@@ -135,14 +135,14 @@ def parse(config: Mapping[str, str], instance: str, default_flake: str) -> Wish:
     if not isolated and f"{PREFIX}store.include" in given:
         raise ConfigError("user.inx.store.include goes with user.inx.store=isolated")
     generation = given.get(f"{PREFIX}generation")
-    return Wish(
+    return InstanceSpec(
         source=_source(values, instance, default_flake),
         update=given.get(f"{PREFIX}update", ""),
         generation=None if generation is None else int(generation),
-        keep=int(given.get(f"{PREFIX}keep", Wish.keep)),
+        keep=int(given.get(f"{PREFIX}keep", InstanceSpec.keep)),
         daemon=_bool(given.get(f"{PREFIX}daemon")),
         isolated=isolated,
-        activate=given.get(f"{PREFIX}activate", Wish.activate),
+        activate=given.get(f"{PREFIX}activate", InstanceSpec.activate),
         include=listed(given.get(f"{PREFIX}store.include", "")),
         nics=parse_nics(given),
     )

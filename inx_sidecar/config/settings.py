@@ -73,7 +73,7 @@ def load(path: str = paths.CONFIG) -> Settings:
     return Settings(**table)
 
 
-def most_roots() -> int:
+def max_roots() -> int:
     """`max_roots_per_instance`; roots are kept with the default while the settings are wrong."""
     try:
         return load().max_roots_per_instance

@@ -14,7 +14,7 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import UnsupportedError, one_line
 from inx_sidecar.base.process import find
-from inx_sidecar.nix.store import veil
+from inx_sidecar.nix.store import redact_store_paths
 
 _READY: Final = "ready"
 _FAILED: Final = "failed"
@@ -64,12 +64,12 @@ def prepare(uuid: str, *, ready: bool, notice: str = "") -> None:
 class Console:
     """The writing end of `console`; lines are dropped while nobody reads and the pipe is full.
 
-    With `veiled`, for a container that may not learn which store paths there are, without names.
+    With `redacted`, for a container that may not learn which store paths there are, without names.
     The first of `ready`, `failed` and `close` counts; after it the others do nothing.
     """
 
-    def __init__(self, uuid: str, *, veiled: bool = False) -> None:
-        self._veiled = veiled
+    def __init__(self, uuid: str, *, redacted: bool = False) -> None:
+        self._redacted = redacted
         self._directory = paths.boot_dir(uuid)
         path = f"{self._directory}/{_CONSOLE}"
         # Reading and writing: opening waits for nobody, and a reader that leaves breaks nothing.
@@ -77,7 +77,7 @@ class Console:
         self._closed = False
 
     def print(self, line: str) -> None:
-        line = veil(line) if self._veiled else line
+        line = redact_store_paths(line) if self._redacted else line
         shown = "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
         try:
             os.write(self._fifo, f"{shown}\r\n".encode())
@@ -100,7 +100,7 @@ class Console:
 
     def _end(self, mark: str, text: str) -> None:
         if not self._closed:
-            text = veil(text) if self._veiled else text
+            text = redact_store_paths(text) if self._redacted else text
             _write(self._directory, mark, text, unread=self._unread())
             os.unlink(f"{self._directory}/{_CONSOLE}")
             self.close()

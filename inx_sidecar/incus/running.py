@@ -20,7 +20,7 @@ class Running:
     `mapped`: its store shows mapped owners. `fixed`: the keys that count from start to stop.
     `booted` is the system that PID 1 runs, `active` the one last activated, if another, `profile`
     what its profile led to then. `shown`: the systems whose closures an isolated container sees.
-    `mark` is of the wish that was carried out last, or failed, `text` the status that it left.
+    `mark` is of the spec that was carried out last, or failed, `text` the status that it left.
     `tried` is that of one whose activation was begun and did not end well. `undo`: what is to be
     taken back if a generation that was made never became active.
     `claims`: its static addresses and the networks that they are on.
@@ -56,7 +56,7 @@ class Running:
         return replace(instance, config=config | dict(self.fixed))
 
     @classmethod
-    def recall(cls, uuid: str) -> Self | None:
+    def load(cls, uuid: str) -> Self | None:
         """What was remembered, if that very process still runs."""
         try:
             with open(_path(uuid)) as file:
@@ -70,11 +70,11 @@ class Running:
     @classmethod
     def amend(cls, uuid: str, **more: Any) -> None:
         """Remember `more` of what runs, if it still does."""
-        running = cls.recall(uuid)
+        running = cls.load(uuid)
         if running is not None:
-            replace(running, **more).remember(uuid)
+            replace(running, **more).save(uuid)
 
-    def remember(self, uuid: str) -> None:
+    def save(self, uuid: str) -> None:
         path = _path(uuid)
         with open(f"{path}.new", "w") as file:
             json.dump(asdict(self), file)

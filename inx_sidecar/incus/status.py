@@ -1,4 +1,4 @@
-"""`user.inx.status*` of instances, kept true through the API: the latest wish wins.
+"""`user.inx.status*` of instances, kept true through the API: the latest spec wins.
 
 Written only when it differs from what Incus has, and never by a hook: an instance that starts is
 busy, so a refused write is tried again, ever more slowly, until it succeeds or nobody is there.
@@ -15,7 +15,7 @@ from inx_sidecar.base.errors import InxError, one_line
 from inx_sidecar.base.journal import about
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.nix.store import veil
+from inx_sidecar.nix.store import redact_store_paths
 
 _KEYS: Final = ("user.inx.status", "user.inx.status.system", "user.inx.status.generation")
 _FIRST_DELAY: Final = 0.1
@@ -43,7 +43,7 @@ class Status:
         return dict(zip(_KEYS, (one_line(self.text, 400), self.system, number), strict=True))
 
 
-class Reporter:
+class StatusWriter:
     """Writes one status per instance at a time, in the background.
 
     By name and uuid: an import may have the uuid of another instance, a new one the name of one
@@ -79,55 +79,55 @@ class Reporter:
             for key in [key for key in known if key[1] == uuid]:
                 del known[key]
 
-    def report(self, instance: Instance, status: Status, *, calmly: bool = False) -> None:
+    def publish(self, instance: Instance, status: Status, *, calmly: bool = False) -> None:
         """Write `status` as soon as Incus lets us; `calmly`, a moment later: whoever changed the
         configuration of an instance may want something else of it right then."""
-        self.promise(instance, status)
-        self._report(instance, status.config(), _CALM if calmly else 0.0)
+        self.save_for_successor(instance, status)
+        self._enqueue(instance, status.config(), _CALM if calmly else 0.0)
 
-    def note(self, instance: Instance, text: str) -> None:
+    def set_note(self, instance: Instance, text: str) -> None:
         """Add `text` to the status of an instance that runs, until it is empty again."""
         if self._notes.get(_key(instance), "") != text:
             self._notes[_key(instance)] = text
-            self.resume(instance)
+            self.publish_saved(instance)
 
-    def promise(self, instance: Instance, status: Status) -> None:
+    def save_for_successor(self, instance: Instance, status: Status) -> None:
         """Should this sidecar die before it reports `status`, the next one will."""
         _save(instance.uuid, status.config())
 
-    def report_refusal(self, instance: Instance, error: InxError) -> None:
+    def publish_refusal(self, instance: Instance, error: InxError) -> None:
         """A hook refuses the start: Incus, and perhaps its user, first have something to undo."""
-        self._report(instance, Status(f"failed: {error}").config(), _AFTER_REFUSAL)
+        self._enqueue(instance, Status(f"failed: {error}").config(), _AFTER_REFUSAL)
 
-    def resume(self, instance: Instance) -> None:
+    def publish_saved(self, instance: Instance) -> None:
         """Write what the sidecar before this one wanted to."""
         config = _saved(instance.uuid)
         if config is not None:
-            self._report(instance, config)
+            self._enqueue(instance, config)
 
-    async def write(self, instance: Instance, status: Status) -> None:
+    async def publish_and_wait(self, instance: Instance, status: Status) -> None:
         """Report, and wait a little until it is written."""
-        self.report(instance, status)
+        self.publish(instance, status)
         task = self._tasks.get(_key(instance))
         if task is not None:
             await asyncio.wait([task], timeout=_PATIENCE)
 
-    def _report(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
+    def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
         key = _key(instance)
         note = self._notes.get(key)
         if note:
             config = config | {_KEYS[0]: f"{config[_KEYS[0]]} ({one_line(note, 400)})"}
         if instance.isolated:
             # The container may read it, by Incus' guest API.
-            config = config | {_KEYS[0]: veil(config[_KEYS[0]])}
+            config = config | {_KEYS[0]: redact_store_paths(config[_KEYS[0]])}
         if self._last.get(key) == config:
             return
         self._last[key] = config
         self._wanted[key] = (instance, config)
         if key not in self._tasks:
-            self._tasks[key] = asyncio.create_task(self._write(key, delay))
+            self._tasks[key] = asyncio.create_task(self._send(key, delay))
 
-    async def _write(self, key: _Key, before: float) -> None:
+    async def _send(self, key: _Key, before: float) -> None:
         delay, waited = _FIRST_DELAY, 0.0
         try:
             await asyncio.sleep(before)

@@ -66,7 +66,7 @@ class Follower:
 
     async def _look_at_all(self) -> None:
         """Incus is asked once for all, and only if some run that it may concern."""
-        if any(Running.recall(uuid) for uuid in os.listdir(paths.RUN)):
+        if any(Running.load(uuid) for uuid in os.listdir(paths.RUN)):
             for api in await incus.instances():
                 if _running(api) is not None:
                     self._look_at(api["project"], api["name"])
@@ -110,7 +110,7 @@ class Follower:
 
 def _running(api: Mapping[str, Any]) -> Instance | None:
     """The instance, if it runs with inx."""
-    running = Running.recall(api["expanded_config"].get("volatile.uuid", ""))
+    running = Running.load(api["expanded_config"].get("volatile.uuid", ""))
     if running is None:
         return None
     found = running.as_started(instance_of(api, running.facts))

@@ -17,161 +17,161 @@ from inx_sidecar.container import bootstrap, mounts, network
 from inx_sidecar.container.mounts import Container, HostDirectory
 from inx_sidecar.incus.instance import Facts, Instance, read_instance
 from inx_sidecar.incus.running import Running
-from inx_sidecar.incus.status import Reporter, Status
+from inx_sidecar.incus.status import Status, StatusWriter
 from inx_sidecar.instances import builds
 from inx_sidecar.instances.deployment import BUG, UNMAPPED, Start, decide_start, ready, wires_of
 from inx_sidecar.instances.plan import Boot, Build
-from inx_sidecar.instances.state import Life
+from inx_sidecar.instances.state import InstanceState
 from inx_sidecar.instances.updates import Updater, number_of
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.daemon import NixDaemon
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Append, Generations, Select
-from inx_sidecar.nix.seals import sealed
-from inx_sidecar.nix.store import veil
+from inx_sidecar.nix.seals import with_seal
+from inx_sidecar.nix.store import redact_store_paths
 from inx_sidecar.roots import direct_roots
-from inx_sidecar.roots.reconciler import Fleet
-from inx_sidecar.roots.system_roots import ACTIVE, NEXT, keep_systems, last_look
+from inx_sidecar.roots.reconciler import RootReconciler
+from inx_sidecar.roots.system_roots import ACTIVE, NEXT, add_roots_of_stopped, add_system_roots
 
 
 class Lifecycle:
     """All instances that the sidecar knows of."""
 
     def __init__(self) -> None:
-        self._lives: dict[str, Life] = {}
-        self._reporter = Reporter()
+        self._states: dict[str, InstanceState] = {}
+        self._statuses = StatusWriter()
         self._turns = builds.Turns()
         self._wiring = asyncio.Lock()
-        self._collector = Collector()
-        self.fleet = Fleet(self._collector, self._reporter, self._forget)
-        self._updater = Updater(self._collector, self._reporter, self._turns, self.fleet.soon)
+        self._gc = GcClient()
+        self.reconciler = RootReconciler(self._gc, self._statuses, self._forget)
+        self._updater = Updater(self._gc, self._statuses, self._turns, self.reconciler.soon)
 
     async def pre_start(self, facts: Facts) -> None:
         """Decide what this start does, or refuse it; begin a build if one is needed."""
         instance = read_instance(facts)
-        life = self._life(instance.uuid)
-        self._reporter.learn(instance)
-        async with life.lock:
+        state = self._state_of(instance.uuid)
+        self._statuses.learn(instance)
+        async with state.lock:
             try:
                 _check_sole(instance)
-                await life.end_build()
-                life.release()
-                start = await decide_start(self._collector, instance)
-                wires = wires_of(instance, start.wish)
-                self._refuse_claimed(life, instance, uses(wires))
+                await state.end_build()
+                state.release()
+                start = await decide_start(self._gc, instance)
+                wires = wires_of(instance, start.spec)
+                self._refuse_claimed(state, instance, uses(wires))
                 await network.look(instance.lxc_name, wires)
-                life.start = await self._prepare(life, start)
+                state.start = await self._prepare(state, start)
             except InxError as error:
-                self._reporter.report_refusal(instance, error)
+                self._statuses.publish_refusal(instance, error)
                 raise
-            if isinstance(life.start.plan, Build):
-                self._begin_build(life, life.start, life.start.plan)
+            if isinstance(state.start.plan, Build):
+                self._begin_build(state, state.start, state.start.plan)
 
     async def start_host(self, facts: Facts, pid: int) -> None:
         """Attach what the container needs; its init has not begun yet."""
         instance = read_instance(facts)
-        life = self._life(instance.uuid)
-        async with life.lock:
+        state = self._state_of(instance.uuid)
+        async with state.lock:
             _check_sole(instance)
-            if life.attached.is_set() and life.pid == pid:
+            if state.attached.is_set() and state.pid == pid:
                 return  # asked again: the answer was lost with the sidecar before this one
-            life.release()
+            state.release()
             # A sidecar that came up after pre-start knows nothing of it: decide anew.
-            if life.start is None:
-                start = await decide_start(self._collector, instance)
-                life.start = await self._prepare(life, start)
-                if isinstance(life.start.plan, Build):
-                    self._begin_build(life, life.start, life.start.plan)
-            start = life.start
-            life.container = Container(pid, instance.lxc_name)
+            if state.start is None:
+                start = await decide_start(self._gc, instance)
+                state.start = await self._prepare(state, start)
+                if isinstance(state.start.plan, Build):
+                    self._begin_build(state, state.start, state.start.plan)
+            start = state.start
+            state.container = Container(pid, instance.lxc_name)
             try:
-                wires = wires_of(instance, start.wish)
-                self._refuse_claimed(life, instance, uses(wires))
-                life.claims = dict.fromkeys(claims(wires), instance.lxc_name)
-                await network.set_up(life.container, wires, self._wiring)
-                await life.daemon.settle()
-                life.mapped = await self._attach(life.container, start)
-                running = Running.of(start.instance, pid, life.mapped, life.claims)
-                running.remember(instance.uuid)
+                wires = wires_of(instance, start.spec)
+                self._refuse_claimed(state, instance, uses(wires))
+                state.claims = dict.fromkeys(claims(wires), instance.lxc_name)
+                await network.set_up(state.container, wires, self._wiring)
+                await state.daemon.settle()
+                state.mapped = await self._attach(state.container, start)
+                running = Running.of(start.instance, pid, state.mapped, state.claims)
+                running.save(instance.uuid)
                 if isinstance(start.plan, Boot):
-                    life.close()
-                    self._reporter.report(instance, await self._settled(life, start, start.plan))
+                    state.close()
+                    self._statuses.publish(instance, await self._settled(state, start, start.plan))
             except InxError as error:
-                life.claims = {}
-                self._reporter.report_refusal(instance, error)
+                state.claims = {}
+                self._statuses.publish_refusal(instance, error)
                 raise
-            life.pid = pid
-            life.attached.set()
-            self._reporter.release(instance)
-            self.fleet.attach(running.as_started(instance), running)
+            state.pid = pid
+            state.attached.set()
+            self._statuses.release(instance)
+            self.reconciler.attach(running.as_started(instance), running)
 
     async def update(self, instance: Instance) -> None:
         """Whatever may have changed, `instance` gets the system that it asks for while it runs."""
-        life = self._lives.get(instance.uuid)
-        while life is not None:
-            async with life.lock:
-                if not life.attached.is_set() or _twin(instance) is not None:
+        state = self._states.get(instance.uuid)
+        while state is not None:
+            async with state.lock:
+                if not state.attached.is_set() or _twin(instance) is not None:
                     return  # its next start looks
-                if not life.activating and await self._look_at(life, instance):
+                if not state.activating and await self._look_at(state, instance):
                     return
-                task = life.build
+                task = state.build
             if task is not None:
                 await asyncio.wait([task])
 
-    async def _look_at(self, life: Life, instance: Instance) -> bool:
+    async def _look_at(self, state: InstanceState, instance: Instance) -> bool:
         """False if it cannot be done yet."""
-        self._reporter.learn(instance)
+        self._statuses.learn(instance)
         if bootstrap.is_waiting(instance.uuid):
-            await self._reconsider(life, instance)
+            await self._reconsider(state, instance)
             return True
-        return await self._updater.update(life, instance)
+        return await self._updater.update(state, instance)
 
-    async def _reconsider(self, life: Life, instance: Instance) -> None:
-        """Its init waits for a build; the wish may be another by now."""
+    async def _reconsider(self, state: InstanceState, instance: Instance) -> None:
+        """Its init waits for a build; the spec may be another by now."""
         try:
-            start = await decide_start(self._collector, instance)
+            start = await decide_start(self._gc, instance)
         except InxError as error:
-            await life.end_build()
+            await state.end_build()
             _tell(instance.facts, error)
-            await self._reporter.write(instance, Status(f"failed: {error}"))
+            await self._statuses.publish_and_wait(instance, Status(f"failed: {error}"))
             _console(instance).failed(str(error))
             return
-        if life.start is not None and life.start.mark == start.mark:
+        if state.start is not None and state.start.mark == start.mark:
             return
-        await life.end_build()
-        await self._proceed(life, start)
+        await state.end_build()
+        await self._proceed(state, start)
 
-    async def _proceed(self, life: Life, start: Start) -> None:
+    async def _proceed(self, state: InstanceState, start: Start) -> None:
         """Give an init that waits its system, or build that."""
-        life.start = start
+        state.start = start
         if isinstance(start.plan, Boot):
-            await self._go(life, start, start.plan, _console(start.instance))
+            await self._go(state, start, start.plan, _console(start.instance))
         else:
-            self._begin_build(life, start, start.plan)
+            self._begin_build(state, start, start.plan)
 
     async def stop(self, facts: Facts, target: str) -> None:
         """The container ends; with `target` "reboot" it comes back at once."""
         instance = read_instance(facts)
-        life = self._life(instance.uuid)
-        async with life.lock:
+        state = self._state_of(instance.uuid)
+        async with state.lock:
             if _twin(instance) is not None:
                 return  # refused by pre-start; what bears its uuid goes on
-            self._reporter.hold(instance)
-            await life.end_build()
-            life.release()
-            life.start = None
-            await last_look(self._collector, instance)
-            await self.fleet.detach(instance)
+            self._statuses.hold(instance)
+            await state.end_build()
+            state.release()
+            state.start = None
+            await add_roots_of_stopped(self._gc, instance)
+            await self.reconciler.detach(instance)
             if target != "reboot":
                 shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
-                life.daemon.begin_stop()
+                state.daemon.begin_stop()
         about(instance.lxc_name).info("stopped")
 
     async def resume(self) -> None:
         """Take over the instances that run: builds begin again for those that wait for one."""
         await builds.stop_all()
         for uuid in sorted(os.listdir(paths.RUN)):
-            running = Running.recall(uuid)
+            running = Running.load(uuid)
             if running is not None:
                 try:
                     await self._resume(uuid, running)
@@ -179,76 +179,78 @@ class Lifecycle:
                     _give_up(uuid, running.facts, error)
 
     async def _resume(self, uuid: str, running: Running) -> None:
-        life, facts = self._life(uuid), running.facts
-        async with life.lock:
-            life.pid, life.mapped = running.pid, running.mapped
-            life.claims = dict.fromkeys(running.claims, facts.lxc_name)
-            life.attached.set()
+        state, facts = self._state_of(uuid), running.facts
+        async with state.lock:
+            state.pid, state.mapped = running.pid, running.mapped
+            state.claims = dict.fromkeys(running.claims, facts.lxc_name)
+            state.attached.set()
             instance = running.as_started(read_instance(facts))
-            self._reporter.learn(instance)
-            life.daemon.prepare()
-            self.fleet.attach(instance, running)
+            self._statuses.learn(instance)
+            state.daemon.prepare()
+            self.reconciler.attach(instance, running)
             if bootstrap.is_waiting(uuid):
-                life.container = Container(running.pid, facts.lxc_name)
-                if Running.recall(uuid) is None:
-                    life.release()  # it ended meanwhile, and the number is another's
+                state.container = Container(running.pid, facts.lxc_name)
+                if Running.load(uuid) is None:
+                    state.release()  # it ended meanwhile, and the number is another's
                     return
-                await self._proceed(life, await decide_start(self._collector, instance))
+                await self._proceed(state, await decide_start(self._gc, instance))
             else:
-                self._reporter.resume(instance)
+                self._statuses.publish_saved(instance)
                 bootstrap.finish(uuid)
         about(facts.lxc_name).info("taken over")
 
     async def close(self) -> None:
         """Leave everything as it is for the next sidecar, but end the builds."""
-        await self.fleet.close()
-        for life in list(self._lives.values()):
-            await life.end_build()
-            life.release()
-            await life.quieten()
+        await self.reconciler.close()
+        for state in list(self._states.values()):
+            await state.end_build()
+            state.release()
+            await state.quieten()
 
     async def _forget(self, uuid: str) -> None:
         """The instance was deleted."""
-        life = self._life(uuid)
-        async with life.lock:
-            start = life.start
-            if Running.recall(uuid) or (start and os.path.exists(start.instance.rootfs)):
+        state = self._state_of(uuid)
+        async with state.lock:
+            start = state.start
+            if Running.load(uuid) or (start and os.path.exists(start.instance.rootfs)):
                 return  # it came back, as by an import
-            await life.end_build()
-            life.release()
+            await state.end_build()
+            state.release()
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
             shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
-            life.daemon.begin_stop()
-            await life.quieten()
+            state.daemon.begin_stop()
+            await state.quieten()
             # Its build log stays: one that is ephemeral is deleted because its build failed.
-            self._reporter.forget(uuid)
-        del self._lives[uuid]
+            self._statuses.forget(uuid)
+        del self._states[uuid]
 
-    def _life(self, uuid: str) -> Life:
-        return self._lives.setdefault(uuid, Life(NixDaemon(uuid)))
+    def _state_of(self, uuid: str) -> InstanceState:
+        return self._states.setdefault(uuid, InstanceState(NixDaemon(uuid)))
 
-    async def _prepare(self, life: Life, start: Start) -> Start:
+    async def _prepare(self, state: InstanceState, start: Start) -> Start:
         instance, uuid = start.instance, start.instance.uuid
-        await life.quieten()
-        life.daemon.prepare()
+        await state.quieten()
+        state.daemon.prepare()
         plan = start.plan
         notice = _fell_back(plan, start.present) if isinstance(plan, Boot) else ""
-        notice = veil(notice) if instance.isolated else notice
+        notice = redact_store_paths(notice) if instance.isolated else notice
         if isinstance(plan, Boot) and plan.trouble:
             _tell(instance.facts, SystemMissingError(plan.trouble))
         bootstrap.prepare(uuid, ready=isinstance(plan, Boot), notice=notice)
         if start.daemon:
-            life.daemon.begin_start()
+            state.daemon.begin_start()
         else:
-            await life.daemon.refuse_clients()
+            await state.daemon.refuse_clients()
         about(instance.lxc_name).info("%s", start.plan.describe())
         return start
 
-    def _refuse_claimed(self, life: Life, instance: Instance, wanted: frozenset[str]) -> None:
+    def _refuse_claimed(
+        self, state: InstanceState, instance: Instance, wanted: frozenset[str]
+    ) -> None:
         """NetworkError if another instance that runs, or is being attached, has an address."""
-        for uuid, other in self._lives.items():
-            taken = sorted(wanted & other.claims.keys()) if other is not life else None
-            if taken and (Running.recall(uuid) is not None or not other.attached.is_set()):
+        for uuid, other in self._states.items():
+            taken = sorted(wanted & other.claims.keys()) if other is not state else None
+            if taken and (Running.load(uuid) is not None or not other.attached.is_set()):
                 raise NetworkError(
                     f"{taken[0].split()[0]} of {instance.lxc_name!r} is a static address of "
                     f"{other.claims[taken[0]]!r}, which runs; change one of the two"
@@ -263,38 +265,38 @@ class Lifecycle:
         ]
         # An isolated container has no store before it is known what it may see of it.
         system = [plan.system] if isinstance(plan, Boot) else []
-        shown = system or not start.wish.isolated
+        shown = system or not start.spec.isolated
         if shown:
             directories.insert(0, await start.store(*system))
-        change = sealed(plan.change) if isinstance(plan, Boot) else None
+        change = with_seal(plan.change) if isinstance(plan, Boot) else None
         mapped = await mounts.attach(container, directories, change) or not shown
         if not mapped:
             about(container.name).warning("%s", UNMAPPED)
         return mapped
 
-    async def _settled(self, life: Life, start: Start, boot: Boot) -> Status:
+    async def _settled(self, state: InstanceState, start: Start, boot: Boot) -> Status:
         """The container has its system: root what it has now, and remember and tell what it is."""
         instance = start.instance
         after = generations.read(instance.rootfs, instance.name)
-        await keep_systems(self._collector, instance, after, boot.system)
+        await add_system_roots(self._gc, instance, after, boot.system)
         for former in (ACTIVE, NEXT):
             direct_roots.drop_if_there(instance.lxc_name, instance.uuid, former)
-        self.fleet.soon()
+        self.reconciler.soon()
         trouble = _fell_back(boot, start.present)
-        text = trouble or ready(mapped=life.mapped)
+        text = trouble or ready(mapped=state.mapped)
         Running.amend(
-            instance.uuid, mapped=life.mapped, booted=boot.system, profile=after.system or "",
+            instance.uuid, mapped=state.mapped, booted=boot.system, profile=after.system or "",
             shown=(boot.system,), mark=start.mark, text=text,
         )  # fmt: skip
         return Status(text, boot.system, number_of(boot.system, after))
 
-    def _begin_build(self, life: Life, start: Start, plan: Build) -> None:
-        self._reporter.report(start.instance, Status("building"))
-        life.build = asyncio.create_task(self._build(life, start, plan))
+    def _begin_build(self, state: InstanceState, start: Start, plan: Build) -> None:
+        self._statuses.publish(start.instance, Status("building"))
+        state.build = asyncio.create_task(self._build(state, start, plan))
 
-    async def _build(self, life: Life, start: Start, plan: Build) -> None:
+    async def _build(self, state: InstanceState, start: Start, plan: Build) -> None:
         """Build, then let the waiting init go on; runs beside the start and after it."""
-        instance, source = start.instance, start.wish.source
+        instance, source = start.instance, start.spec.source
         console = _console(instance)
         try:
             try:
@@ -303,57 +305,59 @@ class Lifecycle:
                     start.settings, console.print,
                 )  # fmt: skip
                 console.print(f"inx: starting {system}")
-                boot = Boot(system, Append(system, plan.fingerprint, start.wish.keep))
+                boot = Boot(system, Append(system, plan.fingerprint, start.spec.keep))
             except InxError as error:
                 if plan.fallback is None:
                     raise
                 _tell(instance.facts, error)
                 boot = Boot(start.present.links[plan.fallback.number], plan.fallback, str(error))
-            await life.attached.wait()
-            async with life.lock:
-                await self._go(life, start, boot, console)
+            await state.attached.wait()
+            async with state.lock:
+                await self._go(state, start, boot, console)
             about(instance.lxc_name).info("runs %s from %s", boot.system, source)
         except InxError as error:
             _tell(instance.facts, error)
             # Before the instance ends: Incus takes its time to stop one that is being written to.
-            await self._reporter.write(instance, Status(f"failed: {error}"))
+            await self._statuses.publish_and_wait(instance, Status(f"failed: {error}"))
             console.failed(str(error))
         except Exception:
             about(instance.lxc_name).exception("the build ended in a bug")
-            await self._reporter.write(instance, Status(f"failed: {BUG}"))
+            await self._statuses.publish_and_wait(instance, Status(f"failed: {BUG}"))
             console.failed(BUG)
         finally:
             console.close()
 
-    async def _go(self, life: Life, start: Start, boot: Boot, console: bootstrap.Console) -> None:
+    async def _go(
+        self, state: InstanceState, start: Start, boot: Boot, console: bootstrap.Console
+    ) -> None:
         """Write the generation into the container that waits and let its init go on."""
-        assert life.container is not None
+        assert state.container is not None
         instance = start.instance
         # The build's link roots the system until the instance's own root stands.
-        await keep_systems(self._collector, instance, start.present, boot.system)
+        await add_system_roots(self._gc, instance, start.present, boot.system)
         await builds.forget(instance.uuid)
-        change = sealed(boot.change)
-        if start.wish.isolated:
+        change = with_seal(boot.change)
+        if start.spec.isolated:
             store = await start.store(boot.system)
-            life.mapped = await mounts.show(life.container, store, change)
-            if not life.mapped:
+            state.mapped = await mounts.show(state.container, store, change)
+            if not state.mapped:
                 about(instance.lxc_name).warning("%s", UNMAPPED)
         elif change is not None:
-            await mounts.write_generation(life.container, change)
-        life.close()
-        status = await self._settled(life, start, boot)
-        self._reporter.promise(instance, status)
+            await mounts.write_generation(state.container, change)
+        state.close()
+        status = await self._settled(state, start, boot)
+        self._statuses.save_for_successor(instance, status)
         console.ready(_fell_back(boot, start.present))
-        self._reporter.report(instance, status)
+        self._statuses.publish(instance, status)
 
 
 def _console(instance: Instance) -> bootstrap.Console:
-    return bootstrap.Console(instance.uuid, veiled=instance.isolated)
+    return bootstrap.Console(instance.uuid, redacted=instance.isolated)
 
 
 def _twin(instance: Instance) -> str | None:
     """The name of another instance that runs with the same uuid, as an import may."""
-    running = Running.recall(instance.uuid)
+    running = Running.load(instance.uuid)
     if running is None or running.facts.rootfs == instance.rootfs:
         return None
     return running.facts.lxc_name
@@ -383,7 +387,7 @@ def _give_up(uuid: str, facts: Facts, error: Exception) -> None:
     lxc_log.append(facts.lxc_config, facts.lxc_name, text)
     with contextlib.suppress(OSError):
         if bootstrap.is_waiting(uuid):
-            bootstrap.Console(uuid, veiled=True).failed(text)
+            bootstrap.Console(uuid, redacted=True).failed(text)
 
 
 def _tell(facts: Facts, error: InxError) -> None:

@@ -1,10 +1,10 @@
-"""Decide what a start does: a pure function of the wish, the generations and the store."""
+"""Decide what a start does: a pure function of the spec, the generations and the store."""
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.config.keys import System, Wish
+from inx_sidecar.config.keys import InstanceSpec, System
 from inx_sidecar.nix.generations import Append, Generations, Select
 
 
@@ -43,7 +43,7 @@ Plan = Boot | Build
 
 
 def decide(
-    wish: Wish,
+    spec: InstanceSpec,
     present: Generations,
     instance: str,
     valid: Callable[[Set[str]], Set[str]],
@@ -56,8 +56,8 @@ def decide(
     `valid` tells which store paths are complete, `resolve` where a System leads. With `keep` a
     current generation that can be started is, whatever the source is now.
     """
-    if wish.generation is not None:
-        return _pinned(wish.generation, wish, present, instance, valid)
+    if spec.generation is not None:
+        return _pinned(spec.generation, spec, present, instance, valid)
     current = present.newest if present.pinned else present.current
     good = valid(set(present.links.values()))
     system = None if current is None else present.links[current]
@@ -67,20 +67,20 @@ def decide(
 
     if keep and usable and fallback is not None:
         return _boot(fallback, present)
-    if isinstance(wish.source, System):
+    if isinstance(spec.source, System):
         try:
-            target = resolve(wish.source.path, instance)
+            target = resolve(spec.source.path, instance)
         except SystemMissingError as error:
             if fallback is None:
                 raise
             return _boot(fallback, present, trouble=str(error))
-        fingerprint = wish.fingerprint(target)
+        fingerprint = spec.fingerprint(target)
         if fingerprint != present.fingerprint or not usable:
             if target not in valid({target}):
                 return Build(fingerprint, missing=target, fallback=fallback)
-            return Boot(target, Append(target, fingerprint, wish.keep))
+            return Boot(target, Append(target, fingerprint, spec.keep))
     else:
-        fingerprint = wish.fingerprint()
+        fingerprint = spec.fingerprint()
         if fingerprint != present.fingerprint:
             return Build(fingerprint, fallback=fallback)
         if not usable:
@@ -97,7 +97,7 @@ def _boot(choice: Select, present: Generations, trouble: str = "") -> Boot:
 
 def _pinned(
     number: int,
-    wish: Wish,
+    spec: InstanceSpec,
     present: Generations,
     instance: str,
     valid: Callable[[Set[str]], Set[str]],

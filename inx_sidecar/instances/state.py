@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Life:
+class InstanceState:
     """`lock` is held by whoever changes one of the others."""
 
     daemon: NixDaemon
@@ -28,7 +28,7 @@ class Life:
     claims: dict[str, str] = field(default_factory=dict)
     # Builds, and activates if the system of the instance runs.
     build: asyncio.Task[None] | None = None
-    # From then on the task is not ended for a newer wish.
+    # From then on the task is not ended for a newer spec.
     activating: bool = False
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ _PAUSE: Final = 0.01
 _Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Collector:
+class GcClient:
     """One connection is kept as long as a collection lasts, as Nix's clients do: one that is closed
     at once can abort the collection (NixOS/nix#15962)."""
 
@@ -30,7 +30,7 @@ class Collector:
         # Told to nobody yet, since somebody gave up: their roots stand, and are no news any more.
         self._owed: set[str] = set()
 
-    async def spare(self, store_paths: Iterable[str] = ()) -> None:
+    async def add_temp_roots(self, store_paths: Iterable[str] = ()) -> None:
         """When this returns, no collection that runs deletes a path that was valid before: one of
         `store_paths`, or one that an earlier call could not tell."""
         mine = frozenset(store_paths)

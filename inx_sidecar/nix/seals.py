@@ -24,12 +24,12 @@ def seal(toplevel: str) -> str:
     return hmac.new(_key(), toplevel.encode(), hashlib.sha256).hexdigest()
 
 
-def sealed(change: Select | Append | None) -> Select | Append | None:
+def with_seal(change: Select | Append | None) -> Select | Append | None:
     """`change` with the seal that it needs."""
     return replace(change, seal=seal(change.toplevel)) if isinstance(change, Append) else change
 
 
-def own(present: Generations, isolated: bool) -> Generations:
+def only_sealed(present: Generations, isolated: bool) -> Generations:
     """Of the generations of an isolated container those that inx wrote; of others, all."""
     return present.sealed(seal) if isolated else present
 

@@ -41,7 +41,7 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[\s,]+", text) if STORE_PATH.fullmatch(word))
 
 
-def veil(text: str) -> str:
+def redact_store_paths(text: str) -> str:
     """`text` without the names of store paths: for those who may not learn which there are."""
     return _NAMED.sub(f"{paths.STORE}/...", text)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 
 _FORMER: Final = "former."
 # So many links are made before others have their turn.
@@ -53,9 +53,7 @@ def read(root_directory: str, within: str = "") -> dict[str, str]:
     return found
 
 
-async def add(
-    collector: Collector, lxc_name: str, uuid: str, wanted: Mapping[str, str]
-) -> dict[str, str]:
+async def add(gc: GcClient, lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> dict[str, str]:
     """Make `wanted` (root name to store path) roots of the instance; what was new among them.
 
     When this returns, no collection, not even one that runs, deletes a path that was valid before.
@@ -75,7 +73,7 @@ async def add(
             f"cannot keep {path} for {lxc_name!r} in {place}: {error.strerror or error}"
         ) from None
     finally:
-        await collector.spare(new.values())
+        await gc.add_temp_roots(new.values())
     return new
 
 

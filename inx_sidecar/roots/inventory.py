@@ -11,7 +11,7 @@ from inx_sidecar.nix.store import listed
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedInstance:
     """An instance that Incus has; `ours` if it uses the hooks, `ran` if it, or what it was copied
     from, ran with inx; `include` are the store paths that it shows in addition to its system."""
 
@@ -47,11 +47,11 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Census:
+class Inventory:
     """All instances, or the reason why nothing can be said; `entries` of Incus' directory of
     containers, from before."""
 
-    instances: tuple[Listed, ...]
+    instances: tuple[ListedInstance, ...]
     entries: frozenset[str]
     reason: str = ""
 
@@ -75,7 +75,7 @@ class Census:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """How a comparison of all roots ended: why nothing was dropped, and what did not work; both
     empty if all is well."""
 
@@ -92,15 +92,15 @@ class Compared:
         return f"{line}; nothing was dropped: {self.reason}" if self.reason else line
 
 
-async def take() -> Census:
+async def take() -> Inventory:
     entries = _entries()
     try:
         if await incus.at_work():
-            return Census((), entries, "Incus is at work")
-        listed = tuple(Listed.of(instance) for instance in await incus.instances())
+            return Inventory((), entries, "Incus is at work")
+        listed = tuple(ListedInstance.of(instance) for instance in await incus.instances())
     except incus.IncusError as error:
-        return Census((), entries, str(error))
-    return Census(listed, entries)
+        return Inventory((), entries, str(error))
+    return Inventory(listed, entries)
 
 
 def _entries() -> frozenset[str]:

@@ -19,7 +19,7 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.journal import about
 from inx_sidecar.kernel.forked import TookTooLongError
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store import valid_paths
 from inx_sidecar.roots import direct_roots, indirect_roots, link_resolver
 from inx_sidecar.roots.link_resolver import Looked, Process, Sight
@@ -85,7 +85,7 @@ class Mirror:
 
     def __init__(
         self, lxc_name: str, uuid: str, rootfs: str, process: Process | None, most: int,
-        collector: Collector,
+        gc: GcClient,
     ) -> None:  # fmt: skip
         self.lxc_name = lxc_name
         self._journal = about(lxc_name)
@@ -97,7 +97,7 @@ class Mirror:
         # What does not work, in one sentence: tried again and again.
         self.trouble = ""
         self.over = 0
-        self._collector = collector
+        self._gc = gc
         self._lock = asyncio.Lock()
         self._known: dict[str, indirect_roots.Mark] = {}
         self._away = _recall_away(uuid)
@@ -167,7 +167,7 @@ class Mirror:
             await self._add(wanted, texts)
             if not self._compared:
                 # The sidecar before this one may have died between a root and telling of it.
-                await self._collector.spare(wanted.values())
+                await self._gc.add_temp_roots(wanted.values())
                 self._compared = True
             self._known = {name: marks[name] for name in texts}
             drop = gone or present.keys() - wanted.keys()
@@ -272,7 +272,7 @@ class Mirror:
             ((root, path) for root, path in wanted.items() if path in valid), 2 * self.most
         )
         real = dict(some)
-        new = await direct_roots.add(self._collector, self.lxc_name, self.uuid, real)
+        new = await direct_roots.add(self._gc, self.lxc_name, self.uuid, real)
         self._log(
             f"root added: {_shown(texts[parse_root_name(root)[0]])} -> {path}"
             for root, path in new.items()

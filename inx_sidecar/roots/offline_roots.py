@@ -17,7 +17,7 @@ from inx_sidecar.roots.mirror import batches, root_name
 from inx_sidecar.roots.system_roots import system_roots
 
 
-async def estate_of(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | None:
+async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | None:
     """Root names and valid store paths; None if the file system is not mounted.
 
     RootError if not all could be looked at in time. What cannot be read is not kept: whoever made

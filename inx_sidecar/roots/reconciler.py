@@ -18,15 +18,15 @@ from inx_sidecar.base.journal import about
 from inx_sidecar.config import settings
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running import Running
-from inx_sidecar.incus.status import Reporter
+from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix import generations
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots, indirect_roots, inventory, snapshot_roots, system_roots
-from inx_sidecar.roots.inventory import Census, Compared, Listed
+from inx_sidecar.roots.inventory import Comparison, Inventory, ListedInstance
 from inx_sidecar.roots.link_resolver import Process
 from inx_sidecar.roots.mirror import LINKS, Mirror
-from inx_sidecar.roots.offline_roots import estate_of
+from inx_sidecar.roots.offline_roots import offline_roots
 from inx_sidecar.roots.watch import Watch
 
 _PERIOD_SECONDS: Final = 600.0
@@ -38,21 +38,21 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 log = logging.getLogger(__name__)
 
 
-class Fleet:
+class RootReconciler:
     """`forget` is called with the uuid of an instance that was deleted."""
 
     def __init__(
-        self, collector: Collector, reporter: Reporter, forget: Callable[[str], Awaitable[None]]
+        self, gc: GcClient, statuses: StatusWriter, forget: Callable[[str], Awaitable[None]]
     ) -> None:
-        self._collector = collector
-        self._reporter = reporter
+        self._gc = gc
+        self._statuses = statuses
         self._forget = forget
         self._instances: dict[str, Instance] = {}
         self._watch = Watch(self._take)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._syncing = asyncio.Lock()
-        self._waiting: asyncio.Task[Compared] | None = None
+        self._waiting: asyncio.Task[Comparison] | None = None
         self._unread: set[str] = set()
         self._tried: dict[tuple[str, str], dict[str, indirect_roots.Mark]] = {}
         self._adopted: dict[tuple[str, str], tuple[int, int]] = {}
@@ -90,7 +90,7 @@ class Fleet:
         await self._watch.drain()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._collector.spare()
+        await self._gc.add_temp_roots()
         return ""
 
     async def sync(self) -> str:
@@ -109,7 +109,7 @@ class Fleet:
             raise RootError(compared.complaint)
         return str(compared)
 
-    async def _compare_all(self) -> Compared:
+    async def _compare_all(self) -> Comparison:
         # One that runs may have passed what the caller asks about; one that waits will not.
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._sync_in_turn())
@@ -146,14 +146,14 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._watch.close()
-        self._collector.close()
+        self._gc.close()
 
-    async def _sync_in_turn(self) -> Compared:
+    async def _sync_in_turn(self) -> Comparison:
         async with self._syncing:
             self._waiting = None
             return await self._sync()
 
-    async def _sync(self) -> Compared:
+    async def _sync(self) -> Comparison:
         self._said, self._complaints = self._complaints, {}
         await self.drain()
         found = await inventory.take()
@@ -176,9 +176,9 @@ class Fleet:
         if drop is not None:
             await self._bury(drop)
         # Taken now: the next comparison may begin before the caller hears of this one.
-        return Compared(len(mirrors), self._reason, min(self._complaints.values(), default=""))
+        return Comparison(len(mirrors), self._reason, min(self._complaints.values(), default=""))
 
-    async def _adopt(self, found: Census) -> None:
+    async def _adopt(self, found: Inventory) -> None:
         """Root what copies, imports, renamed instances and new snapshots name."""
         unread = set()
         for item in (item for item in found.instances if item.ours):
@@ -187,11 +187,9 @@ class Fleet:
                     unread.add(item.lxc_name)
                     continue
                 name, uuid = item.lxc_name, item.uuid
-                await system_roots.keep_included(self._collector, name, uuid, item.include)
+                await system_roots.add_included_roots(self._gc, name, uuid, item.include)
                 current = direct_roots.read(direct_roots.directory(name, uuid))
-                await snapshot_roots.hold(
-                    self._collector, name, uuid, current, settings.most_roots()
-                )
+                await snapshot_roots.hold(self._gc, name, uuid, current, settings.max_roots())
             except (InxError, OSError) as error:
                 # Others are compared all the same; nothing is dropped.
                 self._reason = str(error)
@@ -205,7 +203,7 @@ class Fleet:
         if unread:
             self._reason = f"{min(unread)!r} is a copy that has never been started"
 
-    async def _adopt_if_new(self, item: Listed, listed: set[tuple[str, str]]) -> bool:
+    async def _adopt_if_new(self, item: ListedInstance, listed: set[tuple[str, str]]) -> bool:
         """False if nobody can say what it names."""
         key, written = (item.lxc_name, item.uuid), item.written()
         fresh = not os.path.isdir(f"{direct_roots.directory(*key)}/{LINKS}")
@@ -217,10 +215,10 @@ class Fleet:
                 return False
         return True
 
-    async def _adopt_one(self, item: Listed, listed: set[tuple[str, str]]) -> bool:
+    async def _adopt_one(self, item: ListedInstance, listed: set[tuple[str, str]]) -> bool:
         """False if nobody can say what it names."""
         name, uuid = item.lxc_name, item.uuid
-        found = await estate_of(name, item.rootfs, settings.most_roots())
+        found = await offline_roots(name, item.rootfs, settings.max_roots())
         # Not one that Incus still has: an import may have the uuid of what was exported.
         former = [owner for owner, its in direct_roots.owners() - listed if its == uuid]
         if found is None and item.ran and not former:
@@ -228,17 +226,17 @@ class Fleet:
         wanted = dict(found or {})
         for owner in former:
             wanted = direct_roots.read(direct_roots.directory(owner, uuid)) | wanted
-        await direct_roots.add(self._collector, name, uuid, wanted)
+        await direct_roots.add(self._gc, name, uuid, wanted)
         direct_roots.make(name, uuid, LINKS)
         return True
 
-    def _compare_apart(self, mirror: Mirror, found: Census | None) -> None:
+    def _compare_apart(self, mirror: Mirror, found: Inventory | None) -> None:
         """What a file system in the container keeps waiting makes nobody else wait."""
         task = asyncio.create_task(self._compare(mirror, found))
         self._apart[mirror.uuid] = task
         task.add_done_callback(lambda _: self._apart.pop(mirror.uuid))
 
-    async def _compare(self, mirror: Mirror, found: Census | None) -> None:
+    async def _compare(self, mirror: Mirror, found: Inventory | None) -> None:
         name, uuid = mirror.lxc_name, mirror.uuid
 
         async def may_drop() -> bool:
@@ -246,7 +244,7 @@ class Fleet:
             if found is None or not await found.holds():
                 return False
             current = direct_roots.read(direct_roots.directory(name, uuid))
-            await snapshot_roots.hold(self._collector, name, uuid, current, settings.most_roots())
+            await snapshot_roots.hold(self._gc, name, uuid, current, settings.max_roots())
             return True
 
         try:
@@ -254,7 +252,7 @@ class Fleet:
             instance = self._instances.get(uuid)
             if instance is not None:
                 present = generations.read(mirror.rootfs, instance.name)
-                await system_roots.keep_systems(self._collector, instance, present, None)
+                await system_roots.add_system_roots(self._gc, instance, present, None)
                 rooted = direct_roots.read(direct_roots.directory(name, uuid))
                 # What it shows, and what it will.
                 included = {*instance.included, *(found.included(uuid) if found else ())}
@@ -270,16 +268,16 @@ class Fleet:
             mirror.trouble = ""
         self._tell(mirror)
 
-    async def _look_at_the_stopped(self, found: Census, *, drop: bool) -> None:
+    async def _look_at_the_stopped(self, found: Inventory, *, drop: bool) -> None:
         for item in found.instances:
             name, uuid = item.lxc_name, item.uuid
             if item.ours and not self._runs(item):
                 await self._look_at_stopped(name, uuid, item.rootfs)
                 if drop and snapshot_roots.gone(name, uuid):
                     # It may have been restored from one of them.
-                    names = await estate_of(name, item.rootfs, settings.most_roots())
+                    names = await offline_roots(name, item.rootfs, settings.max_roots())
                     if names is not None:
-                        await direct_roots.add(self._collector, name, uuid, names)
+                        await direct_roots.add(self._gc, name, uuid, names)
                         snapshot_roots.drop(name, uuid)
 
     async def _look_at_stopped(self, lxc_name: str, uuid: str, rootfs: str) -> None:
@@ -296,7 +294,7 @@ class Fleet:
         except (InxError, OSError) as error:
             log.debug("%s", error)
 
-    async def _bury(self, found: Census) -> None:
+    async def _bury(self, found: Inventory) -> None:
         """Remove all that belongs to instances that Incus has no more."""
         names = {item.lxc_name for item in found.instances}
         owners = {
@@ -308,8 +306,8 @@ class Fleet:
         left = {uuid for uuid in os.listdir(paths.STATE) if _UUID.fullmatch(uuid)}
         left |= {uuid for uuid in os.listdir(paths.RUN) if _UUID.fullmatch(uuid)}
         # What runs is there, whatever uuid it was given meanwhile.
-        left = {uuid for uuid in left - found.uuids if Running.recall(uuid) is None}
-        owners = {(name, uuid) for name, uuid in owners if Running.recall(uuid) is None}
+        left = {uuid for uuid in left - found.uuids if Running.load(uuid) is None}
+        owners = {(name, uuid) for name, uuid in owners if Running.load(uuid) is None}
         if not owners and not left:
             return
         # They were there before this second list: what is new is on it.
@@ -334,7 +332,7 @@ class Fleet:
         try:
             for owner in direct_roots.owners():
                 present = direct_roots.read(direct_roots.directory(*owner))
-                await self._collector.spare(
+                await self._gc.add_temp_roots(
                     path
                     for root, path in present.items()
                     if owner not in running or not root.startswith(LINKS)
@@ -348,7 +346,7 @@ class Fleet:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             with opened(os.open(instance.rootfs, flags)) as root:
-                brought = indirect_roots.read_inside(root, instance.lxc_name, settings.most_roots())
+                brought = indirect_roots.read_inside(root, instance.lxc_name, settings.max_roots())
             names = indirect_roots.names(instance.uuid)
             for text in brought:
                 if indirect_roots.name_of(text) not in names:
@@ -390,14 +388,14 @@ class Fleet:
     def _tell(self, mirror: Mirror) -> None:
         instance = self._instances.get(mirror.uuid)
         if instance is not None:
-            self._reporter.note(instance, mirror.status())
+            self._statuses.set_note(instance, mirror.status())
 
-    def _runs(self, item: Listed) -> bool:
+    def _runs(self, item: ListedInstance) -> bool:
         mirror = self._watch.get(item.uuid)
         return mirror is not None and mirror.lxc_name == item.lxc_name
 
     def _mirror(self, lxc_name: str, uuid: str, rootfs: str, process: Process | None) -> Mirror:
-        return Mirror(lxc_name, uuid, rootfs, process, settings.most_roots(), self._collector)
+        return Mirror(lxc_name, uuid, rootfs, process, settings.max_roots(), self._gc)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -11,9 +11,9 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.journal import about
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots
-from inx_sidecar.roots.offline_roots import estate_of
+from inx_sidecar.roots.offline_roots import offline_roots
 from inx_sidecar.roots.system_roots import INCLUDED
 
 SNAPSHOTS: Final = "snapshots/"
@@ -44,7 +44,7 @@ def held(lxc_name: str, uuid: str) -> set[str]:
 
 
 async def hold(
-    collector: Collector, lxc_name: str, uuid: str, current: Mapping[str, str], most: int
+    gc: GcClient, lxc_name: str, uuid: str, current: Mapping[str, str], most: int
 ) -> None:
     """Root what new snapshots name; `current` are the roots of the instance itself."""
     there = present(lxc_name)
@@ -52,13 +52,13 @@ async def hold(
         if os.path.exists(_seen(lxc_name, uuid, key)):
             continue
         rootfs = f"{there[key]}/rootfs"
-        names = await estate_of(lxc_name, rootfs, most)
+        names = await offline_roots(lxc_name, rootfs, most)
         # Which of the included paths its configuration names, only Incus knows.
         included = {path for root, path in current.items() if root.startswith(INCLUDED)}
         named = set(current.values()) if names is None else included | set(names.values())
         place = f"{SNAPSHOTS}{key}/"
         wanted = {f"{place}{os.path.basename(path)[:32]}": path for path in named}
-        await direct_roots.add(collector, lxc_name, uuid, wanted)
+        await direct_roots.add(gc, lxc_name, uuid, wanted)
         direct_roots.make(lxc_name, uuid, place)
         with open(_seen(lxc_name, uuid, key), "w"):
             pass

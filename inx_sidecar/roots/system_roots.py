@@ -8,7 +8,7 @@ from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import about
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.nix import generations
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.store import valid_paths
 from inx_sidecar.roots import direct_roots
@@ -34,11 +34,11 @@ def included_roots(include: Iterable[str]) -> dict[str, str]:
     return {f"{INCLUDED}{os.path.basename(path)[:32]}": path for path in include}
 
 
-async def keep_included(
-    collector: Collector, lxc_name: str, uuid: str, include: Iterable[str]
+async def add_included_roots(
+    gc: GcClient, lxc_name: str, uuid: str, include: Iterable[str]
 ) -> None:
     """Root what the configuration includes, from now on and not only from the next start."""
-    await direct_roots.add(collector, lxc_name, uuid, included_roots(valid_paths(include)))
+    await direct_roots.add(gc, lxc_name, uuid, included_roots(valid_paths(include)))
 
 
 def superfluous(
@@ -56,8 +56,8 @@ def superfluous(
     ]
 
 
-async def keep_systems(
-    collector: Collector,
+async def add_system_roots(
+    gc: GcClient,
     instance: Instance,
     present: Generations,
     booted: str | None,
@@ -69,13 +69,13 @@ async def keep_systems(
         wanted[BOOTED] = booted
     real = valid_paths(wanted.values())
     wanted = {name: path for name, path in wanted.items() if path in real}
-    await direct_roots.add(collector, instance.lxc_name, instance.uuid, wanted)
+    await direct_roots.add(gc, instance.lxc_name, instance.uuid, wanted)
 
 
-async def last_look(collector: Collector, instance: Instance) -> None:
+async def add_roots_of_stopped(gc: GcClient, instance: Instance) -> None:
     """Root the generations that were made inside: a stopped instance is held by nothing else."""
     try:
         present = generations.read(instance.rootfs, instance.name)
-        await keep_systems(collector, instance, present, None)
+        await add_system_roots(gc, instance, present, None)
     except InxError as error:
         about(instance.lxc_name).error("%s", error)

@@ -15,7 +15,7 @@ import pytest
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError
 from inx_sidecar.nix import gc_client
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots
 
 pytestmark = pytest.mark.main
@@ -43,7 +43,7 @@ def present(name: str = "web") -> dict[str, str]:
 
 async def added(wanted: Mapping[str, str], name: str = "web", uuid: str = UUID) -> dict[str, str]:
     """What was new, by a collector's client of its own."""
-    with closing(Collector()) as client:
+    with closing(GcClient()) as client:
         return await direct_roots.add(client, name, uuid, wanted)
 
 
@@ -278,11 +278,11 @@ def test_what_stands_already_disturbs_no_collection() -> None:
 
 def test_one_connection_is_kept_as_long_as_a_collection_lasts() -> None:
     async def main() -> None:
-        with closing(Collector()) as client:
+        with closing(GcClient()) as client:
             async with Collection(answering=True).running() as collection:
                 for number in range(20):
-                    await asyncio.wait_for(client.spare([store(f"{number}")]), 5)
-                await asyncio.wait_for(client.spare([ONE, TWO]), 5)
+                    await asyncio.wait_for(client.add_temp_roots([store(f"{number}")]), 5)
+                await asyncio.wait_for(client.add_temp_roots([ONE, TWO]), 5)
                 assert collection.told == [*(store(f"{n}") for n in range(20)), ONE, TWO]
                 assert collection.connections == 1
 
@@ -292,25 +292,25 @@ def test_one_connection_is_kept_as_long_as_a_collection_lasts() -> None:
 @pytest.mark.parametrize("between", ["nothing", "a call"])
 def test_the_next_collection_is_told_by_a_new_connection(between: str) -> None:
     async def main() -> None:
-        with closing(Collector()) as client:
+        with closing(GcClient()) as client:
             for _ in range(3):
                 async with Collection(answering=True).running() as collection:
-                    await asyncio.wait_for(client.spare([ONE]), 5)
-                    await asyncio.wait_for(client.spare([TWO]), 5)
+                    await asyncio.wait_for(client.add_temp_roots([ONE]), 5)
+                    await asyncio.wait_for(client.add_temp_roots([TWO]), 5)
                     assert collection.told == [ONE, TWO] and collection.connections == 1
                 if between == "a call":
-                    await asyncio.wait_for(client.spare([ONE]), 5)
+                    await asyncio.wait_for(client.add_temp_roots([ONE]), 5)
 
     asyncio.run(main())
 
 
 def test_after_a_collection_no_descriptor_stays_open() -> None:
     async def main() -> None:
-        with closing(Collector()) as client:
+        with closing(GcClient()) as client:
             before = set(os.listdir("/proc/self/fd"))
             async with Collection(answering=True).running():
-                await asyncio.wait_for(client.spare([ONE]), 5)
-            await client.spare([TWO])
+                await asyncio.wait_for(client.add_temp_roots([ONE]), 5)
+            await client.add_temp_roots([TWO])
             await until(lambda: set(os.listdir("/proc/self/fd")) <= before)
 
     asyncio.run(main())
@@ -321,10 +321,10 @@ def test_an_answer_that_is_late_is_never_taken_for_anothers(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        with closing(Collector()) as client:
+        with closing(GcClient()) as client:
             async with Collection().running() as collection:
                 monkeypatch.setattr(gc_client, "_SECONDS", 0.1 if end == "too late" else 10.0)
-                first = asyncio.create_task(client.spare([ONE]))
+                first = asyncio.create_task(client.add_temp_roots([ONE]))
                 await until(lambda: collection.told)
                 if end == "cancelled":
                     first.cancel()
@@ -332,7 +332,7 @@ def test_an_answer_that_is_late_is_never_taken_for_anothers(
                     await asyncio.wait_for(first, 5)
                 monkeypatch.setattr(gc_client, "_SECONDS", 10.0)
                 late, collection.answering = collection.answering, asyncio.Event()
-                second = asyncio.create_task(client.spare([TWO]))
+                second = asyncio.create_task(client.add_temp_roots([TWO]))
                 await until(lambda: collection.told == [ONE, ONE])
                 late.set()
                 await stays(second)
@@ -346,10 +346,10 @@ def test_an_answer_that_is_late_is_never_taken_for_anothers(
 
 def test_who_waits_for_its_turn_has_an_answer_of_its_own() -> None:
     async def main() -> None:
-        with closing(Collector()) as client:
+        with closing(GcClient()) as client:
             async with Collection().running() as collection:
-                first = asyncio.create_task(client.spare([ONE]))
-                second = asyncio.create_task(client.spare([TWO]))
+                first = asyncio.create_task(client.add_temp_roots([ONE]))
+                second = asyncio.create_task(client.add_temp_roots([TWO]))
                 await until(lambda: collection.told)
                 first.cancel()
                 late, collection.answering = collection.answering, asyncio.Event()
@@ -370,10 +370,10 @@ def test_a_collection_that_hangs_costs_all_who_wait_the_time_of_one(
     monkeypatch.setattr(gc_client, "_SECONDS", 0.3)
 
     async def main() -> float:
-        with closing(Collector()) as client:
+        with closing(GcClient()) as client:
             async with Collection().running():
                 begin = time.monotonic()
-                work = (client.spare([store(f"{number}")]) for number in range(20))
+                work = (client.add_temp_roots([store(f"{number}")]) for number in range(20))
                 ends = await asyncio.gather(*work, return_exceptions=True)
                 assert all(isinstance(end, RootError) for end in ends)
                 return time.monotonic() - begin
@@ -469,7 +469,7 @@ def test_many_instances_can_be_kept_at_once() -> None:
     uuids = [f"{number:08}{UUID[8:]}" for number in range(50)]
 
     async def main() -> None:
-        with closing(Collector()) as client:
+        with closing(GcClient()) as client:
             async with Collection(answering=True).running() as collection:
                 wanted = {uuid: {"system-1": store(uuid), "system-2": ONE} for uuid in uuids}
                 work = (direct_roots.add(client, "web", uuid, wanted[uuid]) for uuid in uuids)

@@ -12,7 +12,7 @@ from support.containers import apart
 
 from inx_sidecar.base import paths
 from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, unshare
-from inx_sidecar.nix.gc_client import Collector
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import indirect_roots, watch
 from inx_sidecar.roots.mirror import Mirror, _Pause
 from inx_sidecar.roots.watch import Watch
@@ -44,7 +44,7 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def mirror(uuid: str = WEB, most: int = 100_000) -> Mirror:
     """One that does not run: what is registered is looked up in an empty root file system."""
     rootfs = str(Path(paths.STATE).parent / "rootfs")
-    return Mirror("web", uuid, rootfs, None, most, Collector())
+    return Mirror("web", uuid, rootfs, None, most, GcClient())
 
 
 def names(*texts: str) -> set[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inx_sidecar.base.errors import ConfigError
 from inx_sidecar.config import keys
-from inx_sidecar.config.keys import Flake, NixFile, Source, System, Wish, parse
+from inx_sidecar.config.keys import Flake, InstanceSpec, NixFile, Source, System, parse
 from inx_sidecar.instances.builds import commands
 
 pytestmark = pytest.mark.main
@@ -18,28 +18,28 @@ SYSTEM = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-web-25.05"
 LINK = "/var/lib/inx/uuid/build/system"
 
 
-def wish(instance: str = "web", default: str = "/etc/nixos", **keys: str) -> Wish:
+def spec(instance: str = "web", default: str = "/etc/nixos", **keys: str) -> InstanceSpec:
     return parse({f"user.inx.{key}": value for key, value in keys.items()}, instance, default)
 
 
 def refusal(**keys: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        wish(**keys)
+        spec(**keys)
     return str(caught.value)
 
 
 def test_nothing_set_means_the_default_flake_and_the_instances_name() -> None:
-    assert wish() == Wish(Flake("/etc/nixos", "web", attr_given=False))
-    assert (wish().update, wish().generation, wish().keep, wish().daemon) == ("", None, 5, None)
+    assert spec() == InstanceSpec(Flake("/etc/nixos", "web", attr_given=False))
+    assert (spec().update, spec().generation, spec().keep, spec().daemon) == ("", None, 5, None)
 
 
 def test_a_default_flake_may_name_an_attribute() -> None:
-    assert wish(default="github:o/r#all").source == Flake("github:o/r", "all", attr_given=True)
+    assert spec(default="github:o/r#all").source == Flake("github:o/r", "all", attr_given=True)
 
 
 @pytest.mark.isolated
 def test_an_isolated_store_and_what_is_included() -> None:
-    assert (wish().isolated, wish(store="shared").isolated) == (False, False)
+    assert (spec().isolated, spec(store="shared").isolated) == (False, False)
     given = parse(
         {"user.inx.store": "isolated", "user.inx.store.include": f"{SYSTEM} {SYSTEM}-2"},
         "web",
@@ -65,17 +65,17 @@ def test_what_does_not_go_with_an_isolated_store(keys: dict[str, str], said: str
 
 
 def test_an_empty_value_is_as_good_as_none() -> None:
-    assert wish(**dict.fromkeys(("flake", "file", "attr", "generation", "keep"), "")) == wish()
+    assert spec(**dict.fromkeys(("flake", "file", "attr", "generation", "keep"), "")) == spec()
 
 
 def test_keys_of_others_are_not_ours() -> None:
     keys = {"user.inx": "x", "user.inxy.flake": "x", "user.other": "x", "limits.cpu": "-1"}
-    assert parse(keys, "web", "/etc/nixos") == wish()
+    assert parse(keys, "web", "/etc/nixos") == spec()
 
 
 def test_what_the_sidecar_wrote_is_no_wish() -> None:
     keys = {"status": "failed: \n", "status.system": "?", "status.generation": "x"}
-    assert wish(**keys) == wish()
+    assert spec(**keys) == spec()
 
 
 @pytest.mark.parametrize("key", ["flak", "Flake", "net.eth0", "status.more", "", "flake "])
@@ -103,7 +103,7 @@ def test_an_unknown_key_is_refused_and_the_known_ones_are_told(key: str) -> None
 )
 def test_flakes_that_are_allowed(value: str, ref: str | None, attr: str | None) -> None:
     given = attr is not None
-    assert wish(flake=value).source == Flake(ref or value, attr or "web", attr_given=given)
+    assert spec(flake=value).source == Flake(ref or value, attr or "web", attr_given=given)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_a_name_of_the_registry_that_nix_takes_for_a_path_is_refused(value: str)
 
 
 def test_a_file_and_its_attribute() -> None:
-    assert wish(file="/srv/x.nix").source == NixFile("/srv/x.nix", "web", attr_given=False)
-    found = wish(file="/srv/x.nix", attr="hosts.web-1.x'").source
+    assert spec(file="/srv/x.nix").source == NixFile("/srv/x.nix", "web", attr_given=False)
+    found = spec(file="/srv/x.nix", attr="hosts.web-1.x'").source
     assert found == NixFile("/srv/x.nix", "hosts.web-1.x'", attr_given=True)
 
 
@@ -147,7 +147,7 @@ def test_a_file_and_its_attribute() -> None:
 def test_an_instances_name_is_an_attribute_whatever_it_begins_with(
     instance: str, attr: str
 ) -> None:
-    source = wish(instance=instance, file="/x.nix").source
+    source = spec(instance=instance, file="/x.nix").source
     assert isinstance(source, NixFile) and source.attr == attr
 
 
@@ -168,7 +168,7 @@ def test_attributes_that_are_refused(value: str) -> None:
 
 @pytest.mark.parametrize("value", [SYSTEM, "/nix/var/nix/profiles/system", "/srv/result"])
 def test_systems_that_are_allowed(value: str) -> None:
-    assert wish(system=value).source == System(value)
+    assert spec(system=value).source == System(value)
 
 
 @pytest.mark.parametrize(
@@ -197,19 +197,19 @@ def test_an_attribute_goes_with_a_file_alone(other: dict[str, str]) -> None:
 )
 def test_numbers_have_limits(key: str, low: int, high: int) -> None:
     for number in (low, high):
-        assert getattr(wish(**{key: str(number)}), key) == number
+        assert getattr(spec(**{key: str(number)}), key) == number
     for bad in (low - 1, high + 1, "-1", "+1", "1.0", "1 ", "0x1", "٣", "1\n", "9" * 5000):
         assert f"user.inx.{key} is" in refusal(**{key: str(bad)})
 
 
 def test_the_daemon_is_allowed_refused_or_left_to_the_default() -> None:
-    assert wish(daemon="true").daemon is True and wish(daemon="false").daemon is False
+    assert spec(daemon="true").daemon is True and spec(daemon="false").daemon is False
     for bad in ("yes", "1", "True", "true\n"):
         assert "user.inx.daemon is" in refusal(daemon=bad)
 
 
 def test_the_store_is_shared() -> None:
-    assert wish(store="shared") == wish()
+    assert spec(store="shared") == spec()
     assert "user.inx.store is 'private'" in refusal(store="private")
 
 
@@ -225,33 +225,33 @@ def test_a_long_unknown_key_is_named_in_part_and_the_known_ones_are_told_still()
 
 def test_the_name_of_the_instance_is_no_part_of_the_source() -> None:
     """A copy has another name and the same system."""
-    assert wish("web").fingerprint() == wish("copy").fingerprint()
-    assert wish("web", flake="/x").fingerprint() == wish("copy", flake="/x").fingerprint()
-    assert wish("web", file="/x").fingerprint() == wish("copy", file="/x").fingerprint()
-    assert wish("web", flake="/x#web").fingerprint() != wish("web", flake="/x").fingerprint()
+    assert spec("web").fingerprint() == spec("copy").fingerprint()
+    assert spec("web", flake="/x").fingerprint() == spec("copy", flake="/x").fingerprint()
+    assert spec("web", file="/x").fingerprint() == spec("copy", file="/x").fingerprint()
+    assert spec("web", flake="/x#web").fingerprint() != spec("web", flake="/x").fingerprint()
     file = {"file": "/x", "attr": "web"}
-    assert wish("web", **file).fingerprint() != wish("web", file="/x").fingerprint()
+    assert spec("web", **file).fingerprint() != spec("web", file="/x").fingerprint()
 
 
 def test_sources_of_different_kinds_never_look_alike() -> None:
-    wishes = [wish(flake="/x"), wish(file="/x"), wish(system="/x"), wish(flake="/x#y")]
-    wishes += [wish(file="/x", attr="y"), wish(file="/x", update="1"), wish(file="/y")]
+    wishes = [spec(flake="/x"), spec(file="/x"), spec(system="/x"), spec(flake="/x#y")]
+    wishes += [spec(file="/x", attr="y"), spec(file="/x", update="1"), spec(file="/y")]
     assert len({each.fingerprint() for each in wishes}) == len(wishes)
 
 
 def test_a_system_is_known_by_where_it_leads() -> None:
-    one, two = wish(system="/srv/one"), wish(system="/srv/two")
+    one, two = spec(system="/srv/one"), spec(system="/srv/two")
     assert one.fingerprint(SYSTEM) == two.fingerprint(SYSTEM) != one.fingerprint(SYSTEM + "x")
 
 
 def test_what_changes_no_system_asks_for_no_rebuild() -> None:
     keys = {"keep": "9", "generation": "3", "daemon": "false", "store": "shared"}
-    assert wish(**keys).fingerprint() == wish().fingerprint()
-    assert wish(update="now").fingerprint() != wish().fingerprint()
+    assert spec(**keys).fingerprint() == spec().fingerprint()
+    assert spec(update="now").fingerprint() != spec().fingerprint()
 
 
 def test_a_fingerprint_tells_nothing_about_the_source() -> None:
-    found = wish(flake="git+https://token@host/r").fingerprint()
+    found = spec(flake="git+https://token@host/r").fingerprint()
     assert len(found) == 32 and set(found) <= set(string.hexdigits)
 
 
@@ -270,12 +270,12 @@ def test_a_fingerprint_tells_nothing_about_the_source() -> None:
     ],
 )
 def test_a_flake_on_this_host_has_a_directory(ref: str, directory: str | None) -> None:
-    source = wish(flake=ref).source
+    source = spec(flake=ref).source
     assert isinstance(source, Flake) and source.directory() == directory
 
 
 def test_the_installable_quotes_the_attribute() -> None:
-    source = wish(flake="/etc/nixos#some.name").source
+    source = spec(flake="/etc/nixos#some.name").source
     assert isinstance(source, Flake)
     wanted = '/etc/nixos#nixosConfigurations."some.name".config.system.build.toplevel'
     assert source.installable() == wanted

@@ -161,5 +161,5 @@ def test_no_prefix_allows_nothing_and_says_so() -> None:
 def test_no_flake_steps_out_of_an_allowed_prefix(value: str) -> None:
     allowed = Settings(allowed_flakes=("/etc/nixos", "path:/etc/nixos", "nixpkgs"))
     with pytest.raises(ConfigError):
-        wish = parse({"user.inx.flake": value}, "web", allowed.default_flake)
-        allowed.check_allowed(wish.source)
+        spec = parse({"user.inx.flake": value}, "web", allowed.default_flake)
+        allowed.check_allowed(spec.source)

@@ -1,11 +1,11 @@
-"""What a start does, for every state of the links, the store and the wish."""
+"""What a start does, for every state of the links, the store and the spec."""
 
 from collections.abc import Set
 
 import pytest
 
 from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.config.keys import Flake, System, Wish
+from inx_sidecar.config.keys import Flake, InstanceSpec, System
 from inx_sidecar.instances.plan import Boot, Build, Plan, decide
 from inx_sidecar.nix.generations import Append, Generations, Select
 
@@ -17,20 +17,22 @@ def store(name: str) -> str:
 
 
 ONE, TWO, THREE, LED = map(store, ("one", "two", "three", "led"))
-FLAKE = Wish(Flake("/etc/nixos", "web", attr_given=False))
-OTHER = Wish(Flake("/etc/other", "web", attr_given=False))
-LINK = Wish(System("/srv/result"))
+FLAKE = InstanceSpec(Flake("/etc/nixos", "web", attr_given=False))
+OTHER = InstanceSpec(Flake("/etc/other", "web", attr_given=False))
+LINK = InstanceSpec(System("/srv/result"))
 ALL = {ONE, TWO, THREE, LED}
 
 
-def three(wish: Wish = FLAKE, current: int | None = 3, *, pinned: bool = False) -> Generations:
-    """Generations 1 to 3, built last from the source of `wish`."""
+def three(
+    spec: InstanceSpec = FLAKE, current: int | None = 3, *, pinned: bool = False
+) -> Generations:
+    """Generations 1 to 3, built last from the source of `spec`."""
     links = {1: ONE, 2: TWO, 3: THREE}
-    return Generations(links, current, wish.fingerprint(LED), pinned)
+    return Generations(links, current, spec.fingerprint(LED), pinned)
 
 
 def plan(
-    wish: Wish,
+    spec: InstanceSpec,
     present: Generations,
     valid: Set[str] = ALL,
     leads_to: str = LED,
@@ -41,11 +43,11 @@ def plan(
         assert (path, instance) == ("/srv/result", "web")
         return leads_to
 
-    return decide(wish, present, "web", lambda paths: paths & valid, resolve, keep=keep)
+    return decide(spec, present, "web", lambda paths: paths & valid, resolve, keep=keep)
 
 
-def pinned_to(number: int) -> Wish:
-    return Wish(FLAKE.source, generation=number)
+def pinned_to(number: int) -> InstanceSpec:
+    return InstanceSpec(FLAKE.source, generation=number)
 
 
 def test_the_first_start_builds() -> None:
@@ -71,7 +73,7 @@ def test_a_changed_source_without_any_generation_has_no_fallback() -> None:
 
 
 def test_a_new_update_value_builds_the_same_source_again() -> None:
-    again = Wish(FLAKE.source, update="again")
+    again = InstanceSpec(FLAKE.source, update="again")
     wanted = Build(again.fingerprint(), fallback=Select(3, pinned=False))
     assert plan(again, three()) == wanted
     assert plan(again, three(again)) == Boot(THREE)
@@ -158,7 +160,7 @@ def test_another_pin_replaces_the_first() -> None:
 
 
 def test_a_pinned_generation_is_started_whatever_the_source() -> None:
-    changed = Wish(OTHER.source, generation=2)
+    changed = InstanceSpec(OTHER.source, generation=2)
     assert plan(changed, three()) == Boot(TWO, Select(2, pinned=True))
 
 
@@ -194,9 +196,9 @@ def test_a_plan_tells_what_it_does() -> None:
 
 
 @pytest.mark.life
-@pytest.mark.parametrize("wish", [OTHER, LINK], ids=["flake", "system"])
-def test_a_current_generation_is_kept_while_a_source_is_on_trial(wish: Wish) -> None:
-    assert plan(wish, three(), keep=True) == Boot(THREE)
+@pytest.mark.parametrize("spec", [OTHER, LINK], ids=["flake", "system"])
+def test_a_current_generation_is_kept_while_a_source_is_on_trial(spec: InstanceSpec) -> None:
+    assert plan(spec, three(), keep=True) == Boot(THREE)
 
 
 @pytest.mark.life

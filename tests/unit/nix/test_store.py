@@ -160,7 +160,7 @@ def test_a_list_of_store_paths(text: str, found: tuple[str, ...]) -> None:
 
 @pytest.mark.isolated
 @pytest.mark.parametrize(
-    ("text", "veiled"),
+    ("text", "redacted"),
     [
         (f"building '{PATH}.drv'...", "building '/nix/store/...'..."),
         (f"{PATH}/bin/sh: {PATH[11:]}-x failed", "/nix/store/.../bin/sh: /nix/store/... failed"),
@@ -169,5 +169,5 @@ def test_a_list_of_store_paths(text: str, found: tuple[str, ...]) -> None:
         (f"{'1' * 31}-not-a-hash", None),
     ],
 )
-def test_a_veil_hides_the_names_of_store_paths(text: str, veiled: str | None) -> None:
-    assert store.veil(text) == (text if veiled is None else veiled)
+def test_a_veil_hides_the_names_of_store_paths(text: str, redacted: str | None) -> None:
+    assert store.redact_store_paths(text) == (text if redacted is None else redacted)

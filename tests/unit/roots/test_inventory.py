@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from inx_sidecar.roots.inventory import Listed
+from inx_sidecar.roots.inventory import ListedInstance
 
 pytestmark = pytest.mark.gc
 
@@ -12,9 +12,9 @@ UUID = "11111111-2222-3333-4444-555555555555"
 HOOKS = "lxc.hook.pre-start = /usr/bin/env -i /etc/inx/hooks/inx-hook\n"
 
 
-def listed(name: str = "web", project: str = "default", **config: str) -> Listed:
+def listed(name: str = "web", project: str = "default", **config: str) -> ListedInstance:
     api: dict[str, Any] = {"name": name, "project": project, "expanded_config": config}
-    return Listed.of(api)
+    return ListedInstance.of(api)
 
 
 def test_a_project_is_part_of_the_name_that_lxc_knows() -> None:

@@ -170,7 +170,7 @@ async def _settings() -> list[Finding]:
 
 async def _hooks() -> list[Finding]:
     findings = []
-    for name in ("pre-start", "start-host", "stop", "init"):
+    for name in ("pre-start", "mount", "stop", "init"):
         path = f"{paths.HOOKS}/{name}"
         advice = "" if os.access(path, os.X_OK) else "cannot be run; install inx again"
         findings.append(Finding(path, advice))
@@ -243,6 +243,7 @@ async def _profiles_of_inx() -> list[Mapping[str, Any]]:
 def missing_lines(wanted: str, present: str) -> str:
     """Advice if `present`, a raw.lxc, lacks lines of `wanted`: setting it replaces, never adds."""
     have = {"".join(line.split()) for line in present.splitlines()}
+    have |= {line.replace(f"{paths.HOOKS}/start-host", f"{paths.HOOKS}/mount") for line in have}
     lost = [line for line in wanted.splitlines() if line and "".join(line.split()) not in have]
     if not lost:
         return ""

@@ -24,6 +24,8 @@ _REQUEST_MAX: Final = 1 << 16
 # As systemd has it; asyncio would make it less.
 _BACKLOG: Final = 4096
 _FIRST_PASSED_FD: Final = 3
+# A hook of the version before may still run while the sidecar is upgraded.
+_FORMER_KINDS: Final = {"start-host": "mount"}
 
 log = logging.getLogger(__name__)
 
@@ -124,11 +126,12 @@ def parse(request: bytes) -> Request | str:
     if kind in (sidecar_client.SYNC, sidecar_client.DRAIN) and not pairs:
         return kind
     given = dict(pair.partition("=")[::2] for pair in pairs)
-    if kind not in ("pre-start", "start-host", "stop"):
+    kind = _FORMER_KINDS.get(kind, kind)
+    if kind not in ("pre-start", "mount", "stop"):
         raise UnsupportedError(f"unknown hook {one_line(kind)[:40]!r}: is inx installed in parts?")
     try:
         facts = Facts(given["LXC_NAME"], given["LXC_ROOTFS_PATH"], given["LXC_CONFIG_FILE"])
-        pid = int(given["LXC_PID"]) if kind == "start-host" else 0
+        pid = int(given["LXC_PID"]) if kind == "mount" else 0
         return Request(kind, facts, pid, given["LXC_TARGET"] if kind == "stop" else "")
     except (KeyError, ValueError) as error:
         raise UnsupportedError(f"the hook {kind!r} lacks {error}: was it run by LXC?") from None
@@ -142,8 +145,8 @@ async def _handle(lifecycle: Lifecycle, request: Request | str) -> str:
             return await lifecycle.reconciler.drain()
         case Request(kind="pre-start"):
             await lifecycle.pre_start(request.facts)
-        case Request(kind="start-host"):
-            await lifecycle.start_host(request.facts, request.pid)
+        case Request(kind="mount"):
+            await lifecycle.mount(request.facts, request.pid)
         case Request(kind="stop"):
             await lifecycle.stop(request.facts, request.target)
     return ""

@@ -59,12 +59,15 @@ buildPythonApplication {
 
     sys.exit(main())
     EOF
-    for hook in pre-start start-host stop; do
+    for hook in pre-start mount stop; do
       substituteInPlace $share/hooks/$hook \
         --replace-fail /usr/bin/env ${coreutils}/bin/env \
         --replace-fail '/opt/inx/bin/python -I -m inx_sidecar.hook' \
           "${python3.interpreter} -I $out/libexec/inx/hook"
     done
+
+    # raw.lxc of instances that were made by inx 0.1 names this hook so.
+    ln -s mount $share/hooks/start-host
 
     for unit in $share/systemd/*.service $share/systemd/*.socket; do
       install -D -m 644 $unit -t $out/lib/systemd/system

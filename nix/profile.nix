@@ -9,7 +9,7 @@
   config."raw.lxc" = ''
     lxc.init.cmd = /dev/.inx/init
     lxc.hook.pre-start = /etc/inx/hooks/pre-start
-    lxc.hook.start-host = /etc/inx/hooks/start-host
+    lxc.hook.start-host = /etc/inx/hooks/mount
     lxc.hook.stop = /etc/inx/hooks/stop
   '';
   devices = {

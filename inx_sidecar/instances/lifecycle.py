@@ -67,7 +67,7 @@ class Lifecycle:
             if isinstance(state.start.plan, Build):
                 self._begin_build(state, state.start, state.start.plan)
 
-    async def start_host(self, facts: Facts, pid: int) -> None:
+    async def mount(self, facts: Facts, pid: int) -> None:
         """Attach what the container needs; its init has not begun yet."""
         instance = read_instance(facts)
         state = self._state_of(instance.uuid)

@@ -124,7 +124,7 @@ def test_the_package_of_nixos_is_the_same_with_paths_of_its_own(
     # A hook finds the sidecar, which says what it thinks of an instance that is not there.
     facts = {"LXC_NAME": "none", "LXC_ROOTFS_PATH": "/srv/none/rootfs", "PYTHONPATH": "/srv"}
     facts |= {"LXC_CONFIG_FILE": "/srv/none/lxc.conf"}
-    for hook, status in ("pre-start", 22), ("start-host", 27), ("stop", 0):
+    for hook, status in ("pre-start", 22), ("mount", 27), ("start-host", 27), ("stop", 0):
         path = f"{PREFIX}/share/inx/hooks/{hook}"
         assert host.run([path], env=facts, check=False).returncode == status, hook
     assert host.run(["head", "-1", f"{PREFIX}/share/inx/hooks/init"]).stdout == (

@@ -121,7 +121,7 @@ def make_rootfs(path: Path, first_id: int = FIRST_ID) -> Path:
 
 @contextmanager
 def running(rootfs: Path, *, privileged: bool = False) -> Iterator[Sandbox]:
-    """A container as LXC has it when it calls start-host: after pivot_root, before init."""
+    """A container as LXC has it when it runs the hook mount: after pivot_root, before init."""
     told, tell = os.pipe()  # child to parent
     heard, say = os.pipe()  # parent to child
     child = os.fork()

@@ -33,6 +33,12 @@ def test_an_empty_raw_lxc_lacks_all() -> None:
     assert all(repr(line) in missing_lines(raw, "") for line in raw.splitlines())
 
 
+def test_the_former_name_of_a_hook_is_as_good_as_its_name() -> None:
+    wanted = "lxc.hook.start-host = /etc/inx/hooks/mount"
+    assert missing_lines(wanted, "lxc.hook.start-host = /etc/inx/hooks/start-host") == ""
+    assert missing_lines(wanted, "lxc.hook.start-host = /etc/inx/hooks/stop") != ""
+
+
 def test_a_line_that_was_commented_out_is_missing() -> None:
     assert missing_lines(WANTED, WANTED.replace("lxc.hook", "# lxc.hook")) != ""
 

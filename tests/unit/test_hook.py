@@ -109,9 +109,9 @@ def own_log() -> str:
 
 def test_a_hook_hands_on_what_lxc_says(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
     sidecar.answers = [b"0\n"]
-    assert run(monkeypatch, "start-host") == 0
+    assert run(monkeypatch, "mount") == 0
     kind, *facts = sidecar.requests[0].decode().split("\0")
-    assert kind == "start-host"
+    assert kind == "mount"
     assert dict(fact.split("=", 1) for fact in facts) == {
         "LXC_NAME": "web",
         "LXC_PID": "42",

@@ -24,15 +24,15 @@ MALFORMED = {
     "no equals sign": b"pre-start\0LXC_NAME",
     "no name": b"pre-start\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
     "no rootfs": b"pre-start\0LXC_NAME=web\0LXC_CONFIG_FILE=",
-    "no pid": b"start-host\0LXC_NAME=web\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
-    "an empty pid": b"start-host\0LXC_NAME=web\0LXC_PID=\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
-    "a pid that is none": b"start-host\0LXC_NAME=w\0LXC_PID=x\0LXC_ROOTFS_PATH=\0LXC_CONFIG_FILE=",
+    "no pid": b"mount\0LXC_NAME=web\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
+    "an empty pid": b"mount\0LXC_NAME=web\0LXC_PID=\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
+    "a pid that is none": b"mount\0LXC_NAME=w\0LXC_PID=x\0LXC_ROOTFS_PATH=\0LXC_CONFIG_FILE=",
     "no target": b"stop\0LXC_NAME=web\0LXC_ROOTFS_PATH=/x\0LXC_CONFIG_FILE=",
     "a word with a fact": b"sync\0LXC_NAME=web",
     "a word and more": b"drain\0",
     "a word in capitals": b"SYNC",
     "two words": b"sync\ndrain",
-    "an unknown kind": f"mount\n\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
+    "an unknown kind": f"umount\n\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
     "a kind in capitals": f"STOP\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
     "too much": b"x" * 65536,
     "too much in a fact": b"stop\0LXC_TARGET=\0LXC_CONFIG_FILE=\0LXC_ROOTFS_PATH=/x\0LXC_NAME="
@@ -77,7 +77,7 @@ def test_a_word_is_a_request_of_its_own(word: str) -> None:
     ("request_", "pid", "target"),
     [
         (b"pre-start\0LXC_PID=7\0LXC_TARGET=reboot", 0, ""),
-        (b"start-host\0LXC_PID=7\0LXC_TARGET=reboot", 7, ""),
+        (b"mount\0LXC_PID=7\0LXC_TARGET=reboot", 7, ""),
         (b"stop\0LXC_PID=7\0LXC_TARGET=reboot", 0, "reboot"),
     ],
 )
@@ -87,9 +87,15 @@ def test_a_hook_tells_what_its_kind_needs(request_: bytes, pid: int, target: str
     assert parse(request_ + facts) == Request(kind, Facts("web", "/a", "/b"), pid, target)
 
 
+def test_a_hook_that_ran_before_an_upgrade_is_still_understood() -> None:
+    """The hook `mount` was called `start-host`."""
+    facts = b"\0LXC_PID=7\0LXC_NAME=web\0LXC_ROOTFS_PATH=/a\0LXC_CONFIG_FILE=/b"
+    assert parse(b"start-host" + facts) == parse(b"mount" + facts)
+
+
 def test_an_unknown_kind_is_named() -> None:
     status, message = answer(MALFORMED["an unknown kind"])
-    assert status == UnsupportedError.status and "unknown hook 'mount'" in message
+    assert status == UnsupportedError.status and "unknown hook 'umount'" in message
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"container: []", b"\xff\0", b"{", b"a: *x"])
@@ -97,7 +103,7 @@ def test_an_instance_that_cannot_be_read_is_named(tmp_path: Path, content: bytes
     if content is not None:
         (tmp_path / "backup.yaml").write_bytes(content)
     facts = f"LXC_NAME=web\0LXC_ROOTFS_PATH={tmp_path}/rootfs\0LXC_CONFIG_FILE=\0LXC_TARGET="
-    for kind in ("pre-start", "start-host\0LXC_PID=1", "stop"):
+    for kind in ("pre-start", "mount\0LXC_PID=1", "stop"):
         status, message = answer(f"{kind}\0{facts}".encode())
         assert status == InstanceError.status
         assert f"{tmp_path}/backup.yaml of 'web'" in message

@@ -12,13 +12,13 @@ import shutil
 from inx_sidecar.base import lxc_log, paths
 from inx_sidecar.base.errors import InstanceError, InxError, NetworkError, SystemMissingError
 from inx_sidecar.base.journal import about
+from inx_sidecar.builds import build
 from inx_sidecar.config.addresses import claims, uses
 from inx_sidecar.container import bootstrap, mounts, network
 from inx_sidecar.container.mounts import Container, HostDirectory
 from inx_sidecar.incus.instance import Facts, Instance, read_instance
 from inx_sidecar.incus.running import Running
 from inx_sidecar.incus.status import Status, StatusWriter
-from inx_sidecar.instances import builds
 from inx_sidecar.instances.deployment import BUG, UNMAPPED, Start, decide_start, ready, wires_of
 from inx_sidecar.instances.plan import Boot, Build
 from inx_sidecar.instances.state import InstanceState
@@ -40,7 +40,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self._states: dict[str, InstanceState] = {}
         self._statuses = StatusWriter()
-        self._turns = builds.Turns()
+        self._turns = build.Turns()
         self._wiring = asyncio.Lock()
         self._gc = GcClient()
         self.reconciler = RootReconciler(self._gc, self._statuses, self._forget)
@@ -169,7 +169,7 @@ class Lifecycle:
 
     async def resume(self) -> None:
         """Take over the instances that run: builds begin again for those that wait for one."""
-        await builds.stop_all()
+        await build.stop_all()
         for uuid in sorted(os.listdir(paths.RUN)):
             running = Running.load(uuid)
             if running is not None:
@@ -200,7 +200,7 @@ class Lifecycle:
         about(facts.lxc_name).info("taken over")
 
     async def close(self) -> None:
-        """Leave everything as it is for the next sidecar, but end the builds."""
+        """Leave everything as it is for the next sidecar, but end the build."""
         await self.reconciler.close()
         for state in list(self._states.values()):
             await state.end_build()
@@ -300,7 +300,7 @@ class Lifecycle:
         console = _console(instance)
         try:
             try:
-                system = await builds.in_turn(
+                system = await build.in_turn(
                     self._turns, instance.uuid, instance.name, source, plan.missing,
                     start.settings, console.print,
                 )  # fmt: skip
@@ -335,7 +335,7 @@ class Lifecycle:
         instance = start.instance
         # The build's link roots the system until the instance's own root stands.
         await add_system_roots(self._gc, instance, start.present, boot.system)
-        await builds.forget(instance.uuid)
+        await build.forget(instance.uuid)
         change = with_seal(boot.change)
         if start.spec.isolated:
             store = await start.store(boot.system)

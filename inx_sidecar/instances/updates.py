@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from inx_sidecar.base.errors import InstanceError, InxError, one_line
 from inx_sidecar.base.journal import about
+from inx_sidecar.builds import build
 from inx_sidecar.container import activation, mounts
 from inx_sidecar.container.mounts import Container
 from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running import Running
 from inx_sidecar.incus.status import Status, StatusWriter
-from inx_sidecar.instances import builds
 from inx_sidecar.instances.deployment import BUG, Start, decide_start, ready
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.instances.state import InstanceState
@@ -39,7 +39,7 @@ class Updater:
         self,
         gc: GcClient,
         statuses: StatusWriter,
-        turns: builds.Turns,
+        turns: build.Turns,
         soon: Callable[[], None],
     ) -> None:
         self._gc = gc
@@ -131,7 +131,7 @@ class Updater:
         def say(line: str) -> None:
             about(instance.lxc_name).info("%s", line)
 
-        system = await builds.in_turn(
+        system = await build.in_turn(
             self._turns, instance.uuid, instance.name, start.spec.source, plan.missing,
             start.settings, say,
         )  # fmt: skip
@@ -144,7 +144,7 @@ class Updater:
         instance, mode = start.instance, start.spec.activate
         owner = instance.lxc_name, instance.uuid
         await direct_roots.add(self._gc, *owner, {system_roots.NEXT: system})
-        await builds.forget(instance.uuid)
+        await build.forget(instance.uuid)
         activation.check(instance, system)
         made = None if mode == "test" else with_seal(change)
         if made is not None:

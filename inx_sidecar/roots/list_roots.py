@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
+from inx_sidecar.links import indirect_roots
 from inx_sidecar.nix.store import CLOSURE
-from inx_sidecar.roots import direct_roots, indirect_roots
+from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.mirror import LINKS, parse_root_name
 from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, name_of
 

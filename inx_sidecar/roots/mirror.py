@@ -19,10 +19,11 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.journal import about
 from inx_sidecar.kernel.forked import TookTooLongError
+from inx_sidecar.links import indirect_roots, resolver
+from inx_sidecar.links.resolver import Looked, Process, Sight
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store import valid_paths
-from inx_sidecar.roots import direct_roots, indirect_roots, link_resolver
-from inx_sidecar.roots.link_resolver import Looked, Process, Sight
+from inx_sidecar.roots import direct_roots
 
 LINKS: Final = "links/"
 _AWAY: Final = ".away"
@@ -236,8 +237,8 @@ class Mirror:
     async def _look_at(self, texts: list[str]) -> Looked:
         try:
             if self.process is None:
-                return await link_resolver.look_below(self.lxc_name, self.rootfs, texts)
-            looked = await link_resolver.look(self.lxc_name, self.process, texts)
+                return await resolver.look_below(self.lxc_name, self.rootfs, texts)
+            looked = await resolver.look(self.lxc_name, self.process, texts)
         except TookTooLongError as error:
             self._slow = self._slow.again(error.ended)
             raise
@@ -315,7 +316,7 @@ class Mirror:
             self._known.pop(name, None)
             self._away.pop(name, None)
         if left and self.process is not None:
-            await link_resolver.forget_inside(self.lxc_name, self.process, list(left.values()))
+            await resolver.forget_inside(self.lxc_name, self.process, list(left.values()))
         return back
 
     def _drop(

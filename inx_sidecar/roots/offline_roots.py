@@ -10,9 +10,9 @@ from inx_sidecar.base.errors import InxError, RootError
 from inx_sidecar.base.journal import about
 from inx_sidecar.kernel.forked import TookTooLongError
 from inx_sidecar.kernel.syscalls import opened
+from inx_sidecar.links import indirect_roots, resolver
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.store import valid_paths
-from inx_sidecar.roots import indirect_roots, link_resolver
 from inx_sidecar.roots.mirror import batches, root_name
 from inx_sidecar.roots.system_roots import system_roots
 
@@ -33,7 +33,7 @@ async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str]
     try:
         found |= system_roots(generations.read(rootfs, lxc_name))
         for batch in batches(texts):
-            looked = await link_resolver.look_below(lxc_name, rootfs, batch)
+            looked = await resolver.look_below(lxc_name, rootfs, batch)
             if looked.late is not None:
                 raise TookTooLongError(f"{rootfs} took too long to look at", looked.late)
             found |= {

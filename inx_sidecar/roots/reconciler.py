@@ -20,11 +20,12 @@ from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.kernel.syscalls import opened
+from inx_sidecar.links import indirect_roots
+from inx_sidecar.links.resolver import Process
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.roots import direct_roots, indirect_roots, inventory, snapshot_roots, system_roots
+from inx_sidecar.roots import direct_roots, inventory, snapshot_roots, system_roots
 from inx_sidecar.roots.inventory import Comparison, Inventory, ListedInstance
-from inx_sidecar.roots.link_resolver import Process
 from inx_sidecar.roots.mirror import LINKS, Mirror
 from inx_sidecar.roots.offline_roots import offline_roots
 from inx_sidecar.roots.watch import Watch

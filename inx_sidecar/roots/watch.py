@@ -13,7 +13,7 @@ from typing import Final
 from inotify_simple import INotify, flags
 
 from inx_sidecar.base import paths
-from inx_sidecar.roots import indirect_roots
+from inx_sidecar.links import indirect_roots
 from inx_sidecar.roots.mirror import Mirror
 
 _MASK: Final = flags.MOVED_TO | flags.ONLYDIR

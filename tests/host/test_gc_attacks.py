@@ -21,7 +21,7 @@ import pytest
 from support.disposable import Host
 from support.incus import Incus
 
-from inx_sidecar.roots.indirect_roots import name_of
+from inx_sidecar.links.indirect_roots import name_of
 
 pytestmark = pytest.mark.gc
 

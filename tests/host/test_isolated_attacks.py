@@ -41,7 +41,7 @@ from host.test_attacks import (
 from support.disposable import Host
 from support.incus import Incus
 
-from inx_sidecar.roots.indirect_roots import name_of
+from inx_sidecar.links.indirect_roots import name_of
 
 pytestmark = pytest.mark.isolated
 

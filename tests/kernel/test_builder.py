@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base.errors import InxError, UnsupportedError
+from inx_sidecar.builds.build import builder, sole_owner
 from inx_sidecar.config.keys import Flake, NixFile
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.instances.builds import builder, sole_owner
 
 pytestmark = pytest.mark.main
 

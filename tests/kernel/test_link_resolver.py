@@ -25,10 +25,10 @@ from support.containers import (
 from inx_sidecar.base.errors import InstanceError, MountError
 from inx_sidecar.incus.running import started
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, mount, setns, unshare
-from inx_sidecar.roots import indirect_roots, link_resolver, process_roots
-from inx_sidecar.roots.link_resolver import Process, Sight
+from inx_sidecar.links import indirect_roots, process_roots, resolver
+from inx_sidecar.links.process_roots import INIT
+from inx_sidecar.links.resolver import Process, Sight
 from inx_sidecar.roots.mirror import judge
-from inx_sidecar.roots.process_roots import INIT
 
 pytestmark = pytest.mark.gc
 
@@ -65,7 +65,7 @@ class Web:
         self.sandbox.inside(call)
 
     def look_at_all(self, *texts: str, trouble: str = "") -> dict[str, Sight]:
-        looked = asyncio.run(link_resolver.look(NAME, self.process, texts))
+        looked = asyncio.run(resolver.look(NAME, self.process, texts))
         assert trouble in looked.trouble and bool(trouble) == bool(looked.trouble)
         assert looked.hung is None
         assert list(looked.sights) == list(dict.fromkeys(texts))
@@ -669,13 +669,13 @@ def children() -> str:
 def test_a_file_system_that_does_not_answer_keeps_nobody(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_resolver, "_SECONDS", 0.3)
+    monkeypatch.setattr(resolver, "_SECONDS", 0.3)
     web.link("/root/result")
     with hanging(web, "/mnt/hang"):
         before = children()
         begin = time.monotonic()
         texts = ["/root/result", "/mnt/hang/result", "/root/other"]
-        looked = asyncio.run(link_resolver.look(NAME, web.process, texts))
+        looked = asyncio.run(resolver.look(NAME, web.process, texts))
         assert looked.hung == "/mnt/hang/result" and looked.late is not None
         assert {text: sight.targets for text, sight in looked.sights.items()} == {
             "/root/result": {ONE: True}
@@ -688,20 +688,20 @@ def test_a_file_system_that_does_not_answer_keeps_nobody(
 def test_a_file_system_that_does_not_answer_keeps_nobody_who_writes_the_copy(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_resolver, "_SECONDS", 0.3)
+    monkeypatch.setattr(resolver, "_SECONDS", 0.3)
     web.link("/root/result")
     with hanging(web, f"/{COPY}"):
-        looked = asyncio.run(link_resolver.look(NAME, web.process, ["/root/result"]))
+        looked = asyncio.run(resolver.look(NAME, web.process, ["/root/result"]))
         assert looked.sights["/root/result"].targets == {ONE: True}
         assert looked.late and looked.trouble.startswith("copies and snapshots lack roots: ")
         with pytest.raises(MountError, match="took over"):
-            asyncio.run(link_resolver.forget_inside(NAME, web.process, ["/root/result"]))
+            asyncio.run(resolver.forget_inside(NAME, web.process, ["/root/result"]))
 
 
 def test_a_container_that_ended_is_told(tmp_path: Path) -> None:
     with started_web(tmp_path / "rootfs") as web:
         web.link("/root/result")
-    for call in (link_resolver.look, link_resolver.forget_inside):
+    for call in (resolver.look, resolver.forget_inside):
         with pytest.raises(InstanceError, match="of 'web' is gone"):
             asyncio.run(call(NAME, web.process, ["/root/result"]))
 
@@ -709,7 +709,7 @@ def test_a_container_that_ended_is_told(tmp_path: Path) -> None:
 def test_a_process_that_has_its_number_is_not_taken_for_it(web: Web) -> None:
     web.link("/root/result")
     later = Process(web.process.pid, web.process.started + 1)
-    for call in (link_resolver.look, link_resolver.forget_inside):
+    for call in (resolver.look, resolver.forget_inside):
         with pytest.raises(InstanceError, match="of 'web' is gone"):
             asyncio.run(call(NAME, later, ["/root/result"]))
     assert not os.path.lexists(web.rootfs / "nix")
@@ -719,7 +719,7 @@ def test_no_descriptor_is_left(web: Web) -> None:
     web.link("/root/result")
     before = os.listdir("/proc/self/fd")
     web.look("/root/result")
-    asyncio.run(link_resolver.forget_inside(NAME, web.process, ["/root/result"]))
+    asyncio.run(resolver.forget_inside(NAME, web.process, ["/root/result"]))
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -743,7 +743,7 @@ def test_a_path_that_was_found_is_copied_as_the_containers_root(either: Web) -> 
     inode = (either.rootfs / COPY / name).lstat().st_ino
     either.look("/root/result")
     assert (either.rootfs / COPY / name).lstat().st_ino == inode, "what is there is left alone"
-    asyncio.run(link_resolver.forget_inside(NAME, either.process, ["/root/result", "/root/none"]))
+    asyncio.run(resolver.forget_inside(NAME, either.process, ["/root/result", "/root/none"]))
     assert copy(either) == {}
 
 
@@ -788,12 +788,12 @@ def test_something_in_the_place_of_the_copy_is_told_and_left_alone(
 
     web.inside(prepare)
     before = listing(outside), listing(web.rootfs / "inside"), listing(web.rootfs / "nix")
-    looked = asyncio.run(link_resolver.look(NAME, web.process, ["/root/result"]))
+    looked = asyncio.run(resolver.look(NAME, web.process, ["/root/result"]))
     sights, trouble = looked.sights, looked.trouble
     assert sights["/root/result"].targets == {ONE: True}
     assert f"/{place}"[1:] in trouble or place.rpartition("/")[2] in trouble
     assert "'web'" in trouble and "\n" not in trouble
-    asyncio.run(link_resolver.forget_inside(NAME, web.process, ["/root/result"]))
+    asyncio.run(resolver.forget_inside(NAME, web.process, ["/root/result"]))
     assert (listing(outside), listing(web.rootfs / "inside"), listing(web.rootfs / "nix")) == before
 
 
@@ -801,7 +801,7 @@ def test_a_directory_in_the_place_of_a_copied_link_is_told_and_left_alone(web: W
     web.link("/root/result")
     name = indirect_roots.name_of("/root/result")
     web.inside(lambda: os.makedirs(f"/{COPY}/{name}/x"))
-    looked = asyncio.run(link_resolver.look(NAME, web.process, ["/root/result"]))
+    looked = asyncio.run(resolver.look(NAME, web.process, ["/root/result"]))
     sights, trouble = looked.sights, looked.trouble
     assert sights["/root/result"].targets == {ONE: True} and "directory" in trouble
     assert os.listdir(web.rootfs / COPY) == [name], "no unfinished link is left"
@@ -816,7 +816,7 @@ def test_a_copy_that_cannot_be_written_is_told(web: Web) -> None:
 
     web.inside(prepare)
     web.link("/root/result")
-    looked = asyncio.run(link_resolver.look(NAME, web.process, ["/root/result"]))
+    looked = asyncio.run(resolver.look(NAME, web.process, ["/root/result"]))
     sights, trouble = looked.sights, looked.trouble
     assert sights["/root/result"].targets == {ONE: True} and "Read-only" in trouble
 
@@ -866,7 +866,7 @@ def test_a_stopped_container_is_looked_at_and_left_alone(tmp_path: Path, outside
     (rootfs / "link").symlink_to("/root")
     before = listing(rootfs)
     texts = ["/root/result", "/link/result", "/out/result", "/absolute/result", "/none"]
-    sights = asyncio.run(link_resolver.look_below(NAME, str(rootfs), texts)).sights
+    sights = asyncio.run(resolver.look_below(NAME, str(rootfs), texts)).sights
     found = [sights[text].targets for text in texts]
     assert found == [{ONE: True}, {ONE: True}, {}, {}, {}]
     assert all(sight.sure for sight in sights.values())
@@ -875,7 +875,7 @@ def test_a_stopped_container_is_looked_at_and_left_alone(tmp_path: Path, outside
 
 def test_a_root_file_system_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="No such file or directory"):
-        asyncio.run(link_resolver.look_below(NAME, str(tmp_path / "none"), ["/root/result"]))
+        asyncio.run(resolver.look_below(NAME, str(tmp_path / "none"), ["/root/result"]))
 
 
 def test_a_look_is_done_as_the_containers_root(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -888,7 +888,7 @@ def test_a_look_is_done_as_the_containers_root(web: Web, monkeypatch: pytest.Mon
         ids = [line.split()[1:] for line in lines if line.startswith(("Uid:", "Gid:", "Groups:"))]
         raise AssertionError(f"{ids} {os.readlink('/proc/self/ns/user') == namespace}")
 
-    monkeypatch.setattr(link_resolver, "_look", spy)
+    monkeypatch.setattr(resolver, "_look", spy)
     with pytest.raises(RuntimeError) as caught:
         web.look("/root/result")
     assert str(caught.value).rstrip().endswith(f"{[['0'] * 4] * 2 + [[]]} True")

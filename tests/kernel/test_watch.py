@@ -12,8 +12,9 @@ from support.containers import apart
 
 from inx_sidecar.base import paths
 from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, unshare
+from inx_sidecar.links import indirect_roots
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.roots import indirect_roots, watch
+from inx_sidecar.roots import watch
 from inx_sidecar.roots.mirror import Mirror, _Pause
 from inx_sidecar.roots.watch import Watch
 

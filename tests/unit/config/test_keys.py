@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from inx_sidecar.base.errors import ConfigError
+from inx_sidecar.builds.build import commands
 from inx_sidecar.config import keys
 from inx_sidecar.config.keys import Flake, InstanceSpec, NixFile, Source, System, parse
-from inx_sidecar.instances.builds import commands
 
 pytestmark = pytest.mark.main
 

@@ -10,7 +10,8 @@ import pytest
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
-from inx_sidecar.roots import indirect_roots, list_roots
+from inx_sidecar.links import indirect_roots
+from inx_sidecar.roots import list_roots
 from inx_sidecar.roots.mirror import root_name
 
 pytestmark = pytest.mark.gc

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inx_sidecar.roots.link_resolver import Sight
+from inx_sidecar.links.resolver import Sight
 from inx_sidecar.roots.mirror import LINKS, judge, parse_root_name, root_name
 
 pytestmark = pytest.mark.gc

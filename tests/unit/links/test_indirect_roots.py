@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base import paths
-from inx_sidecar.roots import indirect_roots
+from inx_sidecar.links import indirect_roots
 
 pytestmark = pytest.mark.gc
 

@@ -24,9 +24,9 @@ from inx_sidecar.kernel.syscalls import (
     openat2,
     opened,
 )
+from inx_sidecar.links import indirect_roots
+from inx_sidecar.links.process_roots import View, of_container
 from inx_sidecar.nix.store import store_path_of
-from inx_sidecar.roots import indirect_roots
-from inx_sidecar.roots.process_roots import View, of_container
 
 # A file system that does not answer for so long keeps what was found there before.
 _SECONDS: Final = 4.0

@@ -3,8 +3,8 @@
 import pytest
 
 from inx_sidecar.base.process import Completed
+from inx_sidecar.builds.build import commands, reason
 from inx_sidecar.config.keys import Flake, NixFile, System
-from inx_sidecar.instances.builds import commands, reason
 
 pytestmark = pytest.mark.main
 

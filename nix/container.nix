@@ -1,6 +1,6 @@
 # For the configuration of a container that inx runs: what NixOS needs to be at home in one.
 #
-# A configuration that has `boot.isContainer = true` alone boots as well; README.md says what it lacks.
+# A configuration that has `boot.isContainer = true` alone boots as well; docs/nixos.md says what it lacks.
 {
   config,
   lib,

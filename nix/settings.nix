@@ -1,4 +1,4 @@
-# The settings of a host, as README.md lists them; a test keeps them and inx_sidecar/config/settings.py equal.
+# The settings of a host, as docs/keys.md lists them; a test keeps them and inx_sidecar/config/settings.py equal.
 { lib }:
 let
   inherit (lib) types;
@@ -10,22 +10,22 @@ in
   default_flake = setting types.str "/etc/nixos" "The flake of instances that name no source.";
 
   allowed_flakes = setting (types.listOf types.str) [ "" ] ''
-    Prefixes of flake references and files that may be built, whole path components.
+    Prefixes of flake references and files that may be built. A prefix matches whole path components.
   '';
 
   build_user = setting (types.strMatching "[a-z_][a-z0-9_-]{0,31}") "inx-build" ''
-    Who builds what is fetched, or does not belong to one user.
+    The user that builds fetched sources and sources that do not belong to one user alone.
   '';
 
   build_memory_max = setting (types.strMatching "[1-9][0-9]*[KMGT%]?|infinity") "50%" ''
-    Memory of one evaluation, as systemd's `MemoryMax=`.
+    The memory limit of one evaluation, as systemd's `MemoryMax=`.
   '';
 
   build_timeout = setting types.ints.positive 7200 "Seconds that one build may take.";
 
-  max_builds = setting types.ints.positive 2 "Builds at once; others wait their turn.";
+  max_builds = setting types.ints.positive 2 "The number of builds that may run at once. Other builds wait.";
 
   max_roots_per_instance = setting types.ints.positive 20000 ''
-    Links that one instance may keep; newer ones are not kept, its status says so.
+    Links that one instance may keep. Newer links are not kept, and the status of the instance says so.
   '';
 }

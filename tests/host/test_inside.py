@@ -263,7 +263,7 @@ AFAR = """
 def test_what_is_copied_in_needs_a_signature_and_what_is_built_there_none(
     incus: Incus, host: Host
 ) -> None:
-    """As README.md says of `nixos-rebuild --target-host` with and without `--build-host`."""
+    """As docs/secrets-and-deployment.md has it: with and without `--build-host`."""
     name = launch(incus)
     drv, out = host.sh(AFAR, env={"NAME": f"{name}-afar"}).stdout.split()
     try:

@@ -1,17 +1,17 @@
-"""A container of nixos-container becomes an instance, by the commands that README.md shows."""
+"""A container of nixos-container becomes an instance, by the commands that docs/moving.md shows."""
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.disposable import REPO, Host
+from support.disposable import Host
 from support.incus import Incus
+from support.pages import commands, said
 
 pytestmark = pytest.mark.life
 
-SECTION = "Moving over"
+PAGE = "docs/moving.md"
 OLD = "/var/lib/nixos-containers/web"
 PROFILES = "/nix/var/nix/profiles/per-container/web"
 HISTORY = ["nix-env", "--list-generations", "-p"]
@@ -141,17 +141,6 @@ def old(incus: Incus, host: Host) -> Iterator[Incus]:
     )
 
 
-def section() -> str:
-    text = (REPO / "README.md").read_text()
-    return text.partition(f"\n## {SECTION}\n")[2].partition("\n## ")[0]
-
-
-def said(beginning: str) -> str:
-    """The command between the lines that begins so."""
-    (found,) = re.findall(f"`({re.escape(beginning)}[^`]*)`", section())
-    return str(found)
-
-
 def build(incus: Incus, greeting: str) -> str:
     """A system of container `web`."""
     flake = incus.flake("web", greeting=greeting)
@@ -173,8 +162,7 @@ def fill(host: Host, system: str) -> dict[str, Any]:
 
 def move(incus: Incus, *before: str) -> None:
     """Run the commands; `before` are those that come after the variables are set."""
-    (block,) = re.findall(r"^```sh\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL)
-    lines = block.splitlines()
+    lines = commands(PAGE, "From nixos-container")
     incus.host.sh("\n".join(["cd /srv/work", *lines[:2], *before, *lines[2:]]))
     incus.wait_ready("web")
 
@@ -224,9 +212,9 @@ def test_a_container_becomes_an_instance_with_all_that_it_is(old: Incus, host: H
     old.sh("web", f'[ "$({here})" = "{listed}" ]')
 
     # From now on the flake; nothing needs what is left of the old container.
-    host.sh(said("incus config set web "))
+    host.sh(said(PAGE, "incus config set web "))
     old.wait_generation("web", "8")
-    host.sh(said("incus image delete "))
+    host.sh(said(PAGE, "incus image delete "))
     host.sh(DESTROY)
     stray = build(old, "stray")
     host.run(["/opt/inx/bin/inx-sidecar", "sync"])
@@ -248,10 +236,10 @@ def test_owners_that_are_shifted_on_the_disk_come_back(old: Incus, host: Host) -
     host.run(["mount", "--bind", "-o", "X-mount.idmap=b:524288:0:65536", OLD, OLD])
     before = fill(host, system)
     host.run(["umount", OLD])
-    assert host.sh(said("stat ")).stdout.strip() == "524288"
+    assert host.sh(said(PAGE, "stat ")).stdout.strip() == "524288"
     assert host.run(["stat", "-c", "%u", f"{OLD}/home/alice"]).stdout.strip() == "525288"
 
-    move(old, said("mount "))
+    move(old, said(PAGE, "mount "))
 
     after = inside(old)
     assert {path: after.get(path) for path in before} == before

@@ -1,4 +1,4 @@
-"""Every expected failure has a status of its own, and README.md lists what the code knows."""
+"""Every expected failure has a status of its own, and docs/ list what the code knows."""
 
 import importlib
 import pkgutil
@@ -6,19 +6,17 @@ import re
 from dataclasses import fields
 
 import pytest
-from support.disposable import REPO
+from support.pages import read
 
 import inx_sidecar
 from inx_sidecar import hook
 from inx_sidecar.base.errors import InxError, UnreachableError, one_line
 from inx_sidecar.config import keys
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.declared import declaration
+from inx_sidecar.declared import ownership
 from inx_sidecar.incus import status
 
 pytestmark = pytest.mark.main
-
-README = (REPO / "README.md").read_text()
 
 
 def every_kind() -> list[type[InxError]]:
@@ -43,20 +41,23 @@ def test_a_hook_that_finds_no_sidecar_has_the_status_of_that_error() -> None:
     assert hook.UNREACHABLE == UnreachableError.status
 
 
-def test_the_readme_lists_the_statuses() -> None:
-    listed = [int(number) for number in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)]
+def test_the_docs_list_the_statuses() -> None:
+    listed = [
+        int(number)
+        for number in re.findall(r"^\| (\d+) \|", read("docs/troubleshooting.md"), re.MULTILINE)
+    ]
     bug = 1
     assert sorted(listed) == sorted({bug, *(kind.status for kind in every_kind())})
 
 
-def test_the_readme_lists_the_keys() -> None:
-    listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", README, re.MULTILINE)
-    assert sorted(listed) == sorted([*keys._KEYS, *status._KEYS, declaration.MARK])
+def test_the_docs_list_the_keys() -> None:
+    listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", read("docs/keys.md"), re.MULTILINE)
+    assert sorted(listed) == sorted([*keys._KEYS, *status._KEYS, ownership.OWNERSHIP_KEY])
 
 
-def test_the_readme_lists_the_settings() -> None:
+def test_the_docs_list_the_settings() -> None:
     names = {field.name for field in fields(Settings)}
-    listed = re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)
+    listed = re.findall(r"^\| `([a-z_]+)` \|", read("docs/keys.md"), re.MULTILINE)
     assert sorted(listed) == sorted(names)
 
 

@@ -1,4 +1,8 @@
-"""Every command that README.md shows is run, in its order."""
+"""Every command that README.md and docs/ show is run, in its order.
+
+Those of docs/moving.md by test_moving.py and test_moving_inx.py, the tables of docs/coming-from.md
+by test_parity_*.py.
+"""
 
 import re
 import subprocess
@@ -7,37 +11,46 @@ from pathlib import Path
 import pytest
 from support.disposable import REPO, Host, tree
 from support.incus import Incus
+from support.pages import PAGES, README, blocks, commands, read, section
 
 pytestmark = pytest.mark.main
 
-
-def commands(section: str) -> list[str]:
-    """The lines of the `sh` blocks below the heading `section`."""
-    text = (REPO / "README.md").read_text()
-    _, _, rest = text.partition(f"# {section}\n")
-    assert rest, f"README.md has no section {section}"
-    body = re.split(r"^##+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
-    return [
-        line
-        for block in re.findall(r"^```sh\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
-        for line in block.splitlines()
-    ]
+OTHER_LINUX = "Other Linux with systemd, Incus and Nix"
+# A section with commands, and who runs them.
+RUN = {
+    (README, OTHER_LINUX): "test_the_packages_to_install_exist",
+    (README, "Try it here"): "test_try_it_here",
+    (README, "Five commands of a day"): "test_five_commands_of_a_day",
+    ("docs/updates.md", "Update, go back, follow again"): "test_how_to_update",
+    ("docs/updates.md", "Generations"): "test_what_generations_outlive",
+    ("docs/network.md", "Examples"): "test_how_to_connect",
+    ("docs/garbage-collection.md", "Look, compare, collect"): "test_what_to_see_of_roots",
+    ("docs/isolated-store.md", "Launch an isolated container"): (
+        "test_what_an_isolated_container_sees"
+    ),
+    ("docs/nixos.md", "Declared containers on other hosts"): "test_how_to_declare",
+    ("docs/secrets-and-deployment.md", "Secrets"): "test_how_secrets_come_in",
+    ("docs/moving.md", "From nixos-container"): "test_moving.py",
+    ("docs/moving.md", "From inx-container"): "test_moving_inx.py",
+    ("docs/uninstall.md", "Other Linux"): "test_install_again_and_uninstall",
+}
 
 
 def test_no_block_of_commands_is_forgotten() -> None:
-    sections = (
-        "Any Linux with systemd, Incus and Nix", "Try it here", "Use", "Updates", "Network",
-        "Garbage collection", "Isolated store", "Declared containers", "Secrets", "Moving over",
-        "Uninstall",
-    )  # fmt: skip
-    text = (REPO / "README.md").read_text()
-    assert text.count("```sh\n") == len(sections)
-    assert all(commands(section) for section in sections)
+    found = [block for page in PAGES for block in blocks(page)]
+    shown = [(block.page, block.heading) for block in found if block.language == "sh"]
+    assert sorted(shown) == sorted(RUN)
+    assert {block.language for block in found} == {"sh", "nix", ""}
+    (first,) = [block for block in found if block.language == ""]
+    assert first == blocks(README)[0], "test_the_first_example_of_the_page runs no other"
+    assert sum(read(page).count("```") for page in PAGES) == 2 * len(found)
+    for who in RUN.values():
+        assert who in globals() or (Path(__file__).parent / who).exists(), who
 
 
 def test_the_packages_to_install_exist(tmp_path: Path) -> None:
     """apt-get looks them up as on a host of its own, with this machine's network."""
-    apt, install = commands("Any Linux with systemd, Incus and Nix")
+    apt, install = commands(README, OTHER_LINUX)
     assert install == "./install"
     script = f"""
     mount -t overlay overlay -o lowerdir={tree()},upperdir={tmp_path}/up,workdir={tmp_path}/work \\
@@ -53,18 +66,49 @@ def test_the_packages_to_install_exist(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_to_use(incus: Incus, host: Host) -> None:
+def test_five_commands_of_a_day(incus: Incus, host: Host) -> None:
     incus.adopt("web")
-    for line in commands("Use"):
-        host.sh(line)
-        if "launch" in line or "restart" in line:
-            incus.wait_ready("web")
-    assert incus("list", "-f", "csv", "-c", "n", "^web$").stdout == ""
+    launch, look, console, update, delete = commands(README, "Five commands of a day")
+    host.sh("cp /etc/nixos/flake.nix /root/flake.nix")
+    try:
+        host.sh(launch)
+        incus.wait_ready("web")
+        assert re.search(r"\| web +\| RUNNING +\|.*\| ready +\|", host.sh(look).stdout)
+        host.sh(console)
+        host.sh(
+            r"""sed -i 's/name = "web";/& extra.greeting = "hello\\n";/' /etc/nixos/flake.nix"""
+        )
+        host.sh(update)
+        incus.wait_generation("web", "2")
+        incus.sh("web", "[ $(cat /etc/greeting) = hello ]")
+        host.sh(delete)
+        assert incus("list", "-f", "csv", "-c", "n", "^web$").stdout == ""
+    finally:
+        host.sh("mv /root/flake.nix /etc/nixos/flake.nix")
+
+
+@pytest.mark.life
+def test_what_generations_outlive(incus: Incus, host: Host) -> None:
+    incus.launch(name="web", flake="/etc/nixos#web")
+    listing, snapshot, restart, stop, restore, start = commands("docs/updates.md", "Generations")
+    incus.eventually(
+        lambda: re.match(r"^ +1 .*\(current\)", host.sh(listing).stdout) is not None, incus.story
+    )
+    host.sh(snapshot)
+    incus.sh("web", "touch /root/after; rm /nix/var/nix/profiles/system-1-link")
+    host.sh(restart)
+    incus.wait_ready("web")
+    host.sh(stop)
+    host.sh(restore)
+    host.sh(start)
+    incus.wait_ready("web")
+    incus.sh("web", "[ ! -e /root/after ] && [ -L /nix/var/nix/profiles/system-1-link ]")
 
 
 def test_what_to_see_of_roots(incus: Incus, host: Host) -> None:
     incus.launch(name="web", flake="/etc/nixos#web")
-    listed, printed, synced, collected = (host.sh(line) for line in commands("Garbage collection"))
+    lines = commands("docs/garbage-collection.md", "Look, compare, collect")
+    listed, printed, synced, collected = (host.sh(line) for line in lines)
     assert re.search(r"^web +\d+[smhd] +\d+ MiB  /nix/store/\S+  system-1$", listed.stdout, re.M)
     assert f"gcroots/inx/web.{incus.uuid('web')}/system-1 -> /nix/store/" in printed.stdout
     assert synced.stdout.startswith("compared ")
@@ -76,7 +120,10 @@ def test_how_to_update(incus: Incus, host: Host) -> None:
     incus.launch(name="web", flake=incus.flake(greeting="one") + "#web")
     incus.flake(greeting="two")
     for line, number, greeting in zip(
-        commands("Updates"), ("2", "1", "2"), ("two", "one", "two"), strict=True
+        commands("docs/updates.md", "Update, go back, follow again"),
+        ("2", "1", "2"),
+        ("two", "one", "two"),
+        strict=True,
     ):
         host.sh(line)
         incus.wait_generation("web", number)
@@ -88,7 +135,7 @@ def test_how_to_connect(incus: Incus, host: Host) -> None:
     incus.adopt("web")
     host.sh("ip link add eth0 type veth peer name lan0; ip link set eth0 up; ip link set lan0 up")
     try:
-        for line in commands("Network"):
+        for line in commands("docs/network.md", "Examples"):
             host.sh(line)
         incus.wait_ready("web")
         leased = "ip -4 address show dev eth0 | grep -q 10.20.0.7/24"
@@ -113,7 +160,9 @@ def entries(incus: Incus) -> set[str]:
 @pytest.mark.isolated
 def test_what_an_isolated_container_sees(incus: Incus, host: Host) -> None:
     incus.adopt("vault")
-    launch, look, include, restart = commands("Isolated store")
+    launch, look, include, restart = commands(
+        "docs/isolated-store.md", "Launch an isolated container"
+    )
     host.sh(launch)
     incus.wait_ready("vault")
     system = incus.get("vault", "user.inx.status.system")
@@ -133,8 +182,8 @@ def test_what_an_isolated_container_sees(incus: Incus, host: Host) -> None:
 @pytest.mark.nixos
 def test_how_to_declare(incus: Incus, host: Host) -> None:
     incus.adopt("web")
-    said = host.sh("\n".join(commands("Declared containers"))).stdout
-    assert said == "web: created\nweb: started\n"
+    lines = commands("docs/nixos.md", "Declared containers on other hosts")
+    assert host.sh("\n".join(lines)).stdout == "web: created\nweb: started\n"
     host.run(["rm", "/etc/inx/instances.json"])
     incus.wait_ready("web")
 
@@ -151,7 +200,7 @@ def test_how_secrets_come_in(incus: Incus, host: Host) -> None:
         """
     )
     try:
-        host.sh("\n".join(commands("Secrets")))
+        host.sh("\n".join(commands("docs/secrets-and-deployment.md", "Secrets")))
         incus.wait_ready("web")
         incus.sh("web", '[ "$(cat /etc/ssh/ssh_host_ed25519_key)" = "a key" ]')
         incus.sh("web", "[ $(stat -c %u:%g:%a /etc/ssh/ssh_host_ed25519_key) = 0:0:600 ]")
@@ -162,15 +211,39 @@ def test_how_secrets_come_in(incus: Incus, host: Host) -> None:
         host.sh("umount --lazy /srv/secrets; rm /etc/ssh/web_host_key")
 
 
+def test_where_to_look(incus: Incus, host: Host) -> None:
+    """The reason of a refusal is in each place that the page names for it."""
+    table = section("docs/troubleshooting.md", "Where to look")
+    places = [code.replace("NAME", "web") for code in re.findall(r"^\| `([^`]+)`", table, re.M)]
+    status, info, console, build_log, sidecar, one_instance, hooks_log, check = places
+    incus.init(name="web", flake="/etc/nixos#web", keep="0")
+    assert incus.start("web", check=False).returncode != 0
+    told = "user.inx.keep is '0'; allowed: a number from 1 to 1000"
+    assert status == "user.inx.status"
+    incus.wait_status("web", f"failed: {told}$")
+    shown = host.sh(info).stdout
+    assert f"inx - {told}\n" in shown and "Script exited with status 20" in shown
+    assert told in host.sh(sidecar).stdout and told in host.sh(one_instance).stdout
+    incus.set("web", "user.inx.keep=")
+    incus.start("web")
+    incus.wait_ready("web")
+    host.sh(console)
+    uuid = host.sh("incus config get web volatile.uuid").stdout.strip()
+    host.run(["test", "-f", build_log.replace("UUID", uuid)])
+    host.run(["test", "-f", hooks_log])
+    assert host.sh(check, check=False).stdout.startswith("ok    Linux ")
+
+
 def test_the_first_example_of_the_page(incus: Incus, host: Host) -> None:
-    (line,) = re.findall(r"^incus launch .*$", (REPO / "README.md").read_text(), re.MULTILINE)[:1]
+    (line,) = re.findall(r"^incus launch .*$", read(README), re.MULTILINE)[:1]
+    assert line == "incus launch --empty web --profile inx -c user.inx.flake=/etc/nixos"
     incus.adopt("web")
     host.sh(line)
     incus.wait_ready("web")
 
 
 def test_try_it_here() -> None:
-    example, tests = commands("Try it here")
+    example, tests = commands(README, "Try it here")
     assert tests == "tests/run"
     done = subprocess.run([example], cwd=REPO, capture_output=True, text=True, check=False)
     try:
@@ -188,7 +261,7 @@ def test_try_it_here() -> None:
 
 def test_install_again_and_uninstall(host: Host) -> None:
     """The last of this file: the host is without inx for a moment."""
-    (uninstall,) = commands("Uninstall")
+    (uninstall,) = commands("docs/uninstall.md", "Other Linux")
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/root/wheels"}
     host.sh("incus launch --empty keep --profile inx -c user.inx.flake=/etc/nixos#web </dev/null")
     host.sh("cd /root/inx; ./install", env=offline)

@@ -3,45 +3,30 @@
 import os
 import platform
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import yaml
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import InxError, MountError
+from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.process import run
-from inx_sidecar.config.settings import load
-from inx_sidecar.container.overlay import show_only
+from inx_sidecar.config.settings import load_settings
+from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
 from inx_sidecar.incus import api as incus
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.syscalls import (
-    AT_FDCWD,
-    CLONE_NEWNS,
-    CLONE_NEWUSER,
-    MOUNT_ATTR_IDMAP,
-    MS_PRIVATE,
-    MS_REC,
-    mount,
-    mount_setattr,
-    open_tree,
-    opened,
-    unshare,
-)
 from inx_sidecar.nix.store import valid_paths
 from inx_sidecar.roots import barrier
 
 _KERNEL: Final = (5, 12)
 _INCUS: Final = (6, 0)
 _NIX: Final = (2, 18)
-_FIRST_ID: Final = 1_000_000
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at; `advice` says what to do and is empty if all is well."""
+    """The result of one check; `advice` says what to do, and is empty if all is well."""
 
     subject: str
     advice: str = ""
@@ -54,14 +39,14 @@ class Finding:
         return f"ok    {self.subject}" if self.ok else f"FAIL  {self.subject}: {self.advice}"
 
 
-async def everything() -> list[Finding]:
+async def run_checks() -> list[Finding]:
     """All findings, in the order in which problems are best solved."""
     findings: list[Finding] = []
-    for look in _LOOKS:
+    for check in _CHECKS:
         try:
-            findings += await look()
+            findings += await check()
         except (InxError, OSError) as error:
-            findings.append(Finding(look.__name__.strip("_").replace("_", " "), str(error)))
+            findings.append(Finding(check.__name__.strip("_").replace("_", " "), str(error)))
     return findings
 
 
@@ -71,7 +56,7 @@ async def _kernel() -> list[Finding]:
 
 
 async def _cgroups() -> list[Finding]:
-    """By them the processes of an instance are found, and so its mount namespaces."""
+    """inx finds an instance's processes, and their mount namespaces, by the instance's cgroup."""
     unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
     unified = unified or os.path.isdir("/sys/fs/cgroup/unified")
     advice = "" if unified else "not mounted: GC roots of instances are never dropped"
@@ -80,75 +65,25 @@ async def _cgroups() -> list[Finding]:
 
 async def _owners_mapped() -> list[Finding]:
     subject = f"{paths.STORE} on a file system that can map owners"
-    without = "unprivileged containers see it owned by nobody"
-    return [await _tried(subject, _try_idmap, "mapping owners", without)]
+    consequence = "unprivileged containers see it owned by nobody"
+    return [await _try(subject, try_mapping_owners, "mapping owners", consequence)]
 
 
 async def _isolated_store() -> list[Finding]:
     subject = f"a part of {paths.STORE} can be shown alone"
-    without = "instances with user.inx.store=isolated do not start"
-    return [await _tried(subject, _try_overlay, "mounting", without)]
+    consequence = "instances with user.inx.store=isolated do not start"
+    return [await _try(subject, try_isolated_store, "mounting", consequence)]
 
 
-async def _tried(
-    subject: str, attempt: Callable[[], forked.Result], what: str, without: str
+async def _try(
+    subject: str, attempt: Callable[[], forked.Result], action: str, consequence: str
 ) -> Finding:
-    """Whether `attempt` succeeds in a child; `without` says what follows if not."""
+    """Run `attempt` in a child; `consequence` says what follows if it fails."""
     try:
-        await forked.call(attempt, what)
+        await forked.run_in_child(attempt, action)
     except InxError as error:
-        return Finding(subject, f"{error}; {without}")
+        return Finding(subject, f"{error}; {consequence}")
     return Finding(subject)
-
-
-def _try_idmap() -> forked.Result:
-    """In a child: map the owners of the store."""
-    with opened(open_tree(AT_FDCWD, paths.STORE)) as store, _user_namespace() as user:
-        mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
-    return None, []
-
-
-def _try_overlay() -> forked.Result:
-    """In a child: show nothing but two entries of the store."""
-    unshare(CLONE_NEWNS)
-    mount("none", "/", "", MS_REC | MS_PRIVATE)
-    mount("inx", paths.RUN, "tmpfs", 0, "mode=755")
-    names = frozenset(sorted(os.listdir(paths.STORE))[:2])
-    with opened(open_tree(AT_FDCWD, paths.STORE)) as store, _user_namespace() as user:
-        try:
-            mount_setattr(store, MOUNT_ATTR_IDMAP, userns_fd=user)
-        except OSError:
-            pass  # as the start of an instance does; a finding of its own
-        with opened(
-            show_only(names, store, (_FIRST_ID, _FIRST_ID), f"{paths.RUN}/layers")
-        ) as shown:
-            with opened(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=shown)) as directory:
-                seen = os.listdir(directory)
-    if set(seen) != names:
-        raise MountError(f"it shows {seen} instead of {sorted(names)}")
-    return None, []
-
-
-@contextmanager
-def _user_namespace() -> Iterator[int]:
-    """One made for the purpose, as an unprivileged container has."""
-    go, done = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        unshare(CLONE_NEWUSER)
-        os.write(done[1], b"1")
-        os.read(go[0], 1)
-        os._exit(0)
-    try:
-        os.read(done[0], 1)
-        for kind in ("uid_map", "gid_map"):
-            with open(f"/proc/{pid}/{kind}", "w") as file:
-                file.write(f"0 {_FIRST_ID} 65536")
-        with opened(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)) as user:
-            yield user
-    finally:
-        os.write(go[1], b"1")
-        os.waitpid(pid, 0)
 
 
 async def _nix() -> list[Finding]:
@@ -164,7 +99,7 @@ async def _busybox() -> list[Finding]:
 
 
 async def _settings() -> list[Finding]:
-    load()
+    load_settings()
     return [Finding(f"settings in {paths.CONFIG}")]
 
 
@@ -197,8 +132,8 @@ async def _incus() -> list[Finding]:
 
 
 async def _profile() -> list[Finding]:
-    wanted = _wanted()
-    found = await _profiles_of_inx()
+    wanted = _shipped_raw_lxc()
+    found = await _profiles_with_hooks()
     if not found:
         advice = f"missing; run 'incus profile create inx < {paths.PROFILE}'"
         return [Finding("profile with the hooks", advice)]
@@ -212,11 +147,11 @@ async def _profile() -> list[Finding]:
 
 
 async def _instances() -> list[Finding]:
-    """Instances that look like inx's but whose raw.lxc lost the hooks, and so would not start."""
-    wanted = _wanted()
+    """Instances that use inx, but would not start: their raw.lxc lacks the hooks."""
+    wanted = _shipped_raw_lxc()
     findings = []
-    names = {profile["name"] for profile in await _profiles_of_inx()}
-    for instance in await incus.instances():
+    names = {profile["name"] for profile in await _profiles_with_hooks()}
+    for instance in await incus.list_instances():
         config = instance["expanded_config"]
         if names & set(instance["profiles"]) or any(k.startswith("user.inx.") for k in config):
             advice = missing_lines(wanted, config.get("raw.lxc", ""))
@@ -225,39 +160,44 @@ async def _instances() -> list[Finding]:
     return findings
 
 
-def _wanted() -> str:
-    """The raw.lxc that is shipped."""
+def _shipped_raw_lxc() -> str:
+    """The raw.lxc of the profile that inx installs."""
     with open(paths.PROFILE, "rb") as file:
         return str(yaml.safe_load(file)["config"]["raw.lxc"])
 
 
-async def _profiles_of_inx() -> list[Mapping[str, Any]]:
-    """Those called inx, and others that name the hooks."""
+async def _profiles_with_hooks() -> list[Mapping[str, Any]]:
+    """Profiles that are named inx or whose raw.lxc names the hooks."""
     return [
         profile
-        for profile in await incus.profiles()
+        for profile in await incus.list_profiles()
         if profile["name"] == "inx" or f"{paths.HOOKS}/" in profile["config"].get("raw.lxc", "")
     ]
 
 
 def missing_lines(wanted: str, present: str) -> str:
-    """Advice if `present`, a raw.lxc, lacks lines of `wanted`: setting it replaces, never adds."""
+    """Advice if `present`, a raw.lxc, lacks lines of `wanted`; "" if it has all of them.
+
+    A raw.lxc of an instance or of a later profile replaces the one of the profile inx.
+    """
     have = {"".join(line.split()) for line in present.splitlines()}
     have |= {line.replace(f"{paths.HOOKS}/start-host", f"{paths.HOOKS}/mount") for line in have}
-    lost = [line for line in wanted.splitlines() if line and "".join(line.split()) not in have]
-    if not lost:
+    missing = [line for line in wanted.splitlines() if line and "".join(line.split()) not in have]
+    if not missing:
         return ""
-    return f"raw.lxc lacks {', '.join(repr(line) for line in lost)}; add to it, do not replace it"
+    return (
+        f"raw.lxc lacks {', '.join(repr(line) for line in missing)}; add to it, do not replace it"
+    )
 
 
-def _at_least(what: str, text: str, wanted: tuple[int, int], why: str) -> Finding:
-    match = re.match(r"(\d+)\.(\d+)", text)
+def _at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> Finding:
+    match = re.match(r"(\d+)\.(\d+)", version)
     enough = match is not None and (int(match[1]), int(match[2])) >= wanted
     advice = "" if enough else f"{wanted[0]}.{wanted[1]} or newer is needed: {why}"
-    return Finding(f"{what} {text}", advice)
+    return Finding(f"{program} {version}", advice)
 
 
-_LOOKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
+_CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
     _kernel, _cgroups, _nix, _owners_mapped, _isolated_store, _busybox, _settings, _hooks,
     _sidecar, _barrier, _incus, _profile, _instances,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`inx-sidecar`: what the units start, and what an administrator may ask. Users have incus."""
+"""`inx-sidecar`: the command of the systemd units and of administrators; users need only incus."""
 
 import asyncio
 import sys
@@ -18,8 +18,8 @@ def main() -> None:
 
 
 @contextmanager
-def _refusals(prefix: str) -> Iterator[None]:
-    """An expected failure is one line and its own exit status."""
+def _report_errors(prefix: str) -> Iterator[None]:
+    """Print an expected failure in one line, after `prefix`, and exit with its status."""
     try:
         yield
     except InxError as error:
@@ -34,7 +34,7 @@ def run() -> None:
     from inx_sidecar.base import journal
 
     journal.log_to_journal()
-    with _refusals("<3>"):
+    with _report_errors("<3>"):
         asyncio.run(server.serve(server.listening_socket()))
 
 
@@ -45,7 +45,7 @@ def barrier() -> None:
     from inx_sidecar.roots import barrier
 
     journal.log_to_journal()
-    with _refusals("<3>"):
+    with _report_errors("<3>"):
         asyncio.run(barrier.guard())
 
 
@@ -54,7 +54,7 @@ def sync() -> None:
     """Compare the GC roots of all instances with their links, now."""
     from inx_sidecar.base import sidecar_client
 
-    with _refusals("inx: error: "):
+    with _report_errors("inx: error: "):
         status, sentence = asyncio.run(sidecar_client.ask(sidecar_client.SYNC))
         click.echo(sentence, err=bool(status))
         sys.exit(status)
@@ -66,7 +66,7 @@ def roots(instance: str | None) -> None:
     """List what instances keep from the garbage collector: path, age, size of the closure, link."""
     from inx_sidecar.roots import list_roots
 
-    with _refusals("inx: error: "):
+    with _report_errors("inx: error: "):
         for line in list_roots.lines(instance):
             click.echo(line)
 
@@ -74,9 +74,9 @@ def roots(instance: str | None) -> None:
 @main.command()
 def check() -> None:
     """Look whether this host has what inx needs: one line each, 'ok' or what to do."""
-    from inx_sidecar.check import everything
+    from inx_sidecar.check import run_checks
 
-    findings = asyncio.run(everything())
+    findings = asyncio.run(run_checks())
     for finding in findings:
         click.echo(finding.describe())
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
@@ -86,10 +86,12 @@ def check() -> None:
 @click.argument("file", default=paths.DECLARED)
 def converge(file: str) -> None:
     """Make instances what FILE declares; without, /etc/inx/instances.json."""
-    from inx_sidecar.declared import converge, declaration
+    from inx_sidecar.declared import converge, declaration_file
 
-    with _refusals("inx: error: "):
-        wrong = asyncio.run(converge.converge(declaration.read(file), click.echo))
-    for sentence in wrong:
+    with _report_errors("inx: error: "):
+        failures = asyncio.run(
+            converge.converge(declaration_file.read_declaration(file), click.echo)
+        )
+    for sentence in failures:
         click.echo(f"inx: error: {sentence}", err=True)
-    sys.exit(DeclarationError.status if wrong else 0)
+    sys.exit(DeclarationError.status if failures else 0)

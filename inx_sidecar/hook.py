@@ -1,11 +1,11 @@
-"""What LXC runs at every start and stop: hand LXC's facts to the sidecar and pass its answer on.
+"""The hooks of LXC: send LXC's facts to the sidecar, and return its answer as an exit status.
 
-Kept to a few milliseconds: it imports next to nothing. `_socket` is what `socket` wraps, and that
-takes as long to import as Python takes to start.
+A hook takes a few milliseconds, so this module imports almost nothing. `socket` takes as long to
+import as Python takes to start; `_socket`, which it wraps, does not.
 
-LXC reads a hook's output ten times and then waits for ever for it to end (lxc src/lxc/utils.c,
-run_buffer), so the output goes to a log first. Incus shows only "Script exited with status N": the
-reason is added to the instance's lxc.log, which `incus info NAME --show-log` prints.
+LXC reads a hook's output ten times, and then waits for ever for its end (lxc src/lxc/utils.c,
+run_buffer). So the output goes to a log. Incus shows only "Script exited with status N": the reason
+is added to the instance's lxc.log, which `incus info NAME --show-log` prints.
 """
 
 import _socket
@@ -26,16 +26,17 @@ def main() -> int:
     facts = [f"{name}={os.environ.get(name, '')}" for name in FACTS]
     status, message = _ask("\0".join([kind, *facts]).encode(errors="surrogateescape"))
     if status and kind == "stop":
-        # Nobody can be stopped from stopping; the next start puts right what was missed.
+        # A stop cannot be refused. The next start puts right what was missed.
         sys.stderr.write(f"{message}\n")
         return 0
     if status:
-        _tell(message)
+        _show_reason(message)
     return status
 
 
 def _ask(request: bytes) -> tuple[int, str]:
-    """The sidecar's answer; a sidecar that dies meanwhile is asked again, up to the deadline."""
+    """The sidecar's answer. If the sidecar dies meanwhile, the next one is asked, up to the
+    deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -73,13 +74,14 @@ def _exchange(request: bytes, seconds: float) -> bytes:
         channel.close()
 
 
-def _tell(message: str) -> None:
+def _show_reason(message: str) -> None:
+    """In the instance's lxc.log, and in the hooks' own log."""
     config, name = (os.environ.get(fact, "") for fact in ("LXC_CONFIG_FILE", "LXC_NAME"))
     sys.stderr.write(lxc_log.append(config, name, message))
 
 
 def _redirect_output() -> None:
-    """Point fd 1 and 2 at our own log; without one, at nothing."""
+    """Redirect stdout and stderr to the hooks' own log, or to /dev/null if it cannot be opened."""
     try:
         os.makedirs(paths.LOG, mode=0o700, exist_ok=True)
         log = os.open(f"{paths.LOG}/hooks.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -1,4 +1,4 @@
-"""The sidecar's socket and loop: one request per connection, from root alone, answered in turn."""
+"""The sidecar's socket and event loop: each connection has one request, only root may connect."""
 
 import asyncio
 import logging
@@ -13,18 +13,18 @@ from typing import Any, Final
 
 from inx_sidecar.base import sidecar_client
 from inx_sidecar.base.errors import InxError, UnsupportedError, one_line
-from inx_sidecar.base.journal import about
-from inx_sidecar.base.systemd_notify import live, notify
+from inx_sidecar.base.journal import instance_log
+from inx_sidecar.base.systemd_notify import notify, send_keep_alives
 from inx_sidecar.container import bootstrap
-from inx_sidecar.incus.instance import Facts
+from inx_sidecar.incus.instance import LxcFacts
 from inx_sidecar.instances.follower import Follower
 from inx_sidecar.instances.lifecycle import Lifecycle
 
 _REQUEST_MAX: Final = 1 << 16
-# As systemd has it; asyncio would make it less.
+# The backlog of systemd's socket; asyncio's default is smaller.
 _BACKLOG: Final = 4096
 _FIRST_PASSED_FD: Final = 3
-# A hook of the version before may still run while the sidecar is upgraded.
+# During an upgrade, a hook of the former version may send its request to the new sidecar.
 _FORMER_KINDS: Final = {"start-host": "mount"}
 
 log = logging.getLogger(__name__)
@@ -48,32 +48,33 @@ async def serve(listener: socket.socket) -> None:
     try:
         bootstrap.install_busybox()
     except InxError as error:
-        log.error("%s", error)  # there may be one from before; if not, starts say so themselves
+        # A copy may exist from before. If not, each start fails with this error.
+        log.error("%s", error)
     await lifecycle.resume()
     lifecycle.reconciler.begin()
     follower = Follower(lifecycle)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
 
-    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if _peer_uid(writer) == 0:
-                writer.write(await _answer(lifecycle, await _request(reader)))
+                writer.write(await _answer(lifecycle, await _read_request(reader)))
                 await writer.drain()
         except ConnectionError:
             pass
         finally:
             writer.close()
 
-    # From Python 3.13 on the server removes its socket at the end; this one is systemd's.
+    # From Python 3.13 on, a server removes its socket at the end; this socket belongs to systemd.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-    server = await asyncio.start_unix_server(client, sock=listener, backlog=_BACKLOG, **keep)
+    server = await asyncio.start_unix_server(serve_client, sock=listener, backlog=_BACKLOG, **keep)
     notify("READY=1")
     async with server:
         tasks = [
-            asyncio.create_task(lifecycle.reconciler.keep_syncing()),
+            asyncio.create_task(lifecycle.reconciler.keep_comparing()),
             asyncio.create_task(follower.follow()),
-            asyncio.create_task(live()),
+            asyncio.create_task(send_keep_alives()),
         ]
         await stopping.wait()
         for task in tasks:
@@ -83,8 +84,8 @@ async def serve(listener: socket.socket) -> None:
     await lifecycle.close()
 
 
-async def _request(reader: asyncio.StreamReader) -> bytes:
-    """All that the hook sends, to the end that it marks."""
+async def _read_request(reader: asyncio.StreamReader) -> bytes:
+    """All that the client sends; the client closes its direction at the end."""
     request = b""
     while len(request) < _REQUEST_MAX and (chunk := await reader.read(_REQUEST_MAX)):
         request += chunk
@@ -92,36 +93,38 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
-    """Status and message: an expected failure's own, 1 for a bug, which goes to the journal."""
-    asked: Request | str | None = None
+    """Exit status and message. An expected failure has its own status. A bug has status 1; its
+    traceback goes to the journal."""
+    parsed: Request | str | None = None
     try:
-        asked = parse(request)
-        said = await _handle(lifecycle, asked)
+        parsed = parse(request)
+        message = await _carry_out(lifecycle, parsed)
     except InxError as error:
-        if isinstance(asked, Request):
-            about(asked.facts.lxc_name).error("%s", error)
-        elif asked is None:
+        if isinstance(parsed, Request):
+            instance_log(parsed.facts.lxc_name).error("%s", error)
+        elif parsed is None:
             log.error("%s", error)
         return f"{error.status}\n{error}".encode()
     except Exception:
         log.error("%s", traceback.format_exc())
         return b"1\nthe inx sidecar failed; see 'journalctl -u inx-sidecar'"
-    return f"0\n{said}".encode()
+    return f"0\n{message}".encode()
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a hook asks for: its kind, and LXC's facts; `pid` and `target` where they matter."""
+    """The request of a hook: its kind, and LXC's facts. The hook mount has the `pid` of the
+    container's init, the hook stop has the `target`, "stop" or "reboot"."""
 
     kind: str
-    facts: Facts
+    facts: LxcFacts
     pid: int
     target: str
 
 
 def parse(request: bytes) -> Request | str:
-    """The request that hook.py made, or the word of a `client.ask`; UnsupportedError if it is of
-    another making."""
+    """The request that hook.py made, or the word of `sidecar_client.ask`; UnsupportedError if it is
+    neither."""
     kind, *pairs = request.decode(errors="replace").split("\0")
     if kind in (sidecar_client.SYNC, sidecar_client.DRAIN) and not pairs:
         return kind
@@ -130,14 +133,14 @@ def parse(request: bytes) -> Request | str:
     if kind not in ("pre-start", "mount", "stop"):
         raise UnsupportedError(f"unknown hook {one_line(kind)[:40]!r}: is inx installed in parts?")
     try:
-        facts = Facts(given["LXC_NAME"], given["LXC_ROOTFS_PATH"], given["LXC_CONFIG_FILE"])
+        facts = LxcFacts(given["LXC_NAME"], given["LXC_ROOTFS_PATH"], given["LXC_CONFIG_FILE"])
         pid = int(given["LXC_PID"]) if kind == "mount" else 0
         return Request(kind, facts, pid, given["LXC_TARGET"] if kind == "stop" else "")
     except (KeyError, ValueError) as error:
         raise UnsupportedError(f"the hook {kind!r} lacks {error}: was it run by LXC?") from None
 
 
-async def _handle(lifecycle: Lifecycle, request: Request | str) -> str:
+async def _carry_out(lifecycle: Lifecycle, request: Request | str) -> str:
     match request:
         case sidecar_client.SYNC:
             return await lifecycle.reconciler.sync()

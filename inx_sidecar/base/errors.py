@@ -1,7 +1,7 @@
-"""What can go wrong in the operator's words: each kind of error has its own exit status.
+"""Expected failures, in the operator's words: each kind of error has its own exit status.
 
-The status is what LXC logs ("Script exited with status N"), the text is what the hook adds to
-that log. README.md lists the statuses; a test keeps the two in step.
+LXC logs the exit status of a hook ("Script exited with status N"); the hook adds the text to that
+log. The documentation lists the statuses, and a test compares that list with this module.
 """
 
 from typing import ClassVar, Final
@@ -85,21 +85,22 @@ class DeclarationError(InxError):
     status = 31
 
 
-def shown(text: str, most: int = 200) -> str:
-    """`text`, which may hold anything, in quotes and not too long."""
+def quoted(text: str, most: int = 200) -> str:
+    """`text`, which may be anything, in quotes and cut to `most` characters."""
     return repr(text if len(text) <= most else text[:most] + "...")
 
 
 def not_allowed(key: str, value: str, allowed: str) -> ConfigError:
+    """The error for a `value` of `key` that is not what `allowed` describes."""
     key = key if len(key) <= _KEY_MAX else key[:_KEY_MAX] + "..."
-    return ConfigError(f"{key} is {shown(value)}; allowed: {allowed}")
+    return ConfigError(f"{key} is {quoted(value)}; allowed: {allowed}")
 
 
 def one_line(text: str, most: int = 1000) -> str:
     """`text` as one printable line of at most `most` characters, for logs and terminals.
 
-    Cut before a word, unless it is longer than a store path can be: a part of one would not be
-    known as such (storepath.redact_store_paths).
+    A line that is too long is cut between two words: nix.store.redact_store_paths would not
+    recognise a part of a store path. Only a word longer than any store path is cut itself.
     """
     flat = " ".join(text.split())
     line = "".join(c if c.isprintable() else "?" for c in flat)

@@ -1,6 +1,6 @@
-"""What is logged goes to the journal, with the instance that it is about as a field.
+"""Log messages go to the journal; a field names the instance that a message is about.
 
-`journalctl INX_INSTANCE=web` shows all that was said about one.
+`journalctl INX_INSTANCE=web` shows all messages about the instance web.
 """
 
 import logging
@@ -17,7 +17,7 @@ _DEBUG: Final = 7
 _log = logging.getLogger("inx_sidecar")
 
 
-class _About(logging.LoggerAdapter[logging.Logger]):
+class _InstanceLog(logging.LoggerAdapter[logging.Logger]):
     def __init__(self, instance: str) -> None:
         super().__init__(_log)
         self._instance = instance
@@ -28,14 +28,16 @@ class _About(logging.LoggerAdapter[logging.Logger]):
         return f"{self._instance}: {msg}", {**kwargs, "extra": {_FIELD: self._instance}}
 
 
-def about(instance: str) -> _About:
-    """To log what concerns an instance, named as LXC does."""
-    return _About(instance)
+def instance_log(instance: str) -> _InstanceLog:
+    """A logger for messages about `instance`, which has the name that LXC gives it."""
+    return _InstanceLog(instance)
 
 
 class _Journal(logging.Handler):
-    """The journal's own protocol (systemd.journal-fields(7)); without it, lines with the level as
-    a prefix (sd-daemon(3))."""
+    """Sends records by the journal's own protocol (systemd.journal-fields(7)).
+
+    Without a journal, each line goes to stderr with its level as a prefix (sd-daemon(3)).
+    """
 
     def __init__(self, transport: JournaldTransport | None) -> None:
         super().__init__()
@@ -56,8 +58,9 @@ class _Journal(logging.Handler):
 
 
 def log_to_journal() -> None:
+    """Send all messages of this process from level INFO up to the journal."""
     try:
         handler = _Journal(JournaldTransport())
     except OSError:
-        handler = _Journal(None)  # no journald here
+        handler = _Journal(None)  # journald does not run
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

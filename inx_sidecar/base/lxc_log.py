@@ -1,16 +1,16 @@
-"""The instance's lxc.log: what `incus info NAME --show-log` prints, and so where reasons belong.
+"""The instance's lxc.log, which `incus info NAME --show-log` prints: why a start failed.
 
-LXC opens it for appending (lxc src/lxc/log.c) and Incus turns it over before the hooks run.
-Imported by the hooks: keep it light.
+LXC opens the file for appending (lxc src/lxc/log.c), and Incus rotates it before the hooks run.
+The hooks import this module, so it imports nothing heavy.
 """
 
 import time
 
 
 def append(config: str, lxc_name: str, message: str) -> str:
-    """Add one line in LXC's own form to the log that `config`, an lxc.conf, names; the line.
+    """Append `message` in LXC's own format to the log that `config`, an lxc.conf, names.
 
-    Nothing is written if there is no such log any more, as of an instance that is gone.
+    Returns the line. The line is not written if the log is missing, as for a deleted instance.
     """
     now = time.time()
     stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"

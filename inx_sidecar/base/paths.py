@@ -1,6 +1,6 @@
-"""Where things live on the host. Nothing else in the package spells out these paths.
+"""Paths on the host and in containers. No other module spells them out.
 
-Imported by the hooks: keep it light.
+The hooks import this module, so it imports nothing.
 """
 
 STORE = "/nix/store"
@@ -26,7 +26,7 @@ INCUS_SOCKET = "/var/lib/incus/unix.socket"
 INCUS_CONTAINERS = "/var/lib/incus/containers"
 INCUS_SNAPSHOTS = "/var/lib/incus/containers-snapshots"
 
-# Inside a container.
+# Inside a container, relative to its root.
 STORE_INSIDE = "nix/store"
 PROFILES_INSIDE = "nix/var/nix/profiles"
 GCROOTS_INSIDE = "nix/var/nix/gcroots"
@@ -34,34 +34,38 @@ BOOT_INSIDE = "dev/.inx"
 
 
 def run_dir(uuid: str) -> str:
-    """What lives as long as the instance runs: gone after a reboot of the host."""
+    """State of a running instance; a reboot of the host removes it."""
     return f"{RUN}/{uuid}"
 
 
 def boot_dir(uuid: str) -> str:
-    """Shown inside as /dev/.inx: the bootstrap init and what it waits for."""
+    """/dev/.inx of the container: the bootstrap init, and the files that it waits for."""
     return f"{RUN}/{uuid}/boot"
 
 
 def daemon_socket_dir(uuid: str) -> str:
-    """Shown inside as /nix/var/nix/daemon-socket."""
+    """/nix/var/nix/daemon-socket of the container."""
     return f"{RUN}/{uuid}/daemon-socket"
 
 
 def auto_dir(uuid: str) -> str:
-    """The roots that Nix clients of the instance register with its own nix-daemon; STATE/UUID lives
-    as long as the instance exists."""
+    """The roots that Nix clients of the instance register with its own nix-daemon.
+
+    STATE/UUID exists as long as the instance does.
+    """
     return f"{STATE}/{uuid}/auto"
 
 
 def gcroots_dir(uuid: str) -> str:
-    """What the instance's nix-daemon has as gcroots: `auto` is a link there, which Nix does not
-    follow when it looks for roots."""
+    """/nix/var/nix/gcroots of the instance's nix-daemon.
+
+    `auto` is a link in it, which Nix does not follow when it looks for roots.
+    """
     return f"{STATE}/{uuid}/gcroots"
 
 
 def build_dir(uuid: str) -> str:
-    """Holds a directory for the user who builds: Nix puts its result link there."""
+    """Has a directory of the build's user, in which Nix makes the result link."""
     return f"{STATE}/{uuid}/build"
 
 

@@ -1,9 +1,10 @@
-"""The one way to run a program: no shell, no terminal, an environment of its own."""
+"""The only way to start a program: no shell, no terminal, an environment of its own."""
 
 import asyncio
 import os
 import shlex
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,11 +12,12 @@ from typing import Final
 from inx_sidecar.base.errors import UnsupportedError
 
 _LINE_MAX: Final = 1 << 16
+_LINES_KEPT: Final = 200
 
 
 @dataclass(frozen=True)
 class Completed:
-    """How a program ended; `output` is the end of what it wrote to stdout and stderr."""
+    """How a program ended; `output` has its last lines on stdout and stderr."""
 
     argv: tuple[str, ...]
     status: int
@@ -26,11 +28,14 @@ class Completed:
         return shlex.join(self.argv)
 
 
-def find(tool: str) -> str:
-    """The absolute path of `tool`, from the PATH that the sidecar's unit sets."""
-    path = shutil.which(tool)
+def find_program(name: str) -> str:
+    """The absolute path of program `name`, from the PATH that the sidecar's unit sets.
+
+    UnsupportedError if the program is not installed.
+    """
+    path = shutil.which(name)
     if path is None:
-        raise UnsupportedError(f"{tool!r} is not installed, or not in the sidecar's PATH")
+        raise UnsupportedError(f"{name!r} is not installed, or not in the sidecar's PATH")
     return os.path.abspath(path)
 
 
@@ -39,9 +44,12 @@ async def run(
     *,
     on_line: Callable[[str], None] | None = None,
 ) -> Completed:
-    """Run `argv` to its end; every line it prints goes to `on_line` as it comes."""
+    """Run `argv` to its end. `on_line` gets each line of output as it comes.
+
+    When this task is cancelled, the program is killed. UnsupportedError if it is not installed.
+    """
     process = await asyncio.create_subprocess_exec(
-        find(argv[0]),
+        find_program(argv[0]),
         *argv[1:],
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -50,24 +58,25 @@ async def run(
         limit=_LINE_MAX,
     )
     assert process.stdout is not None
-    last: list[str] = []
+    last: deque[str] = deque(maxlen=_LINES_KEPT)
     try:
-        while raw := await _line(process.stdout):
+        while raw := await _read_line(process.stdout):
             line = raw.decode(errors="replace").rstrip("\n")
             if on_line is not None:
                 on_line(line)
-            last = [*last[-199:], line]
+            last.append(line)
         status = await process.wait()
     except BaseException:
-        # Not waited for: asyncio would wait for all that hold the pipe, too.
+        # The process is not waited for: asyncio would also wait for every process that holds the
+        # pipe open.
         if process.returncode is None:
             process.kill()
         raise
     return Completed(tuple(argv), status, "\n".join(last))
 
 
-async def _line(stream: asyncio.StreamReader) -> bytes:
-    """One line, or as much of it as the limit allows."""
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    """The next line, or its first part if the line is longer than the limit."""
     try:
         return await stream.readuntil(b"\n")
     except asyncio.IncompleteReadError as end:

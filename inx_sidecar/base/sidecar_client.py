@@ -1,4 +1,4 @@
-"""Ask the sidecar: for the barrier, and for an administrator."""
+"""Send a request to the sidecar: what the barrier and the administrator's commands do."""
 
 import asyncio
 from typing import Final
@@ -9,19 +9,22 @@ from inx_sidecar.base.errors import UnreachableError
 SYNC: Final = "sync"
 DRAIN: Final = "drain"
 
-PAUSE: Final = 0.05
+RETRY_SECONDS: Final = 0.05
 
 
 async def ask(word: str) -> tuple[int, str]:
-    """Exit status and sentence; the socket starts a sidecar that does not run, and one that ends
-    before it answers is asked again."""
+    """The exit status and the sentence that the sidecar answers to `word`.
+
+    systemd starts a sidecar if none runs. If a sidecar ends before it answers, the next one is
+    asked. UnreachableError if the socket cannot be used.
+    """
     while (answer := await ask_once(word)) is None:
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(RETRY_SECONDS)
     return answer
 
 
 async def ask_once(word: str) -> tuple[int, str] | None:
-    """The same; None if the sidecar ended before it answered."""
+    """As `ask`, but None if the sidecar ends before it answers."""
     try:
         reader, writer = await asyncio.open_unix_connection(paths.SOCKET)
     except PermissionError:

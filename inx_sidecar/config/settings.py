@@ -1,4 +1,4 @@
-"""Host settings: /etc/inx/config.toml, read strictly, every name with a default."""
+"""Settings of the host: /etc/inx/config.toml. Every setting has a default; others are refused."""
 
 import re
 import tomllib
@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError
-from inx_sidecar.config.keys import Flake, NixFile, Source, check_flake
+from inx_sidecar.config.keys import check_flake
+from inx_sidecar.config.spec import Flake, NixFile, Source
 
 _HARMLESS_QUERIES: Final = {"dir", "ref", "rev", "submodules", "shallow", "narHash"}
 _SIZE: Final = re.compile(r"[1-9][0-9]*[KMGT%]?|infinity")
@@ -15,7 +16,7 @@ _SIZE: Final = re.compile(r"[1-9][0-9]*[KMGT%]?|infinity")
 
 @dataclass(frozen=True)
 class Settings:
-    """README.md documents each; a test keeps that table and these fields equal."""
+    """The settings; the documentation describes each, and a test compares it with these fields."""
 
     default_flake: str = "/etc/nixos"
     allowed_flakes: tuple[str, ...] = ("",)
@@ -26,7 +27,7 @@ class Settings:
     max_roots_per_instance: int = 20_000
 
     def check_allowed(self, source: Source) -> None:
-        """Flakes and files that the admin of this host did not list are refused."""
+        """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow."""
         match source:
             case Flake(ref=text):
                 key = "user.inx.flake"
@@ -44,20 +45,23 @@ class Settings:
 
 
 def _queries(text: str) -> set[str]:
-    """The names of the parameters after "?"; some, as host=, lead elsewhere."""
+    """The names of the parameters after "?"; some, as host=, make Nix fetch from elsewhere."""
     query = text.partition("?")[2]
     return {part.partition("=")[0] for part in query.split("&") if part}
 
 
 def _within(text: str, prefix: str) -> bool:
-    """Whole components only: /etc/nixos allows /etc/nixos/web, not /etc/nixos-evil."""
+    """Whether `prefix` covers `text`: /etc/nixos covers /etc/nixos/web, but not /etc/nixos-evil."""
     if text == prefix or prefix == "":
         return True
     return text.startswith(prefix) and (prefix[-1] in "/:" or text[len(prefix)] in "/?#")
 
 
-def load(path: str = paths.CONFIG) -> Settings:
-    """The settings in `path`; a missing file means the defaults."""
+def load_settings(path: str = paths.CONFIG) -> Settings:
+    """The settings in the file `path`, or the defaults if there is no file.
+
+    ConfigError names the setting that is wrong.
+    """
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
@@ -74,33 +78,35 @@ def load(path: str = paths.CONFIG) -> Settings:
 
 
 def max_roots() -> int:
-    """`max_roots_per_instance`; roots are kept with the default while the settings are wrong."""
+    """`max_roots_per_instance`; while the settings are wrong, the default, so that roots stay."""
     try:
-        return load().max_roots_per_instance
+        return load_settings().max_roots_per_instance
     except ConfigError:
         return Settings.max_roots_per_instance
 
 
 def _check(path: str, name: str, value: Any) -> Any:
-    def bad(allowed: str) -> ConfigError:
+    """The value of setting `name`; ConfigError if it is not allowed."""
+
+    def invalid(allowed: str) -> ConfigError:
         return ConfigError(f"{path}: {name} is {value!r}; allowed: {allowed}")
 
     match name:
         case "default_flake":
             if not isinstance(value, str):
-                raise bad("a flake reference")
+                raise invalid("a flake reference")
             return check_flake(f"{path}: {name}", value)
         case "allowed_flakes":
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                raise bad("a list of prefixes of flake references and files")
+                raise invalid("a list of prefixes of flake references and files")
             return tuple(value)
         case "build_user":
             if not isinstance(value, str) or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
-                raise bad("the name of a user")
+                raise invalid("the name of a user")
         case "build_memory_max":
             if not isinstance(value, str) or not _SIZE.fullmatch(value):
-                raise bad("a size as in systemd's MemoryMax=, for example '4G'")
+                raise invalid("a size as in systemd's MemoryMax=, for example '4G'")
         case _:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 10**6:
-                raise bad("a whole number above 0")
+                raise invalid("a whole number above 0")
     return value

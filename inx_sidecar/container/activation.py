@@ -1,7 +1,4 @@
-"""Activate a system inside an instance that runs, and say what came of it.
-
-The statuses are those of NixOS' switch-to-configuration.
-"""
+"""Activate a system inside a running instance, with NixOS' switch-to-configuration."""
 
 import os
 from collections.abc import Sequence
@@ -12,46 +9,47 @@ from inx_sidecar.base.errors import ActivationError
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.instance import Instance
 
-# The system is active; what did not go well is for the operator to look at.
+# Exit statuses of switch-to-configuration with which the system is active, in part at least.
 _TOLERATED: Final = {
     2: "parts of the activation failed",
     3: "some units could not be reloaded",
     4: "some units failed",
     100: "it takes a restart of the instance to switch",
 }
-# Of Incus: not reachable, shutting down.
-_NOT_THERE: Final = (0, 503)
-# Inside: what a container prints is kept where its own limits count.
+# Codes of IncusError: Incus is not reachable, or shuts down.
+_UNAVAILABLE: Final = (0, 503)
+# The log is inside, where the container's own limits apply to what the container prints.
 LOG: Final = "run/inx-activation.log"
-# A system that still boots is waited for, two minutes at most: it activates itself first, and an
-# activation asks systemd for jobs that would wait for those of the boot. NixOS makes booted-system
-# right before it starts systemd. Likewise an activation that a sidecar has left behind: it would
-# end after this one. Inside there is nothing to be told by, so it is looked again.
+# The script first waits, two minutes at most, for a system that still boots: that system activates
+# itself, and its jobs in systemd would delay those of this activation. NixOS makes booted-system
+# right before it starts systemd. The script also waits for an activation that a previous sidecar
+# began, which would otherwise end after this one. Inside, no event tells the end of either, so the
+# script polls.
 _SCRIPT: Final = f"""
     busybox=/{paths.BOOT_INSIDE}/busybox looks=0
-    later() {{ [ $((looks += 1)) -lt 300 ] && $busybox sleep 0.2; }}
-    while [ ! -e /run/booted-system ] && later; do :; done
+    wait_more() {{ [ $((looks += 1)) -lt 300 ] && $busybox sleep 0.2; }}
+    while [ ! -e /run/booted-system ] && wait_more; do :; done
     systemctl=/run/booted-system/sw/bin/systemctl
     if [ -x $systemctl ]; then
-        while [ ! -S /run/systemd/private ] && later; do :; done
+        while [ ! -S /run/systemd/private ] && wait_more; do :; done
         $busybox timeout 60 $systemctl is-system-running --wait >/dev/null 2>&1
     fi
-    mark=/run/inx-activation.pid
-    runs() {{ $busybox grep -qs inx-activation "/proc/$($busybox cat $mark)/cmdline"; }}
-    while [ -e $mark ] && runs && later; do :; done
-    $busybox rm -f /{LOG} $mark
-    echo $$ >$mark
+    pid_file=/run/inx-activation.pid
+    runs() {{ $busybox grep -qs inx-activation "/proc/$($busybox cat $pid_file)/cmdline"; }}
+    while [ -e $pid_file ] && runs && wait_more; do :; done
+    $busybox rm -f /{LOG} $pid_file
+    echo $$ >$pid_file
     "$0" "$1" >/{LOG} 2>&1 </dev/null
     status=$?
-    $busybox rm -f $mark
+    $busybox rm -f $pid_file
     exit $status
 """
 _COMMAND: Final = (f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c", _SCRIPT)
 _PROGRAM: Final = "bin/switch-to-configuration"
 
 
-def check(instance: Instance, system: str) -> None:
-    """ActivationError if `system` is made to be booted only."""
+def check_can_switch(instance: Instance, system: str) -> None:
+    """ActivationError if `system` can only be booted, as it has no switch-to-configuration."""
     if not os.path.lexists(f"{system}/{_PROGRAM}"):
         raise ActivationError(
             f"{system} has no {_PROGRAM}, so {instance.name!r} cannot switch to it while it runs; "
@@ -59,11 +57,11 @@ def check(instance: Instance, system: str) -> None:
         )
 
 
-async def run(instance: Instance, system: str, verb: str, seconds: float) -> int:
-    """The exit status of `switch-to-configuration VERB` of `system` inside; it writes to LOG.
+async def switch(instance: Instance, system: str, verb: str, seconds: float) -> int:
+    """Run `switch-to-configuration VERB` of `system` inside; returns its exit status.
 
-    ActivationError if it cannot be started, or does not end in time; IncusError if Incus is not
-    there, which says nothing about the system.
+    Its output goes to LOG inside. ActivationError if it cannot be started, or does not end within
+    `seconds`. IncusError if Incus is not available, which says nothing about the system.
     """
     name = instance.name
     command = [*_COMMAND, f"{system}/{_PROGRAM}", verb]
@@ -74,15 +72,16 @@ async def run(instance: Instance, system: str, verb: str, seconds: float) -> int
             f"activating {system} in {name!r} took over {seconds:.0f} s (build_timeout)"
         ) from None
     except incus.IncusError as error:
-        if error.code in _NOT_THERE:
+        if error.code in _UNAVAILABLE:
             raise
         raise ActivationError(f"cannot activate {system} in {name!r}: {error}") from None
 
 
-def note(status: int, lines: Sequence[str], system: str, name: str) -> str:
-    """What did not go well in an activation that ended so and printed `lines`, empty if all did.
+def describe_result(status: int, lines: Sequence[str], system: str, name: str) -> str:
+    """What the operator has to look at after an activation; "" if it succeeded completely.
 
-    ActivationError if the system is not active.
+    `status` is the exit status of switch-to-configuration, `lines` is its output. ActivationError
+    if `system` is not active.
     """
     if status == 0:
         return ""

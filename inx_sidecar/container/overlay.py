@@ -1,12 +1,13 @@
-"""Show some entries of a host directory and nothing else of it: one overlay mount for all of them.
+"""Show some entries of a host directory and nothing else of it, by one overlay mount.
 
-The upper of its two layers is a tmpfs with an entry for each name, an empty directory or file whose
-attributes lead the kernel to the entry of that name in the lower layer, the directory itself
-(Documentation/filesystems/overlayfs.rst, "redirect_dir" and "Metadata only copy up"). What lies
-below is read from there: the same inodes, the same page cache, no other process.
+The overlay has two layers. The upper one is a tmpfs with an entry for each name: an empty directory
+or file with an attribute that redirects the kernel to the entry of that name in the lower layer,
+which is the host directory (Documentation/filesystems/overlayfs.rst, "redirect_dir" and "Metadata
+only copy up"). The kernel reads the content there: the same inodes, the same page cache, and no
+process between.
 
-The overlay's root would show all of the lower layer; only the directory of the entries is handed
-out. It is `opaque`: the lower layer adds nothing to it, whatever it holds.
+The overlay's root would show all of the lower layer, so only the directory of the entries is
+mounted. That directory is `opaque`: the lower layer adds no entries to it.
 """
 
 import os
@@ -33,56 +34,64 @@ from inx_sidecar.kernel.syscalls import (
 )
 
 _ENTRIES: Final = "entries"
-# File handles would lead past the entries: never decode them, whatever the kernel's defaults are.
+# A file handle could name any file of the lower layer. With nfs_export=off the kernel refuses
+# handles, whatever its default is.
 _OPTIONS: Final = "redirect_dir=follow,metacopy=on,index=off,nfs_export=off"
 
 
-def show_only(names: Iterable[str], directory: int, owner: tuple[int, int], place: str) -> int:
-    """A detached read-only mount of the entries `names` of `directory`, a detached mount itself.
+def mount_entries(names: Iterable[str], directory: int, owner: tuple[int, int], place: str) -> int:
+    """A detached read-only mount that shows the entries `names` of `directory`.
 
-    In a child with a mount namespace of its own, whose directory `place` is taken for the layers.
-    `owner` is the user and group to whom the entries belong. MountError if this kernel cannot.
+    Runs in a child with its own mount namespace. `directory` is a detached mount, and is attached
+    there; `place` is a directory that the call makes for the layers. The entries belong to `owner`,
+    a user id and a group id. MountError if this kernel cannot do it; SystemMissingError if an entry
+    is missing.
     """
     layers = [f"{place}/{name}" for name in ("named", "all")]
-    whole = f"{place}/overlay"
-    for path in (place, *layers, whole):
+    merged = f"{place}/overlay"
+    for path in (place, *layers, merged):
         os.mkdir(path)
     mount("inx", layers[0], "tmpfs", MS_NOSUID | MS_NODEV, "mode=555")
-    _fill(f"{layers[0]}/{_ENTRIES}", names, directory, owner)
+    _make_entries(f"{layers[0]}/{_ENTRIES}", names, directory, owner)
     with opened(os.open(layers[1], os.O_PATH | os.O_CLOEXEC)) as target:
         move_mount(directory, target)
     try:
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
-        mount("inx", whole, "overlay", flags, f"lowerdir={':'.join(layers)},{_OPTIONS}")
+        mount("inx", merged, "overlay", flags, f"lowerdir={':'.join(layers)},{_OPTIONS}")
     except OSError as error:
         raise MountError(
             f"this kernel cannot show a part of the store (overlayfs: {error.strerror}): Linux "
             "5.19 or newer is needed, and a store on at most one overlay"
         ) from None
-    shown = open_tree(AT_FDCWD, f"{whole}/{_ENTRIES}")
+    view = open_tree(AT_FDCWD, f"{merged}/{_ENTRIES}")
     read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
-    mount_setattr(shown, read_only, propagation=MS_PRIVATE)
-    return shown
+    mount_setattr(view, read_only, propagation=MS_PRIVATE)
+    return view
 
 
-def _fill(entries: str, names: Iterable[str], directory: int, owner: tuple[int, int]) -> None:
+def _make_entries(
+    entries: str, names: Iterable[str], directory: int, owner: tuple[int, int]
+) -> None:
     os.mkdir(entries)
     os.setxattr(entries, "trusted.overlay.opaque", b"y")
     os.chown(entries, *owner)
-    # Short paths, and entries that are the owner's from the first: three calls for each.
+    # For speed, paths are relative and entries are made with their owner: three calls for each.
     os.chdir(entries)
     os.umask(0)
     create_as(*owner)
     for name in names:
-        _add(name, directory)
+        _make_entry(name, directory)
     create_as(0, 0)
     os.chdir("/")
     os.chmod(entries, 0o555)
 
 
-def _add(name: str, directory: int) -> None:
-    """Make an entry in the working directory; type, mode, times and a file's size, which stat(2)
-    tells of it, are those of the real one."""
+def _make_entry(name: str, directory: int) -> None:
+    """Make the entry `name` in the working directory.
+
+    Type, mode, times and a file's size are those of the entry in `directory`: stat(2) reads them
+    from the upper layer.
+    """
     try:
         real = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Make the instances that the host declares what they are declared to be, by Incus' API.
+"""Carry out the steps that make instances what the host declares, through Incus' API.
 
-Run by hand, at boot and when the declaration changes; doing it again does nothing. What one
-instance refuses keeps no other from its turn.
+Started by hand, at boot and when the declaration changes. A second run does nothing. An instance
+that cannot be changed does not keep the others from being changed.
 """
 
 import asyncio
@@ -12,100 +12,118 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from inx_sidecar.declared.declaration import (
-    PROTECTED,
     SETTABLE,
+    Declaration,
+    DeclaredInstance,
+    is_protected,
+    without_volatile,
+)
+from inx_sidecar.declared.steps import (
+    PROTECTED,
     Change,
     Create,
-    Declaration,
-    Declared,
     Delete,
     Leave,
     Start,
     Step,
-    is_protected,
-    without_volatile,
+    plan_steps,
 )
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.api import IncusError
 
-_AT_ONCE: Final = 4
+_MAX_PARALLEL: Final = 4
 _STOP_SECONDS: Final = 60
-# The sidecar and others write too, and Incus does one thing at a time to an instance.
-_PATIENCE_SECONDS: Final = 60.0
-_AGAIN_SECONDS: Final = 0.2
-_GONE: Final = 404
-_CHANGED_MEANWHILE: Final = 412
-# Of Incus' internal/server/instance/operationlock.
-_AT_SOMETHING_ELSE: Final = ("busy running", "non-reusable operation")
-# Of its deviceAdd, deviceStart and deviceStop (internal/server/instance/drivers).
-_TAKES_A_RESTART: Final = "when instance is running"
+# The sidecar and users write too, and Incus runs one operation per instance at a time.
+_BUSY_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = 0.2
+_NOT_FOUND: Final = 404
+_PRECONDITION_FAILED: Final = 412
+# Texts of Incus' internal/server/instance/operationlock.
+_BUSY: Final = ("busy running", "non-reusable operation")
+# Text of Incus' deviceAdd, deviceStart and deviceStop (internal/server/instance/drivers).
+_NEEDS_RESTART: Final = "when instance is running"
 
 
-async def converge(declaration: Declaration, say: Callable[[str], None]) -> list[str]:
-    """Carry out what it takes; what did not work, a sentence each. `say` gets a line a step."""
-    wrong: dict[Step, str] = {}
-    turns = asyncio.Semaphore(_AT_ONCE)
+async def converge(declaration: Declaration, report: Callable[[str], None]) -> list[str]:
+    """Make the instances as `declaration` says; returns one sentence for each failure.
+
+    `report` gets a line for each step that was carried out.
+    """
+    failures: dict[Step, str] = {}
+    slots = asyncio.Semaphore(_MAX_PARALLEL)
 
     async def carry_out(step: Step) -> None:
-        if isinstance(step, Start) and Create(step.declared) in wrong:
+        if isinstance(step, Start) and Create(step.declared) in failures:
             return
-        async with turns:
+        async with slots:
             try:
                 await _execute(step)
             except IncusError as error:
-                wrong[step] = f"cannot {step.verb} {str(step.declared)!r}: {error}"
+                failures[step] = f"cannot {step.verb} {str(step.declared)!r}: {error}"
                 return
-        wrong.pop(step, None)
+        failures.pop(step, None)
         if isinstance(step, Leave) and step.wrong:
-            wrong[step] = step.describe()
+            failures[step] = step.describe()
         else:
-            say(step.describe())
+            report(step.describe())
 
-    async def together(steps: Sequence[Step]) -> None:
-        """All of them, whatever comes of one."""
+    async def carry_out_all(steps: Sequence[Step]) -> None:
+        """Every step runs to its end, even if another one raises."""
         ends = await asyncio.gather(*map(carry_out, steps), return_exceptions=True)
         for end in ends:
             if end is not None:
                 raise end
 
-    # What is freed by one kind of them may be taken by the next.
-    for _, kind in itertools.groupby(declaration.steps(await incus.instances()), type):
-        some = list(kind)
-        await together(some)
-        # A port or an address may have passed from one to another of them.
-        await together([step for step in some if isinstance(step, Change) and step in wrong])
-    return list(wrong.values())
+    # One kind of step after the other: a step may take what steps of an earlier kind free.
+    steps = plan_steps(declaration, await incus.list_instances())
+    for _, group in itertools.groupby(steps, type):
+        same_kind = list(group)
+        await carry_out_all(same_kind)
+        # A change may have needed a port or an address that another change freed only later.
+        refused = [step for step in same_kind if isinstance(step, Change) and step in failures]
+        await carry_out_all(refused)
+    return list(failures.values())
 
 
 async def _execute(step: Step) -> None:
+    declared = step.declared
     match step:
-        case Create(one):
-            await incus.create(one.project, one.new())
-        case Change(one):
-            await _patiently(lambda: _change(one))
-        case Start(one):
-            await _patiently(lambda: _start(one))
-        case Delete(of):
-            await _patiently(lambda: _delete(of))
+        case Create():
+            await incus.create(declared.project, declared.creation_request())
+        case Change():
+            await _retry_while_busy(lambda: _change(declared))
+        case Start():
+            await _retry_while_busy(lambda: _start(declared))
+        case Delete():
+            await _retry_while_busy(lambda: _delete(declared))
         case Leave():
             pass
 
 
-async def _change(one: Declared) -> None:
-    found, etag = await incus.instance_now(one.project, one.name)
-    wanted = one.changed(found)
-    if wanted is None or not one.owns(found):
+async def _get(declared: DeclaredInstance) -> tuple[Mapping[str, Any], str]:
+    return await incus.get_instance_with_etag(declared.project, declared.name)
+
+
+async def _replace(declared: DeclaredInstance, instance: Mapping[str, Any], etag: str) -> None:
+    await incus.replace(declared.project, declared.name, instance, etag)
+
+
+async def _change(declared: DeclaredInstance) -> None:
+    found, etag = await _get(declared)
+    wanted = declared.update_request(found)
+    if wanted is None or not declared.owns(found):
         return
     try:
-        await incus.replace(one.project, one.name, wanted, etag)
+        await _replace(declared, wanted, etag)
     except IncusError as error:
-        if _TAKES_A_RESTART in str(error) and one.restart:
-            await _restart_with(one, found)
+        name = declared.name
+        if _NEEDS_RESTART in str(error) and declared.restart:
+            await _restart_with(declared, found)
             return
-        if _TAKES_A_RESTART in str(error):
-            advice = f"; run 'inx-sidecar converge' between 'incus stop {one.name}' and its start"
+        if _NEEDS_RESTART in str(error):
+            advice = f"; run 'inx-sidecar converge' between 'incus stop {name}' and its start"
         elif found["status"] == "Running" and _loses_devices(found, wanted):
-            # Incus takes away the old ones first (devicesUpdate), and does not bring them back.
+            # Incus removes the old devices first (devicesUpdate), and does not add them again.
             advice = "; devices that it changes may be missing until it is restarted"
         else:
             raise
@@ -117,114 +135,121 @@ def _loses_devices(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return any(after.get(name) != device for name, device in found["devices"].items())
 
 
-async def _restart_with(one: Declared, former: Mapping[str, Any]) -> None:
-    """Change it while it is stopped, and start it again: as it was, if it does not start so."""
+async def _restart_with(declared: DeclaredInstance, former: Mapping[str, Any]) -> None:
+    """Stop the instance, change it and start it again; restore `former` if it does not start.
+
+    An ephemeral instance is gone when it has stopped, so it is created again.
+    """
     body = _settable(former)
-    anew = bool(former["ephemeral"]) and one.ephemeral
+    recreate = bool(former["ephemeral"]) and declared.ephemeral
     try:
-        if former["ephemeral"] and not anew:
-            await _patiently(lambda: _make_last(one))
-        await _patiently(lambda: _stop(one))
-        if anew:
-            changed = one.changed(former) or body
-            await incus.create(one.project, {**one.new(), **without_volatile(changed)})
+        if former["ephemeral"] and not recreate:
+            await _retry_while_busy(lambda: _make_persistent(declared))
+        await _retry_while_busy(lambda: _stop(declared))
+        if recreate:
+            changed = declared.update_request(former) or body
+            request = {**declared.creation_request(), **without_volatile(changed)}
+            await incus.create(declared.project, request)
         else:
-            await _patiently(lambda: _change(one))
-        await _patiently(lambda: _start(one))
+            await _retry_while_busy(lambda: _change(declared))
+        await _retry_while_busy(lambda: _start(declared))
     except IncusError as error:
         try:
-            await _put_back(one, body, anew=anew)
+            await _restore(declared, body, recreate=recreate)
         except IncusError as another:
-            text = f"{error}; and it cannot be put back: {another}; look at 'incus info {one.name}'"
+            text = (
+                f"{error}; and it cannot be put back: {another}; "
+                f"look at 'incus info {declared.name}'"
+            )
             raise IncusError(text, error.code) from None
         raise IncusError(f"{error}; it runs as before", error.code) from None
 
 
-async def _make_last(one: Declared) -> None:
-    """An ephemeral one would be gone when it has stopped."""
-    found, etag = await incus.instance_now(one.project, one.name)
-    wanted = {**_settable(found), "ephemeral": False}
-    await incus.replace(one.project, one.name, wanted, etag)
+async def _make_persistent(declared: DeclaredInstance) -> None:
+    found, etag = await _get(declared)
+    await _replace(declared, {**_settable(found), "ephemeral": False}, etag)
 
 
 def _settable(found: Mapping[str, Any]) -> dict[str, Any]:
     return {key: found[key] for key in (*SETTABLE, "config")}
 
 
-async def _put_back(one: Declared, body: Mapping[str, Any], *, anew: bool) -> None:
-    """What was running runs again; what Incus itself noted meanwhile stays."""
+async def _restore(declared: DeclaredInstance, body: Mapping[str, Any], *, recreate: bool) -> None:
+    """Make the instance run as `body` says; volatile keys that Incus has written since stay."""
 
     async def replace() -> None:
-        found, etag = await incus.instance_now(one.project, one.name)
+        found, etag = await _get(declared)
         former = without_volatile(body)
-        noted = found["config"].keys() - without_volatile(found)["config"].keys()
-        config = former["config"] | {key: found["config"][key] for key in noted}
-        await incus.replace(one.project, one.name, {**former, "config": config}, etag)
+        volatile = found["config"].keys() - without_volatile(found)["config"].keys()
+        config = former["config"] | {key: found["config"][key] for key in volatile}
+        await _replace(declared, {**former, "config": config}, etag)
 
     async def create() -> None:
-        with contextlib.suppress(IncusError):  # it may be gone, as it failed to start
-            await incus.delete(one.project, one.name)
-        await incus.create(one.project, {**one.new(), **without_volatile(body)})
+        # An ephemeral instance that failed to start may be gone.
+        with contextlib.suppress(IncusError):
+            await incus.delete(declared.project, declared.name)
+        request = {**declared.creation_request(), **without_volatile(body)}
+        await incus.create(declared.project, request)
 
-    await _patiently(create if anew else replace)
-    await _patiently(lambda: _start(one))
-
-
-async def _start(one: Declared) -> None:
-    found, _ = await incus.instance_now(one.project, one.name)
-    if found["status"] == "Stopped" and one.owns(found):
-        await incus.start(one.project, one.name)
+    await _retry_while_busy(create if recreate else replace)
+    await _retry_while_busy(lambda: _start(declared))
 
 
-async def _delete(one: Declared) -> None:
+async def _start(declared: DeclaredInstance) -> None:
+    found, _ = await _get(declared)
+    if found["status"] == "Stopped" and declared.owns(found):
+        await incus.start(declared.project, declared.name)
+
+
+async def _delete(declared: DeclaredInstance) -> None:
     try:
-        found, _ = await incus.instance_now(one.project, one.name)
-        if not one.owns(found):
-            return  # it has just been made somebody's own
+        found, _ = await _get(declared)
+        if not declared.owns(found):
+            return  # somebody has taken the instance out of the declaration just now
         if is_protected(found):
             raise IncusError(PROTECTED)
-        await _stop(one)
-        await incus.delete(one.project, one.name)
+        await _stop(declared)
+        await incus.delete(declared.project, declared.name)
     except IncusError as error:
-        if error.code != _GONE:  # as an ephemeral one is when it has stopped
+        if error.code != _NOT_FOUND:  # an ephemeral instance is gone when it has stopped
             raise
 
 
-async def _stop(one: Declared) -> None:
-    """In order, and by force if that takes too long."""
-    if await _is_stopped(one):
+async def _stop(declared: DeclaredInstance) -> None:
+    """Shut the instance down; by force if that takes over _STOP_SECONDS."""
+    if await _is_stopped(declared):
         return
     try:
-        await incus.stop(one.project, one.name, _STOP_SECONDS)
+        await incus.stop(declared.project, declared.name, _STOP_SECONDS)
     except IncusError as error:
-        if _passes(error):
+        if _is_temporary(error):
             raise
-        if not await _is_stopped(one):
-            await incus.stop(one.project, one.name, _STOP_SECONDS, force=True)
+        if not await _is_stopped(declared):
+            await incus.stop(declared.project, declared.name, _STOP_SECONDS, force=True)
 
 
-async def _is_stopped(one: Declared) -> bool:
+async def _is_stopped(declared: DeclaredInstance) -> bool:
     try:
-        found, _ = await incus.instance_now(one.project, one.name)
+        found, _ = await _get(declared)
     except IncusError as error:
-        if error.code == _GONE:
+        if error.code == _NOT_FOUND:
             return True
         raise
     return bool(found["status"] == "Stopped")
 
 
-async def _patiently(act: Callable[[], Awaitable[None]]) -> None:
-    """Again and again while Incus is at something else with the instance, or it was changed."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+async def _retry_while_busy(act: Callable[[], Awaitable[None]]) -> None:
+    """Repeat `act` while Incus runs another operation on the instance, or it was just changed."""
+    deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
             return await act()
         except IncusError as error:
-            if not _passes(error) or time.monotonic() > deadline:
+            if not _is_temporary(error) or time.monotonic() > deadline:
                 raise
-        await asyncio.sleep(_AGAIN_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
-def _passes(error: IncusError) -> bool:
-    at_something_else = any(words in str(error) for words in _AT_SOMETHING_ELSE)
-    return error.code == _CHANGED_MEANWHILE or at_something_else
+def _is_temporary(error: IncusError) -> bool:
+    busy = any(words in str(error) for words in _BUSY)
+    return error.code == _PRECONDITION_FAILED or busy

@@ -1,6 +1,6 @@
-"""Incus' REST API on its unix socket: the few requests that the sidecar makes.
+"""Requests to Incus' REST API, on its unix socket.
 
-Never called while a hook waits: Incus may be waiting for that hook.
+A hook must not wait for one of them: Incus answers some only when the hook has ended.
 """
 
 import asyncio
@@ -16,8 +16,9 @@ from inx_sidecar.base.errors import InxError
 
 _SECONDS: Final = 60.0
 _ETAG: Final = "etag"
-# internal/server/db/operationtype: one that hangs, as a stop may, must not hold everything up.
-_MAKE_NOTHING: Final = (
+# Descriptions of operations that make no files of instances (internal/server/db/operationtype).
+# A stop, for one, may hang, and must not delay everything else.
+_NOT_CREATING: Final = (
     "Starting ",
     "Stopping ",
     "Restarting ",
@@ -29,7 +30,7 @@ _MAKE_NOTHING: Final = (
 
 
 class IncusError(InxError):
-    """Incus refused a request; `code` is its HTTP status, 0 if it cannot be reached."""
+    """Incus refused a request; `code` is the HTTP status, or 0 if Incus cannot be reached."""
 
     status = 28
 
@@ -39,7 +40,7 @@ class IncusError(InxError):
 
 
 def is_true(text: str) -> bool:
-    """As Incus takes the value of a key (shared/util, IsTrue)."""
+    """Whether Incus takes `text`, the value of a key, for true (shared/util, IsTrue)."""
     return text.lower() in ("true", "1", "yes", "on")
 
 
@@ -48,107 +49,114 @@ async def server_version() -> str:
     return str(answer["metadata"]["environment"]["server_version"])
 
 
-async def profiles() -> list[Mapping[str, Any]]:
-    """Every profile of every project."""
+async def list_profiles() -> list[Mapping[str, Any]]:
+    """All profiles of all projects."""
     answer = await _request("GET", "/1.0/profiles?recursion=1&all-projects=true")
     return list(answer["metadata"])
 
 
-async def instances() -> list[Mapping[str, Any]]:
-    """Every instance of every project, with its expanded configuration, without its state."""
+async def list_instances() -> list[Mapping[str, Any]]:
+    """All instances of all projects, with their expanded configuration, without their state."""
     answer = await _request("GET", "/1.0/instances?recursion=1&all-projects=true")
     return list(answer["metadata"])
 
 
-async def instance(project: str, name: str) -> Mapping[str, Any]:
-    """One instance, with its expanded configuration."""
-    return (await instance_now(project, name))[0]
+async def get_instance(project: str, name: str) -> Mapping[str, Any]:
+    """An instance, with its expanded configuration."""
+    return (await get_instance_with_etag(project, name))[0]
 
 
-async def instance_now(project: str, name: str) -> tuple[Mapping[str, Any], str]:
-    """The same, and the ETag by which a change of it is noticed."""
+async def get_instance_with_etag(project: str, name: str) -> tuple[Mapping[str, Any], str]:
+    """An instance and its ETag, by which Incus notices that it was changed meanwhile."""
     answer = await _request("GET", _instance(project, name))
     return dict(answer["metadata"]), str(answer[_ETAG])
 
 
 async def execute(project: str, name: str, argv: Sequence[str], seconds: float) -> int:
-    """Run `argv` inside an instance, as its root, to its end, without output; its exit status.
+    """Run `argv` inside an instance as root, to its end; returns the exit status.
 
-    IncusError if Incus cannot, TimeoutError after `seconds`: then the program goes on, as it does
-    when the sidecar ends.
+    The output is dropped. IncusError if Incus cannot run it. TimeoutError after `seconds`: the
+    program runs on then, as it does when the sidecar ends.
     """
-    asked = {"command": list(argv), "wait-for-websocket": False, "record-output": False}
-    operation = (await _request("POST", _instance(project, name, "/exec"), asked))["operation"]
-    return int((await _outcome(operation, seconds))["metadata"]["return"])
+    request = {"command": list(argv), "wait-for-websocket": False, "record-output": False}
+    operation = (await _request("POST", _instance(project, name, "/exec"), request))["operation"]
+    return int((await _wait_operation(operation, seconds))["metadata"]["return"])
 
 
-async def at_work() -> bool:
-    """Whether it creates, copies, moves or snapshots something just now."""
+async def is_creating() -> bool:
+    """Whether Incus creates, copies, moves or snapshots an instance just now."""
     answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")
-    kinds = answer["metadata"] or {}
+    operations = answer["metadata"] or {}
     return any(
-        operation["class"] == "task" and not operation["description"].startswith(_MAKE_NOTHING)
-        for kind in ("pending", "running", "cancelling")
-        for operation in kinds.get(kind, [])
+        operation["class"] == "task" and not operation["description"].startswith(_NOT_CREATING)
+        for status in ("pending", "running", "cancelling")
+        for operation in operations.get(status, [])
     )
 
 
 async def set_config(project: str, name: str, uuid: str, config: Mapping[str, str]) -> None:
-    """Change keys of an instance's configuration and leave the others alone.
+    """Set the keys of `config` in an instance's configuration; other keys stay.
 
-    IncusError with code 404 if another instance has its name by now, and 412 if it was changed
-    meanwhile.
+    IncusError with code 404 if the name is another instance's by now, and with code 412 if the
+    instance was changed meanwhile.
     """
-    found, etag = await instance_now(project, name)
+    found, etag = await get_instance_with_etag(project, name)
     if found["config"].get("volatile.uuid") != uuid:
         raise IncusError(f"{name!r} is another instance by now", 404)
-    # Incus 6.0 takes a description that is not sent for an empty one.
+    # Incus 6.0 sets the description to "" if the request has none.
     body = {"config": dict(config), "description": found["description"]}
-    await _done(await _request("PATCH", _instance(project, name), body, etag=etag))
+    await _wait_answer(await _request("PATCH", _instance(project, name), body, etag=etag))
 
 
 async def replace(project: str, name: str, instance: Mapping[str, Any], etag: str) -> None:
-    """Make an instance's own configuration and devices what `instance` says (InstancePut).
+    """Replace an instance's own configuration and devices by those of `instance` (InstancePut).
 
-    IncusError with code 412 if it was changed since it had `etag`.
+    IncusError with code 412 if the instance was changed since it had `etag`.
     """
-    await _done(await _request("PUT", _instance(project, name), dict(instance), etag=etag))
+    await _wait_answer(await _request("PUT", _instance(project, name), dict(instance), etag=etag))
 
 
 async def create(project: str, instance: Mapping[str, Any]) -> None:
+    """Create the instance that `instance` describes (InstancesPost)."""
     url = f"/1.0/instances?project={quote(project, safe='')}"
-    await _done(await _request("POST", url, dict(instance)))
+    await _wait_answer(await _request("POST", url, dict(instance)))
 
 
 async def delete(project: str, name: str) -> None:
-    await _done(await _request("DELETE", _instance(project, name)))
+    await _wait_answer(await _request("DELETE", _instance(project, name)))
 
 
 async def start(project: str, name: str) -> None:
     state = {"action": "start", "timeout": -1}
-    await _done(await _request("PUT", _instance(project, name, "/state"), state))
+    await _wait_answer(await _request("PUT", _instance(project, name, "/state"), state))
 
 
 async def stop(project: str, name: str, seconds: int, *, force: bool = False) -> None:
-    """IncusError if it has not stopped after `seconds`."""
+    """Shut an instance down, or kill it with `force`; IncusError if it runs after `seconds`."""
     state = {"action": "stop", "timeout": seconds, "force": force}
-    await _done(
+    await _wait_answer(
         await _request("PUT", _instance(project, name, "/state"), state), seconds + _SECONDS
     )
 
 
-async def _done(answer: Mapping[str, Any], seconds: float = _SECONDS) -> None:
-    """Wait until what Incus has begun is done; IncusError if it failed, or has not ended."""
+async def _wait_answer(answer: Mapping[str, Any], seconds: float = _SECONDS) -> None:
+    """Wait for the operation that `answer` names, if any.
+
+    IncusError if the operation fails, or does not end within `seconds`.
+    """
     if answer.get("type") != "async":
         return
     try:
-        await _outcome(answer["operation"], seconds)
+        await _wait_operation(answer["operation"], seconds)
     except TimeoutError:
         raise IncusError(f"it took over {int(seconds)} s") from None
 
 
-async def _outcome(operation: str, seconds: float) -> Mapping[str, Any]:
-    """How an operation ended; IncusError if it failed, TimeoutError if it did not in `seconds`."""
+async def _wait_operation(operation: str, seconds: float) -> Mapping[str, Any]:
+    """How the operation ended.
+
+    IncusError if it failed, TimeoutError if it did not end within `seconds`.
+    """
     url = f"{operation}/wait?timeout={int(seconds)}"
     ended = (await _request("GET", url, seconds=seconds + _SECONDS))["metadata"]
     if ended["status"] in ("Pending", "Running"):
@@ -158,33 +166,38 @@ async def _outcome(operation: str, seconds: float) -> Mapping[str, Any]:
     return dict(ended)
 
 
-def _instance(project: str, name: str, what: str = "") -> str:
-    return f"/1.0/instances/{quote(name, safe='')}{what}?project={quote(project, safe='')}"
+def _instance(project: str, name: str, part: str = "") -> str:
+    """The URL of an instance, or of a `part` of it, as "/state"."""
+    return f"/1.0/instances/{quote(name, safe='')}{part}?project={quote(project, safe='')}"
 
 
 async def _request(
     method: str, url: str, body: object = None, *, seconds: float = _SECONDS, etag: str = ""
 ) -> dict[str, Any]:
-    """What is answered, with its own ETag; it is refused if `etag` is given and another by now."""
-    sent = b"" if body is None else json.dumps(body).encode()
-    headers = [("Host", "incus"), ("Connection", "close"), ("Content-Length", str(len(sent)))]
+    """The answer, with the ETag of what it describes.
+
+    With `etag`, Incus refuses the request (412) if the object has another ETag by now. IncusError
+    if Incus refuses the request, or does not answer within `seconds`.
+    """
+    content = b"" if body is None else json.dumps(body).encode()
+    headers = [("Host", "incus"), ("Connection", "close"), ("Content-Length", str(len(content)))]
     if etag:
         headers.append(("If-Match", etag))
     try:
         async with asyncio.timeout(seconds):
             request = h11.Request(method=method, target=url, headers=headers)
-            raw, its = await _exchange(request, sent)
+            raw, answer_etag = await _exchange(request, content)
     except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
-        why = str(error) or f"not within {seconds:.0f} s"
-        raise IncusError(f"Incus does not answer on {paths.INCUS_SOCKET}: {why}") from None
+        reason = str(error) or f"not within {seconds:.0f} s"
+        raise IncusError(f"Incus does not answer on {paths.INCUS_SOCKET}: {reason}") from None
     answer = json.loads(raw)
     if answer.get("type") == "error":
         raise IncusError(str(answer.get("error")), int(answer.get("error_code", 0)))
-    return {**answer, _ETAG: its}
+    return {**answer, _ETAG: answer_etag}
 
 
 async def _exchange(request: h11.Request, body: bytes) -> tuple[bytes, str]:
-    """The body of the answer, and its ETag."""
+    """The body of the response, and its ETag."""
     reader, writer = await asyncio.open_unix_connection(paths.INCUS_SOCKET)
     connection = h11.Connection(h11.CLIENT)
     etag = ""

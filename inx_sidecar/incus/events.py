@@ -1,8 +1,9 @@
-"""What Incus says as it happens: its lifecycle events, by the websocket of its API.
+"""Incus' lifecycle events, from the websocket of its API.
 
-They are hints that something changed. Events may come in another order than what they tell of
-(Incus 6.0 sends each from a goroutine of its own), and those of the time without a connection are
-lost: whoever listens looks at everything when a connection begins, and at what an event names then.
+An event is only a hint that something changed. Events may arrive in another order than the changes
+happened (Incus 6.0 sends each from a goroutine of its own), and events are lost while there is no
+connection. So a listener looks at everything when a connection begins, and later at what an event
+names.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from inx_sidecar.base import paths
 from inx_sidecar.incus.api import IncusError
 
 _URL: Final = "ws://incus/1.0/events?type=lifecycle&all-projects=true"
-_LARGEST: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class Event:
-    """`action`, as "instance-updated", happened to `name`, which may be no instance."""
+    """`action`, as "instance-updated", happened to the object `name`: an instance, a profile..."""
 
     action: str
     project: str
@@ -31,11 +32,14 @@ class Event:
 
 
 async def listen(quiet: float) -> AsyncIterator[Event | None]:
-    """Events, as they come; None when anything may have changed: at first, and after `quiet`
-    seconds without one. IncusError when the connection cannot be had, or ends."""
+    """Events as they arrive; None when anything may have changed.
+
+    None comes first, when the connection begins, then after `quiet` seconds without an event, and
+    for an event that is not understood. IncusError when there is no connection, or it ends.
+    """
     try:
         async with unix_connect(
-            paths.INCUS_SOCKET, _URL, max_size=_LARGEST, ping_interval=None, compression=None
+            paths.INCUS_SOCKET, _URL, max_size=_MAX_BYTES, ping_interval=None, compression=None
         ) as connection:
             yield None
             while True:
@@ -45,15 +49,15 @@ async def listen(quiet: float) -> AsyncIterator[Event | None]:
                 except TimeoutError:
                     yield None
                 else:
-                    yield _event(message)
+                    yield _parse_event(message)
     except (OSError, TimeoutError, WebSocketException) as error:
         raise IncusError(f"Incus tells no events on {paths.INCUS_SOCKET}: {error}") from None
 
 
-def _event(message: str | bytes) -> Event | None:
+def _parse_event(message: str | bytes) -> Event | None:
     try:
-        told = json.loads(message)
-        happened = told["metadata"]
-        return Event(happened["action"], told.get("project", ""), happened.get("name", ""))
+        event = json.loads(message)
+        metadata = event["metadata"]
+        return Event(metadata["action"], event.get("project", ""), metadata.get("name", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,7 +1,8 @@
-"""The instance that a hook speaks of: what LXC says in LXC_*, and Incus in backup.yaml.
+"""The instance of a hook: what LXC says in LXC_* variables, and Incus in backup.yaml.
 
-Incus writes backup.yaml beside the rootfs right before every start, readable by root alone, with
-the expanded configuration. Hooks must not ask the API: it waits for the very start they are in.
+Incus writes backup.yaml beside the rootfs right before every start, with the expanded
+configuration; only root can read it. A hook must not ask Incus' API, which waits for the start that
+the hook is part of.
 """
 
 import os
@@ -14,16 +15,16 @@ import yaml
 
 from inx_sidecar.base.errors import InstanceError
 from inx_sidecar.incus.api import is_true
-from inx_sidecar.nix.store import listed
+from inx_sidecar.nix.store import split_store_paths
 
-# Every scalar as text: YAML 1.1 has its own ideas of what "no" and "=" mean.
+# Every scalar is read as text: YAML 1.1 takes "no" for a boolean and "=" for a type of its own.
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class Facts:
+class LxcFacts:
     """What LXC tells a hook: LXC_NAME, LXC_ROOTFS_PATH and LXC_CONFIG_FILE."""
 
     lxc_name: str
@@ -38,7 +39,7 @@ class Instance:
     name: str
     project: str
     uuid: str
-    facts: Facts
+    facts: LxcFacts
     privileged: bool
     config: Mapping[str, str]
     devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -49,37 +50,40 @@ class Instance:
 
     @property
     def isolated(self) -> bool:
-        """Whether it may see its own part of the store alone."""
+        """Whether the container sees only the store paths that it needs."""
         return self.config.get("user.inx.store") == "isolated"
 
     @property
     def included(self) -> tuple[str, ...]:
-        """What it sees in addition."""
-        return listed(self.config.get("user.inx.store.include", ""))
+        """The store paths that an isolated container sees besides its systems."""
+        return split_store_paths(self.config.get("user.inx.store.include", ""))
 
     @property
     def nics(self) -> dict[str, dict[str, str]]:
-        """Its network devices, with the names of their interfaces, `name` inside and `host_name`,
-        also where Incus has chosen them."""
+        """The network devices.
+
+        `name` is the name of the interface inside, `host_name` that of its peer on the host, also
+        where Incus has chosen them (volatile.DEVICE.*).
+        """
         return {
-            device: {
-                key: self.config[f"volatile.{device}.{key}"]
+            name: {
+                key: self.config[f"volatile.{name}.{key}"]
                 for key in ("name", "host_name")
-                if f"volatile.{device}.{key}" in self.config
+                if f"volatile.{name}.{key}" in self.config
             }
-            | dict(of)
-            for device, of in self.devices.items()
-            if of.get("type") == "nic"
+            | dict(device)
+            for name, device in self.devices.items()
+            if device.get("type") == "nic"
         }
 
     @property
     def lxc_name(self) -> str:
-        """As LXC, logs and GC roots call it (incus internal/server/project/project.go)."""
+        """The name in LXC, logs and GC roots (incus internal/server/project/project.go)."""
         return self.name if self.project == "default" else f"{self.project}_{self.name}"
 
 
-def read_instance(facts: Facts) -> Instance:
-    """The instance that LXC speaks of."""
+def read_instance(facts: LxcFacts) -> Instance:
+    """The instance that `facts` describe; InstanceError if backup.yaml cannot be used."""
     lxc_name = facts.lxc_name
     path = f"{os.path.dirname(os.path.realpath(facts.rootfs))}/backup.yaml"
     try:
@@ -88,17 +92,20 @@ def read_instance(facts: Facts) -> Instance:
     except (OSError, yaml.YAMLError) as error:
         raise InstanceError(f"cannot read {path} of {lxc_name!r}: {error}") from None
     try:
-        return instance_of(document["container"], facts)
+        return parse_instance(document["container"], facts)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InstanceError(f"{path} of {lxc_name!r} is not what Incus writes: {error!r}") from None
 
 
-def instance_of(api: Mapping[str, Any], facts: Facts) -> Instance:
-    """As the API describes it; KeyError or ValueError if that is none."""
+def parse_instance(api: Mapping[str, Any], facts: LxcFacts) -> Instance:
+    """The instance that Incus' API describes as `api`.
+
+    AttributeError, KeyError, TypeError or ValueError if `api` describes none.
+    """
     config = {str(key): str(value) for key, value in api["expanded_config"].items()}
     devices = {
-        str(device): {str(key): str(value) for key, value in of.items()}
-        for device, of in (api.get("expanded_devices") or {}).items()
+        str(name): {str(key): str(value) for key, value in device.items()}
+        for name, device in (api.get("expanded_devices") or {}).items()
     }
     name, project, uuid = api["name"], api["project"], config["volatile.uuid"]
     if not (_UUID.fullmatch(uuid) and _NAME.fullmatch(name) and _NAME.fullmatch(project)):

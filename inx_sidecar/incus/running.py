@@ -1,4 +1,7 @@
-"""What a sidecar leaves in /run/inx/UUID for the one that comes after it."""
+"""/run/inx/UUID/running.json: what a sidecar records of a running instance for its successor.
+
+A sidecar that is upgraded reads the file that the older version wrote.
+"""
 
 import json
 import os
@@ -7,72 +10,95 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
 from inx_sidecar.base import paths
-from inx_sidecar.incus.instance import Facts, Instance
+from inx_sidecar.incus.instance import Instance, LxcFacts
 
-# These count from start to stop, whatever the configuration says meanwhile.
+# Keys whose values at the start hold until the instance stops, whatever its configuration says.
 _FIXED: Final = ("user.inx.store", "user.inx.store.include", "user.inx.daemon")
+# Names that fields had in older versions.
+_FORMER_NAMES: Final = {
+    "profile": "profile_system",
+    "shown": "visible_systems",
+    "mark": "spec_digest",
+    "text": "status_text",
+    "tried": "attempted_digest",
+}
+_LISTS: Final = ("visible_systems", "claims")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A container that was attached, and what has been done to it since.
+    """A container whose mounts are attached, and what has been done to it since.
 
-    `mapped`: its store shows mapped owners. `fixed`: the keys that count from start to stop.
-    `booted` is the system that PID 1 runs, `active` the one last activated, if another, `profile`
-    what its profile led to then. `shown`: the systems whose closures an isolated container sees.
-    `mark` is of the spec that was carried out last, or failed, `text` the status that it left.
-    `tried` is that of one whose activation was begun and did not end well. `undo`: what is to be
-    taken back if a generation that was made never became active.
-    `claims`: its static addresses and the networks that they are on.
+    `started`: when process `pid` began, in clock ticks since boot.
+    `mapped`: the container sees the store's owners mapped to its own user ids.
+    `fixed`: the keys, with their values, that hold from start to stop.
+    `booted`: the system that PID 1 runs.
+    `active`: the system that was activated last, if it is not the booted one.
+    `profile_system`: the system that the profile led to when the last spec was carried out.
+    `visible_systems`: the systems whose closures an isolated container sees.
+    `spec_digest`: the digest of the last spec that was carried out, or that failed.
+    `status_text`: the status that this spec left.
+    `attempted_digest`: the digest of a spec whose activation began and did not succeed.
+    `undo`: the profile to restore if the generation that was made last never becomes active.
+    `claims`: static addresses of the instance, each with the network that it is on.
     """
 
-    facts: Facts
+    facts: LxcFacts
     pid: int
     started: int
     mapped: bool
     fixed: Mapping[str, str] = field(default_factory=dict)
     booted: str = ""
     active: str = ""
-    profile: str = ""
-    shown: tuple[str, ...] = ()
-    mark: str = ""
-    text: str = ""
-    tried: str = ""
+    profile_system: str = ""
+    visible_systems: tuple[str, ...] = ()
+    spec_digest: str = ""
+    status_text: str = ""
+    attempted_digest: str = ""
     undo: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()
 
     @property
     def system(self) -> str:
-        return self.active or self.booted or self.profile
+        """The system that runs, as far as inx knows."""
+        return self.active or self.booted or self.profile_system
 
     @classmethod
     def of(cls, instance: Instance, pid: int, mapped: bool, claims: Iterable[str] = ()) -> Self:
+        """The record of `instance`, whose init is process `pid`, right after its mounts are
+        attached."""
         fixed = {key: instance.config[key] for key in _FIXED if key in instance.config}
-        return cls(instance.facts, pid, started(pid), mapped, fixed, claims=tuple(sorted(claims)))
+        start_time = process_start_time(pid)
+        return cls(instance.facts, pid, start_time, mapped, fixed, claims=tuple(sorted(claims)))
 
     def as_started(self, instance: Instance) -> Instance:
-        """`instance` with what counts until it stops."""
+        """`instance` with the values of `fixed` in place of what its configuration says now."""
         config = {key: value for key, value in instance.config.items() if key not in _FIXED}
         return replace(instance, config=config | dict(self.fixed))
 
     @classmethod
     def load(cls, uuid: str) -> Self | None:
-        """What was remembered, if that very process still runs."""
+        """The record of instance `uuid`; None if there is none or its process has ended."""
         try:
             with open(_path(uuid)) as file:
-                saved = json.load(file)
-            lists = {key: tuple(saved.get(key, ())) for key in ("shown", "claims")}
-            found = cls(**saved | lists | {"facts": Facts(**saved["facts"])})
-            return found if started(found.pid) == found.started else None
+                found = cls._from_json(json.load(file))
+            return found if process_start_time(found.pid) == found.started else None
         except (OSError, ValueError, TypeError):
             return None
 
     @classmethod
-    def amend(cls, uuid: str, **more: Any) -> None:
-        """Remember `more` of what runs, if it still does."""
+    def _from_json(cls, saved: Mapping[str, Any]) -> Self:
+        """TypeError if a field is missing or unknown."""
+        values = {_FORMER_NAMES.get(name, name): value for name, value in saved.items()}
+        values |= {name: tuple(values.get(name, ())) for name in _LISTS}
+        return cls(**values | {"facts": LxcFacts(**values["facts"])})
+
+    @classmethod
+    def amend(cls, uuid: str, **fields: Any) -> None:
+        """Replace `fields` in the record of instance `uuid`, unless it has ended."""
         running = cls.load(uuid)
         if running is not None:
-            replace(running, **more).save(uuid)
+            replace(running, **fields).save(uuid)
 
     def save(self, uuid: str) -> None:
         path = _path(uuid)
@@ -81,8 +107,11 @@ class Running:
         os.rename(f"{path}.new", path)
 
 
-def started(pid: int) -> int:
-    """When the process began, in clock ticks since boot: tells it from a later one (proc(5))."""
+def process_start_time(pid: int) -> int:
+    """When process `pid` began, in clock ticks since boot (proc_pid_stat(5), field 22).
+
+    Tells the process from a later one with the same number.
+    """
     with open(f"/proc/{pid}/stat", errors="replace") as file:
         return int(file.read().rpartition(")")[2].split()[19])
 

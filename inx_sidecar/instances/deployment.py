@@ -1,105 +1,128 @@
-"""One start of an instance: what is asked for, what is there, and what follows from both."""
+"""One deployment of a system to an instance: the spec, what exists, and what has to be done.
+
+A start of an instance is a deployment, and so is an update while the instance runs.
+"""
 
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.config.addresses import Wire, wires
-from inx_sidecar.config.keys import InstanceSpec, System, parse
-from inx_sidecar.config.settings import Settings, load
+from inx_sidecar.config.keys import parse_spec
+from inx_sidecar.config.settings import Settings, load_settings
+from inx_sidecar.config.spec import InstanceSpec, System
+from inx_sidecar.config.wires import Wire, plan_wires
 from inx_sidecar.container.mounts import HostDirectory
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.instances.plan import Boot, Build, Plan, decide
+from inx_sidecar.instances.plan import Boot, Build, Plan, choose_plan
 from inx_sidecar.nix import generations
-from inx_sidecar.nix.closure import closure
+from inx_sidecar.nix.closure import closure_of
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
-from inx_sidecar.nix.seals import only_sealed
-from inx_sidecar.nix.store import check_toplevel, resolve, valid_paths
+from inx_sidecar.nix.seals import trusted_generations
+from inx_sidecar.nix.store import check_toplevel, resolve_toplevel, valid_paths
 from inx_sidecar.roots.system_roots import add_system_roots
-
-UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
-BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"
-
-
-def ready(*, mapped: bool) -> str:
-    """The status of an instance that runs as it should."""
-    return "ready" if mapped else f"ready ({UNMAPPED})"
 
 
 @dataclass(frozen=True)
-class Start:
-    """One start of an instance: what it is, what is asked for and what will be done."""
+class Deployment:
+    """`present` are the generations that may be booted, `all_generations` also the others.
+
+    `digest` identifies the whole spec: a deployment with another digest is another request.
+    `running` is true for an update of an instance that runs: its PID 1 stays.
+    """
 
     instance: Instance
     spec: InstanceSpec
     present: Generations
+    all_generations: Generations
     plan: Plan
     settings: Settings
-    # Of what is asked for, in full: another one is another spec.
-    mark: str
+    digest: str
+    running: bool = False
 
     @property
-    def daemon(self) -> bool:
-        """A privileged container's root is the host's root: it gets no daemon unless asked for."""
+    def has_daemon(self) -> bool:
+        """A privileged container's root is the host's root: it gets a daemon only on request."""
         if self.spec.isolated:
             return False
         return not self.instance.privileged if self.spec.daemon is None else self.spec.daemon
 
-    async def store(self, *shown: str) -> HostDirectory:
-        """The store of the host, or what an isolated container sees of it with the systems
-        `shown`."""
+    async def store(self, *systems: str) -> HostDirectory:
+        """The host's store; for an isolated container only the closures of `systems` and of the
+        included paths."""
         if not self.spec.isolated:
             return HostDirectory(paths.STORE, paths.STORE_INSIDE)
-        visible = await closure([*shown, *self.spec.include])
+        visible = await closure_of([*systems, *self.spec.included])
         names = frozenset(os.path.basename(path) for path in visible)
-        return HostDirectory(paths.STORE, paths.STORE_INSIDE, only=names)
+        return HostDirectory(paths.STORE, paths.STORE_INSIDE, entries=names)
 
 
-async def decide_start(gc: GcClient, instance: Instance, *, running: bool = False) -> Start:
-    """Look at what `instance` is, asks for and has, decide what its start does, and root that.
+async def deploy(gc: GcClient, instance: Instance, *, running: bool = False) -> Deployment:
+    """The deployment that `instance` needs now, with all that it names rooted.
 
-    With `running`, what its update does: PID 1 stays.
+    InxError if the spec is not allowed, or the instance cannot start.
     """
-    settings = load()
-    spec = parse(instance.config, instance.name, settings.default_flake)
-    wires_of(instance, spec)
-    present = generations.read(instance.rootfs, instance.name)
-    # What an isolated container boots is what it sees: not what it chooses itself.
-    usable = only_sealed(present, spec.isolated)
-    # What was on trial until now is not started, and not tried again.
-    keep = spec.activate == "test" and not running
-    plan = decide(spec, usable, instance.name, valid_paths, resolve, keep=keep)
-    start = Start(instance, spec, usable, plan, settings, _mark(spec, instance.name))
-    booted = plan.system if isinstance(plan, Boot) and not running else None
-    await add_system_roots(gc, instance, present, booted, spec.include)
-    for path in set(spec.include) - valid_paths(spec.include):
+    deployment = plan_deployment(instance, running=running)
+    await root_deployment(gc, deployment)
+    check_deployment(deployment)
+    return deployment
+
+
+def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
+    """Parse the spec of `instance`, look at its generations and decide; nothing is written."""
+    settings = load_settings()
+    spec = parse_spec(instance.config, instance.name, settings.default_flake)
+    static_wires(instance, spec)
+    every = generations.read(instance.rootfs, instance.name)
+    # An isolated container sees what it boots, so it must not choose a system by itself.
+    present = trusted_generations(every, spec.isolated)
+    # With `activate=test`, a restart boots the current generation.
+    keep_current = spec.activate == "test" and not running
+    plan = choose_plan(
+        spec, present, instance.name, valid_paths, resolve_toplevel, keep_current=keep_current
+    )
+    digest = _digest(spec, instance.name)
+    return Deployment(instance, spec, present, every, plan, settings, digest, running)
+
+
+async def root_deployment(gc: GcClient, deployment: Deployment) -> None:
+    """Root every generation, every included path and the system that is about to boot."""
+    plan, spec = deployment.plan, deployment.spec
+    booted = plan.system if isinstance(plan, Boot) and not deployment.running else None
+    await add_system_roots(
+        gc, deployment.instance, deployment.all_generations, booted, spec.included
+    )
+
+
+def check_deployment(deployment: Deployment) -> None:
+    """InxError if the deployment is not possible. Its paths are rooted by now: what is valid here
+    stays valid."""
+    plan, spec, name = deployment.plan, deployment.spec, deployment.instance.name
+    for path in set(spec.included) - valid_paths(spec.included):
         raise SystemMissingError(
-            f"user.inx.store.include of {instance.name!r} names {path}, which is not in the "
+            f"user.inx.store.include of {name!r} names {path}, which is not in the "
             f"store; fetch it, as by 'nix-store --realise {path}', or take it from the key"
         )
     if isinstance(plan, Build) and plan.fallback is None:
-        settings.check_allowed(spec.source)
+        deployment.settings.check_allowed(spec.source)
     if isinstance(plan, Boot):
-        check_toplevel(plan.system, f"the system of {instance.name!r}")
+        check_toplevel(plan.system, f"the system of {name!r}")
         if not valid_paths({plan.system}):
             raise SystemMissingError(
-                f"{plan.system} of {instance.name!r} was collected while it started; try again"
+                f"{plan.system} of {name!r} was collected while it started; try again"
             )
-    return start
 
 
-def wires_of(instance: Instance, spec: InstanceSpec) -> tuple[Wire, ...]:
-    """The NICs with static addresses; their interfaces are known once LXC starts."""
-    return wires(spec.nics, instance.nics, instance.name)
+def static_wires(instance: Instance, spec: InstanceSpec) -> tuple[Wire, ...]:
+    """The NICs with static addresses. The names of their interfaces are known once LXC starts."""
+    return plan_wires(spec.nics, instance.nics, instance.name)
 
 
-def _mark(spec: InstanceSpec, instance: str) -> str:
-    leads_to: str | None = None
+def _digest(spec: InstanceSpec, instance: str) -> str:
+    target: str | None = None
     if isinstance(spec.source, System):
         with contextlib.suppress(SystemMissingError):
-            leads_to = resolve(spec.source.path, instance)
-    return f"{spec.fingerprint(leads_to)} {spec.generation} {spec.activate}"
+            target = resolve_toplevel(spec.source.path, instance)
+    return f"{spec.fingerprint(target)} {spec.generation} {spec.activate}"

@@ -1,4 +1,7 @@
-"""Hear from Incus what changed, and have it looked at: each instance by one task at a time."""
+"""Follow Incus' events: an instance whose configuration may have changed is updated.
+
+An event only says which instance to look at; one task at a time looks at an instance.
+"""
 
 import asyncio
 import logging
@@ -8,25 +11,28 @@ from typing import Any, Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError, InxError
-from inx_sidecar.base.journal import about
+from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
-from inx_sidecar.incus.events import listen
-from inx_sidecar.incus.instance import Instance, instance_of
+from inx_sidecar.incus.events import Event, listen
+from inx_sidecar.incus.instance import Instance, parse_instance
 from inx_sidecar.incus.running import Running
 from inx_sidecar.instances.lifecycle import Lifecycle
 
-# Lost events heal after so long; a connection that was lost is tried again after these times.
+# After so many seconds without an event all instances are looked at: an event may have been lost.
 _QUIET_SECONDS: Final = 600.0
+# A connection that was lost is tried again after these delays.
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 30.0
-# What kept us from deciding, and is no fault of the configuration, may pass.
-_AGAIN_SECONDS: Final = 10.0
-# Changes come in bursts, and often before a restart, which looks by itself.
-_SETTLE_SECONDS: Final = 0.3
+# An update that failed for another reason than the configuration is tried again after this delay.
+_RETRY_SECONDS: Final = 10.0
+# Changes come in bursts, and often right before a restart, which reads the configuration itself.
+_BURST_SECONDS: Final = 0.3
 
-_ALL: Final = ("", "")
-# After a start what Incus holds may not be what it has said at the start: it writes backup.yaml
-# from what it knew when a restart was asked for.
+# Project and name of an instance.
+_Key = tuple[str, str]
+_ALL: Final[_Key] = ("", "")
+# Also after a start: Incus writes backup.yaml, which the start reads, from what it knew when a
+# restart was asked for, so that the configuration may be newer.
 _CHANGES: Final = ("instance-updated", "instance-started", "instance-restarted")
 
 log = logging.getLogger(__name__)
@@ -35,23 +41,21 @@ log = logging.getLogger(__name__)
 class Follower:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        # By project and name: what to look at again, and who does.
-        self._changed: set[tuple[str, str]] = set()
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        # What was said of it last, not to repeat it each time.
-        self._said: dict[tuple[str, str], str] = {}
+        self._changed: set[_Key] = set()
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        # The last error of each instance: the same error is logged once.
+        self._logged: dict[_Key, str] = {}
 
     async def follow(self) -> None:
-        """Forever."""
+        """Follow events until this task is cancelled."""
         delay = _FIRST_DELAY
         while True:
             try:
                 async for event in listen(_QUIET_SECONDS):
                     delay = _FIRST_DELAY
-                    if event is None or event.action.startswith(("profile-", "project-")):
-                        self._look_at(*_ALL)
-                    elif event.action in _CHANGES:
-                        self._look_at(event.project, event.name)
+                    key = affected_by(event)
+                    if key is not None:
+                        self._look_at(*key)
             except InxError as error:
                 log.debug("%s", error)
             except Exception:
@@ -64,54 +68,65 @@ class Follower:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _look_at_all(self) -> None:
-        """Incus is asked once for all, and only if some run that it may concern."""
-        if any(Running.load(uuid) for uuid in os.listdir(paths.RUN)):
-            for api in await incus.instances():
-                if _running(api) is not None:
-                    self._look_at(api["project"], api["name"])
-
     def _look_at(self, project: str, name: str) -> None:
         key = project, name
         self._changed.add(key)
         if key not in self._tasks:
-            self._tasks[key] = task = asyncio.create_task(self._look(*key))
+            self._tasks[key] = task = asyncio.create_task(self._look_while_changed(*key))
             task.add_done_callback(lambda _: self._tasks.pop(key))
 
-    async def _look(self, project: str, name: str) -> None:
+    async def _look_while_changed(self, project: str, name: str) -> None:
         while (project, name) in self._changed:
-            await asyncio.sleep(_SETTLE_SECONDS)
+            await asyncio.sleep(_BURST_SECONDS)
             self._changed.discard((project, name))
             try:
-                await self._look_once(project, name)
+                if (project, name) == _ALL:
+                    await self._look_at_all()
+                else:
+                    await self._update(project, name)
             except incus.IncusError as error:
-                about(name).debug("%s", error)  # deleted, as a rule
+                instance_log(name).debug("%s", error)  # in most cases the instance was deleted
             except Exception:
-                about(name).exception("looking at it ended in a bug")
+                instance_log(name).exception("looking at it ended in a bug")
 
-    async def _look_once(self, project: str, name: str) -> None:
-        if (project, name) == _ALL:
-            await self._look_at_all()
-            return
-        said = self._said.pop((project, name), "")
-        found = _running(await incus.instance(project, name))
-        if found is None:
+    async def _look_at_all(self) -> None:
+        """Ask Incus once for all instances, and only if one of ours runs."""
+        if any(Running.load(uuid) for uuid in os.listdir(paths.RUN)):
+            for api in await incus.list_instances():
+                if running_instance(api) is not None:
+                    self._look_at(api["project"], api["name"])
+
+    async def _update(self, project: str, name: str) -> None:
+        logged = self._logged.pop((project, name), "")
+        instance = running_instance(await incus.get_instance(project, name))
+        if instance is None:
             return
         try:
-            await self._lifecycle.update(found)
+            await self._lifecycle.update(instance)
         except InxError as error:
-            self._said[project, name] = str(error)
-            if said != str(error):
-                about(found.lxc_name).error("%s", error)
+            self._logged[project, name] = str(error)
+            if logged != str(error):
+                instance_log(instance.lxc_name).error("%s", error)
             if not isinstance(error, ConfigError):
                 loop = asyncio.get_running_loop()
-                loop.call_later(_AGAIN_SECONDS, self._look_at, project, name)
+                loop.call_later(_RETRY_SECONDS, self._look_at, project, name)
 
 
-def _running(api: Mapping[str, Any]) -> Instance | None:
-    """The instance, if it runs with inx."""
+def affected_by(event: Event | None) -> _Key | None:
+    """Project and name of the instance that `event` may have changed; two empty texts mean all
+    instances, None means no instance. No event means that events may have been lost."""
+    if event is None or event.action.startswith(("profile-", "project-")):
+        return _ALL
+    if event.action in _CHANGES:
+        return event.project, event.name
+    return None
+
+
+def running_instance(api: Mapping[str, Any]) -> Instance | None:
+    """The instance that Incus describes by `api`, if it runs with inx."""
     running = Running.load(api["expanded_config"].get("volatile.uuid", ""))
     if running is None:
         return None
-    found = running.as_started(instance_of(api, running.facts))
-    return found if found.lxc_name == running.facts.lxc_name else None
+    instance = running.as_started(parse_instance(api, running.facts))
+    # An import may have the uuid of an instance that runs.
+    return instance if instance.lxc_name == running.facts.lxc_name else None

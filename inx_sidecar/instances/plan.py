@@ -1,23 +1,23 @@
-"""Decide what a start does: a pure function of the spec, the generations and the store."""
+"""What a start of an instance has to do: a pure function of spec, generations and store."""
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.config.keys import InstanceSpec, System
+from inx_sidecar.config.spec import InstanceSpec, System
 from inx_sidecar.nix.generations import Append, Generations, Select
 
 
 @dataclass(frozen=True)
 class Boot:
-    """The system is in the store: start it, after writing `change` to the profile, if any.
+    """The system is in the store: boot it, after `change`, if any, is written to the profile.
 
-    `trouble` says why it is not the one that was wished for.
+    `fallback_reason` says why this is not the system that the spec asks for; empty if it is.
     """
 
     system: str
     change: Select | Append | None = None
-    trouble: str = ""
+    fallback_reason: str = ""
 
     def describe(self) -> str:
         return f"boot {self.system}"
@@ -27,8 +27,8 @@ class Boot:
 class Build:
     """The system has to be built or fetched first; PID 1 waits for it.
 
-    `missing` is a store path that is wanted but gone: fetching it is tried before a build.
-    `fallback` is a generation that can be started if all fails.
+    `missing` is a store path of the system that is not valid: a fetch is tried before a build.
+    `fallback` is a generation that can be booted if the build fails.
     """
 
     fingerprint: str
@@ -42,38 +42,39 @@ class Build:
 Plan = Boot | Build
 
 
-def decide(
+def choose_plan(
     spec: InstanceSpec,
     present: Generations,
     instance: str,
     valid: Callable[[Set[str]], Set[str]],
     resolve: Callable[[str, str], str],
     *,
-    keep: bool = False,
+    keep_current: bool = False,
 ) -> Plan:
-    """What starting `instance` takes; SystemMissingError if it cannot start at all.
+    """What a start of `instance` has to do; SystemMissingError if it cannot start at all.
 
-    `valid` tells which store paths are complete, `resolve` where a System leads. With `keep` a
-    current generation that can be started is, whatever the source is now.
+    `valid` selects the store paths that are valid; `resolve` gives the store path that a System
+    leads to. With `keep_current`, a current generation that can be booted is booted, whatever the
+    source is now.
     """
     if spec.generation is not None:
-        return _pinned(spec.generation, spec, present, instance, valid)
+        return _plan_pinned(spec.generation, present, instance, valid)
     current = present.newest if present.pinned else present.current
-    good = valid(set(present.links.values()))
+    bootable = valid(set(present.links.values()))
     system = None if current is None else present.links[current]
-    usable = system in good
+    usable = system in bootable
     order = ([] if current is None else [current]) + sorted(present.links, reverse=True)
-    fallback = next((Select(n, pinned=False) for n in order if present.links[n] in good), None)
+    fallback = next((Select(n, pinned=False) for n in order if present.links[n] in bootable), None)
 
-    if keep and usable and fallback is not None:
-        return _boot(fallback, present)
+    if keep_current and usable and fallback is not None:
+        return _boot_generation(fallback, present)
     if isinstance(spec.source, System):
         try:
             target = resolve(spec.source.path, instance)
         except SystemMissingError as error:
             if fallback is None:
                 raise
-            return _boot(fallback, present, trouble=str(error))
+            return _boot_generation(fallback, present, fallback_reason=str(error))
         fingerprint = spec.fingerprint(target)
         if fingerprint != present.fingerprint or not usable:
             if target not in valid({target}):
@@ -86,21 +87,17 @@ def decide(
         if not usable:
             return Build(fingerprint, missing=system, fallback=fallback)
     assert fallback is not None and fallback.number == current
-    return _boot(fallback, present)
+    return _boot_generation(fallback, present)
 
 
-def _boot(choice: Select, present: Generations, trouble: str = "") -> Boot:
-    """Boot a generation that is there; the links are written only if they say something else."""
-    settled = present.current == choice.number and present.pinned == choice.pinned
-    return Boot(present.links[choice.number], None if settled else choice, trouble)
+def _boot_generation(choice: Select, present: Generations, fallback_reason: str = "") -> Boot:
+    """Boot a generation that exists; its links are written only if they differ from `choice`."""
+    unchanged = present.current == choice.number and present.pinned == choice.pinned
+    return Boot(present.links[choice.number], None if unchanged else choice, fallback_reason)
 
 
-def _pinned(
-    number: int,
-    spec: InstanceSpec,
-    present: Generations,
-    instance: str,
-    valid: Callable[[Set[str]], Set[str]],
+def _plan_pinned(
+    number: int, present: Generations, instance: str, valid: Callable[[Set[str]], Set[str]]
 ) -> Plan:
     system = present.links.get(number)
     if system is None:
@@ -114,4 +111,4 @@ def _pinned(
             f"generation {number} of {instance!r} is {system}, which is not in the store; fetch "
             f"it, as by 'nix-store --realise {system}', or unset user.inx.generation"
         )
-    return _boot(Select(number, pinned=True), present)
+    return _boot_generation(Select(number, pinned=True), present)

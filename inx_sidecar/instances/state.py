@@ -1,12 +1,12 @@
-"""What the sidecar holds for one instance; all of it can be had again from the disk."""
+"""What the sidecar holds in memory for one instance; a new sidecar reads it from the disk."""
 
 import asyncio
 import logging
 from dataclasses import dataclass, field
 
 from inx_sidecar.base.errors import InxError
-from inx_sidecar.container.mounts import Container
-from inx_sidecar.instances.deployment import Start
+from inx_sidecar.container.namespaces import Container
+from inx_sidecar.instances.deployment import Deployment
 from inx_sidecar.nix.daemon import NixDaemon
 
 log = logging.getLogger(__name__)
@@ -14,44 +14,45 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class InstanceState:
-    """`lock` is held by whoever changes one of the others."""
+    """`lock` is held while one of the other fields is changed."""
 
     daemon: NixDaemon
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    start: Start | None = None
-    # Set while a container with this PID is attached; its namespaces are held only for a build.
-    attached: asyncio.Event = field(default_factory=asyncio.Event)
+    deployment: Deployment | None = None
+    # Set while the mounts of a container with this PID are attached.
+    mounted: asyncio.Event = field(default_factory=asyncio.Event)
     pid: int = 0
+    # Whether the store shows owners as the container numbers them.
     mapped: bool = True
+    # Open only while an init waits for its build: open namespaces keep file systems busy.
     container: Container | None = None
-    # Addresses that nobody else may have meanwhile, each with its network; and its name.
+    # Static addresses with their networks, and the name of the instance that has them: no other
+    # instance may claim one.
     claims: dict[str, str] = field(default_factory=dict)
-    # Builds, and activates if the system of the instance runs.
+    # Builds; activates as well if the instance runs its system.
     build: asyncio.Task[None] | None = None
-    # From then on the task is not ended for a newer spec.
+    # From then on, the build task is not cancelled for a newer spec.
     activating: bool = False
 
-    def close(self) -> None:
-        """Let go of the container's namespaces: held, they would keep its file systems busy."""
+    def close_container(self) -> None:
         if self.container is not None:
             self.container.close()
             self.container = None
 
-    def release(self) -> None:
-        """The container has ended."""
-        self.close()
+    def container_ended(self) -> None:
+        self.close_container()
         self.pid = 0
         self.claims = {}
-        self.attached.clear()
+        self.mounted.clear()
 
-    async def quieten(self) -> None:
-        """Wait for what systemctl still does; how it ends matters to nobody any more."""
+    async def await_daemon_units(self) -> None:
+        """Wait for the systemctl commands that still run; a failure is only logged."""
         try:
-            await self.daemon.settle()
+            await self.daemon.wait_until_done()
         except InxError as error:
             log.error("%s", error)
 
-    async def end_build(self) -> None:
+    async def cancel_build(self) -> None:
         if self.build is not None:
             self.build.cancel()
             await asyncio.gather(self.build, return_exceptions=True)

@@ -1,7 +1,7 @@
 """Permission events of fanotify(7), which Python lacks: an open of a directory waits for an answer.
 
-The kernel asks before open(2) returns, whoever opens and through whatever mount. A group whose last
-descriptor is closed allows all that waits.
+The kernel asks before open(2) returns, for every process and every mount of the file system. When
+the last descriptor of a group is closed, the kernel allows all opens that wait (fanotify(7)).
 """
 
 import ctypes
@@ -23,6 +23,7 @@ _ALLOW: Final = 0x01
 _EVENT: Final = struct.Struct("=IBBHQii")
 _RESPONSE: Final = struct.Struct("=iI")
 _READ_BYTES: Final = 4096
+_AT_FDCWD: Final = -100
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fanotify_mark.argtypes = [
@@ -31,29 +32,33 @@ _libc.fanotify_mark.argtypes = [
 
 
 @dataclass(frozen=True)
-class Opening:
-    """A process is about to open a directory; `fd` is that directory."""
+class OpenRequest:
+    """Process `pid` is about to open a directory; `fd` is a descriptor of that directory."""
 
     fd: int
     pid: int
 
 
-class Gate:
-    """Openings of the marked directories wait until they are let through."""
+class PermissionGroup:
+    """A fanotify group: opens of the marked directories wait until each is allowed."""
 
     def __init__(self) -> None:
         flags = _CLASS_CONTENT | _CLOEXEC | _NONBLOCK
         self.fd = _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "fanotify_init")
 
     def mark(self, directory: str) -> None:
-        """From now on; marking one again does nothing, and its successor is another directory."""
+        """Let opens of `directory` wait from now on.
+
+        A second mark changes nothing. The mark belongs to the inode: a directory that takes the
+        place of `directory` has none.
+        """
         path = os.fsencode(directory)
         flags = _MARK_ADD | _MARK_ONLYDIR
         mask = _OPEN_PERM | _ONDIR
-        _checked(_libc.fanotify_mark(self.fd, flags, mask, -100, path), directory)
+        _checked(_libc.fanotify_mark(self.fd, flags, mask, _AT_FDCWD, path), directory)
 
-    def openings(self) -> Iterator[Opening]:
-        """Those that wait and were not given out before."""
+    def open_requests(self) -> Iterator[OpenRequest]:
+        """Opens that wait and were not returned before; the caller has to allow each."""
         try:
             events = os.read(self.fd, _READ_BYTES)
         except BlockingIOError:
@@ -62,20 +67,22 @@ class Gate:
             length, _version, _, _header, _mask, fd, pid = _EVENT.unpack_from(events)
             events = events[length:]
             if fd >= 0:
-                yield Opening(fd, pid)
+                yield OpenRequest(fd, pid)
 
-    def let_through(self, opening: Opening) -> None:
+    def allow(self, request: OpenRequest) -> None:
+        """Let the open return; closes the request's descriptor."""
         try:
-            os.write(self.fd, _RESPONSE.pack(opening.fd, _ALLOW))
+            os.write(self.fd, _RESPONSE.pack(request.fd, _ALLOW))
         finally:
-            os.close(opening.fd)
+            os.close(request.fd)
 
     def close(self) -> None:
         os.close(self.fd)
 
 
-def _checked(result: int, what: str) -> int:
+def _checked(result: int, name: str) -> int:
+    """`result`; OSError with `name` if it says that a call failed."""
     if result < 0:
         errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno), what)
+        raise OSError(errno, os.strerror(errno), name)
     return result

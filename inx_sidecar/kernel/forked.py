@@ -1,4 +1,4 @@
-"""Run a function in a forked child: what it does to its namespaces and its user stays there."""
+"""Run a function in a forked child: changes to its namespaces and its user stay in the child."""
 
 import asyncio
 import gc
@@ -20,33 +20,40 @@ _IN_A_FILE: Final = b"memfd"
 _FDS_MAX: Final = 16
 _TRACE_MAX: Final = 4000
 
-# A value that JSON can carry, and file descriptors to hand to the parent.
+# A value that JSON can represent, and file descriptors for the parent.
 Result = tuple[Any, list[int]]
 
 
 class TookTooLongError(MountError):
-    """The child did not end in time; `ended` is done when it has, which may be never."""
+    """The child did not finish in time and was killed.
+
+    `ended` is done when the child has exited. That may be never: the kernel does not kill a process
+    that waits for a file system whose server does not answer.
+    """
 
     def __init__(self, message: str, ended: asyncio.Future[None]) -> None:
         super().__init__(message)
         self.ended = ended
 
 
-async def call(function: Callable[[], Result], what: str, seconds: float = _SECONDS) -> Result:
-    """The result of `function`; MountError saying that `what` failed if it raises, and
-    TookTooLongError if it does not end within `seconds`.
+async def run_in_child(
+    function: Callable[[], Result], action: str, seconds: float = _SECONDS
+) -> Result:
+    """The result of `function`, which runs in a forked child and must not use the event loop.
 
-    An InxError comes through as it is. The child must not use the event loop.
+    `action` names the work in errors. An InxError of `function` is raised here as it is, an OSError
+    as MountError, anything else as RuntimeError. TookTooLongError if `function` does not return
+    within `seconds`.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _child(function, theirs)
+        _run_and_exit(function, theirs)
     theirs.close()
     ours.setblocking(False)
     late = False
     try:
-        await _readable(ours, seconds)
+        await _wait_readable(ours, seconds)
         message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_MAX, _FDS_MAX)
     except TimeoutError:
         late = True
@@ -55,24 +62,29 @@ async def call(function: Callable[[], Result], what: str, seconds: float = _SECO
         os.kill(pid, signal.SIGKILL)
         ended = await _reap(pid)
     if late:
-        raise TookTooLongError(f"{what} took over {seconds:.0f} s", ended)
+        raise TookTooLongError(f"{action} took over {seconds:.0f} s", ended)
     if message == _IN_A_FILE:
         with open(fds.pop(), "rb") as file:
             file.seek(0)
             message = file.read()
+    return _result(message, list(fds), action)
+
+
+def _result(message: bytes, fds: list[int], action: str) -> Result:
     answer = json.loads(message or '{"bug": "the child ended without a word"}')
     if "ok" in answer:
-        return answer["ok"], list(fds)
+        return answer["ok"], fds
     if "bug" in answer:
         raise RuntimeError(answer["bug"])
     for kind in InxError.__subclasses__():
         if kind.__name__ == answer["kind"]:
             raise kind(answer["text"])
-    raise MountError(f"{what}: {answer['text']}")
+    raise MountError(f"{action}: {answer['text']}")
 
 
-def _child(function: Callable[[], Result], channel: socket.socket) -> None:
-    gc.disable()  # it would touch, and so copy, all that the parent has
+def _run_and_exit(function: Callable[[], Result], channel: socket.socket) -> None:
+    # A collection would write to, and so copy, all objects of the parent.
+    gc.disable()
     try:
         value, fds = function()
         answer: dict[str, Any] = {"ok": value}
@@ -97,7 +109,10 @@ def _child(function: Callable[[], Result], channel: socket.socket) -> None:
 
 
 async def _reap(pid: int) -> asyncio.Future[None]:
-    """Wait a moment for the child; one that the kernel holds fast ends some time after that."""
+    """Wait up to _REAP_SECONDS for the killed child to exit; returns a future of its exit.
+
+    A child in uninterruptible sleep exits later, and is reaped then.
+    """
     loop = asyncio.get_running_loop()
     pidfd = os.pidfd_open(pid)
     ended: asyncio.Future[None] = loop.create_future()
@@ -106,24 +121,24 @@ async def _reap(pid: int) -> asyncio.Future[None]:
         loop.remove_reader(pidfd)
         os.close(pidfd)
         os.waitpid(pid, 0)
-        _settle(ended)
+        _set_done(ended)
 
     loop.add_reader(pidfd, reap)
     await asyncio.wait([ended], timeout=_REAP_SECONDS)
     return ended
 
 
-def _settle(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
-async def _readable(channel: socket.socket, seconds: float) -> None:
+async def _wait_readable(channel: socket.socket, seconds: float) -> None:
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(channel, _settle, ready)
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(channel, _set_done, readable)
     try:
         async with asyncio.timeout(seconds):
-            await ready
+            await readable
     finally:
         loop.remove_reader(channel)

@@ -1,7 +1,7 @@
-"""Open directories below a container's root, which the container fills as it likes.
+"""Open directories and replace links below a container's root, where everything is hostile.
 
-Paths are walked step by step and no link is followed, so that nothing the container plants can
-lead elsewhere, and a refusal names the very step that stands in the way.
+A path is walked step by step and no link is followed. So no link that the container makes leads
+outside, and an error names the step that stands in the way.
 """
 
 import errno
@@ -19,9 +19,10 @@ from inx_sidecar.kernel.syscalls import (
 
 
 def open_directory(start: int, path: str, instance: str, *, make: bool = False) -> int:
-    """An O_PATH descriptor of the directory `path` below `start`; with `make`, made if missing.
+    """An O_PATH descriptor of the directory `path` below the directory `start`.
 
-    FileNotFoundError if it is missing; InstanceError if something else stands in its place.
+    With `make`, missing directories are made. FileNotFoundError if one is missing without `make`;
+    InstanceError if something else stands in its place. `instance` is for error texts.
     """
     fd = os.dup(start)
     walked = ""
@@ -29,23 +30,23 @@ def open_directory(start: int, path: str, instance: str, *, make: bool = False) 
         walked = f"{walked}/{part}".lstrip("/")
         with opened(fd) as parent:
             try:
-                fd = _step(parent, part, make)
+                fd = _open_step(parent, part, make)
             except FileNotFoundError:
                 raise
             except OSError as error:
-                raise in_the_way(walked, instance, error) from None
+                raise unusable_path_error(walked, instance, error) from None
     return fd
 
 
-def in_the_way(path: str, instance: str, error: OSError) -> InstanceError:
-    """Something in the instance's file system keeps inx from using `path`."""
+def unusable_path_error(path: str, instance: str, error: OSError) -> InstanceError:
+    """The error that says why inx cannot use `path` in the instance's file system."""
     advice = ""
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         advice = ": a link or a file inside the instance stands in its place; remove it"
     return InstanceError(f"/{path} of {instance!r} cannot be used ({error.strerror}){advice}")
 
 
-def _step(parent: int, name: str, make: bool) -> int:
+def _open_step(parent: int, name: str, make: bool) -> int:
     try:
         return _open(parent, name)
     except FileNotFoundError:
@@ -65,7 +66,7 @@ def _open(parent: int, name: str) -> int:
 
 
 def replace_link(dir_fd: int, name: str, target: str) -> None:
-    """Make `name` a link to `target`: a complete one takes the place of whatever was there."""
+    """Make `name` a link to `target`; whatever had the name is replaced in one rename(2)."""
     temporary = f".inx-{secrets.token_hex(8)}"
     os.symlink(target, temporary, dir_fd=dir_fd)
     try:

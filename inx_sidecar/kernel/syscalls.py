@@ -1,7 +1,7 @@
 """Linux system calls that Python lacks, under their kernel names.
 
-Each wrapper returns a file descriptor or None and raises OSError with the path; numbers from 424 up
-are the same on every architecture (include/uapi/asm-generic/unistd.h). Flags are those of
+Each wrapper returns a file descriptor or None and raises OSError with the path. Call numbers from
+424 up are the same on every architecture (include/uapi/asm-generic/unistd.h). Flags are those of
 include/uapi/linux/{mount,openat2,sched}.h.
 """
 
@@ -81,7 +81,7 @@ def _check(result: int, path: str) -> int:
 
 
 def open_tree(dir_fd: int, path: str, flags: int = 0) -> int:
-    """A detached copy of the mount at `path`; an empty path means `dir_fd` itself."""
+    """A detached copy of the mount at `path`; an empty `path` means `dir_fd` itself."""
     flags |= OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
     if not path:
         flags |= AT_EMPTY_PATH
@@ -97,7 +97,7 @@ def open_tree(dir_fd: int, path: str, flags: int = 0) -> int:
 
 
 def move_mount(mount_fd: int, target_fd: int) -> None:
-    """Attach the detached mount `mount_fd` on top of what `target_fd` refers to."""
+    """Attach the detached mount `mount_fd` over the file or directory `target_fd`."""
     _check(
         _libc.syscall(
             ctypes.c_long(_MOVE_MOUNT),
@@ -114,7 +114,10 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
 def mount_setattr(
     mount_fd: int, attr_set: int, *, userns_fd: int = 0, propagation: int = 0
 ) -> None:
-    """Set attributes of the mount; with MOUNT_ATTR_IDMAP, map owners by `userns_fd`."""
+    """Set attributes of the mount `mount_fd`.
+
+    With MOUNT_ATTR_IDMAP, its owners are mapped by the user namespace `userns_fd`.
+    """
     attr = _MountAttr(attr_set=attr_set, userns_fd=userns_fd, propagation=propagation)
     _check(
         _libc.syscall(
@@ -144,7 +147,7 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
 
 
 def mount_id(fd: int) -> int:
-    """Which mount `fd` lies on (statx(2), Linux 5.8)."""
+    """The id of the mount that `fd` is on (statx(2), Linux 5.8)."""
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     flags, mask = ctypes.c_int(AT_EMPTY_PATH), ctypes.c_uint(_STATX_MNT_ID)
     _check(_libc.statx(ctypes.c_int(fd), ctypes.c_char_p(b""), flags, mask, buffer), f"fd {fd}")
@@ -153,7 +156,7 @@ def mount_id(fd: int) -> int:
 
 @contextmanager
 def opened(fd: int) -> Iterator[int]:
-    """Close `fd` at the end."""
+    """Use `fd` in a with statement, which closes it."""
     try:
         yield fd
     finally:
@@ -178,7 +181,9 @@ def unshare(flags: int) -> None:
 
 
 def create_as(user: int, group: int) -> None:
-    """Whom the files that this thread makes belong to; back to 0 and 0 for all rights
-    (setfsuid(2))."""
+    """Let new files of this thread belong to `user` and `group` (setfsuid(2)).
+
+    With ids other than 0 the thread loses root's rights on files; `create_as(0, 0)` restores them.
+    """
     _libc.setfsgid(group)
     _libc.setfsuid(user)

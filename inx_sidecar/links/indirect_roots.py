@@ -1,9 +1,9 @@
 """The paths that Nix clients of an instance registered as GC roots: `auto/NAME -> path inside`.
 
-Nix writes them (libstore/gc.cc, addIndirectRoot): NAME is the SHA-1 of the path in Nix's base 32,
-the path is whatever text the client sent. The directory on the host is what counts. A copy lives in
-the container's own gcroots/auto, so that snapshots, copies and exports carry it; the container can
-write that one.
+Nix calls them indirect roots (libstore/gc.cc, addIndirectRoot): NAME is the SHA-1 of the path in
+Nix's base 32; the path is any text that the client sent. Only the directory on the host counts. The
+container's own gcroots/auto has a copy, so that snapshots, copies and exports carry it; the
+container can write that copy.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ NAME: Final = re.compile(r"[0-9a-df-np-sv-z]{32}")
 _DIGITS: Final = "0123456789abcdfghijklmnpqrsvwxyz"
 _LENGTH: Final = 32
 
-# A link that takes another's place may get the inode number of one before it.
+# Inode number and change time: a link that replaces another one may get the former inode number.
 Mark = tuple[int, int]
 _AUTO: Final = "auto"
-# So many entries that are none of ours may stand in the container's own directory.
-_OTHERS: Final = 1000
+# The container's own directory may hold so many entries that no client of Nix made.
+_MAX_OTHERS: Final = 1000
 
 
 def name_of(path: str) -> str:
@@ -35,12 +35,13 @@ def name_of(path: str) -> str:
 
 
 def names(uuid: str) -> dict[str, Mark]:
-    """Names, and what tells whether a path was registered again. Unfinished links are none."""
+    """All names, each with a mark that changes when its path is registered again. The temporary
+    names of links that Nix is about to rename are left out."""
     return marks(uuid, (name for name in _listed(uuid) if NAME.fullmatch(name)))
 
 
 def marks(uuid: str, some: Iterable[str]) -> dict[str, Mark]:
-    """The same for those of `some` that are there."""
+    """The marks of those of the names `some` that exist."""
     found = {}
     for name in some:
         try:
@@ -59,19 +60,30 @@ def _listed(uuid: str) -> list[str]:
 
 
 def read(uuid: str, some: Iterable[str]) -> dict[str, str]:
-    """The registered paths by name, those of `some` that are there."""
+    """The registered paths of those of the names `some` that exist."""
     found = {}
     for name in some:
         try:
             found[name] = os.readlink(f"{paths.auto_dir(uuid)}/{name}")
         except OSError:
-            continue  # gone, or never a link
+            continue  # it is gone, or is no link
     return found
 
 
 def put(uuid: str, path: str) -> None:
     with opened(os.open(paths.auto_dir(uuid), os.O_PATH | os.O_DIRECTORY)) as auto:
         replace_link(auto, name_of(path), path)
+
+
+def import_from(rootfs: str, lxc_name: str, uuid: str, most: int) -> None:
+    """Register what the copy in the root file system names and the host does not know: an instance
+    that was copied, imported or restored brings it along. OSError if that cannot be read."""
+    with opened(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        brought = read_inside(root, lxc_name, most)
+    known = names(uuid)
+    for path in brought:
+        if name_of(path) not in known:
+            put(uuid, path)
 
 
 def forget(uuid: str, some: Iterable[str]) -> None:
@@ -83,7 +95,8 @@ def forget(uuid: str, some: Iterable[str]) -> None:
 
 
 def read_inside(root: int, instance: str, most: int) -> list[str]:
-    """The paths that the container's own copy names, at most `most`; nothing of it is trusted."""
+    """The paths in the container's own copy, at most `most`; a name that is not that of its path is
+    left out."""
     try:
         place = open_directory(root, f"{paths.GCROOTS_INSIDE}/{_AUTO}", instance)
     except (FileNotFoundError, InstanceError):
@@ -92,7 +105,7 @@ def read_inside(root: int, instance: str, most: int) -> list[str]:
     with opened(place), opened(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)) as auto:
         with os.scandir(auto) as entries:
             for count, entry in enumerate(entries):
-                if len(found) == most or count > 2 * most + _OTHERS:
+                if len(found) == most or count > 2 * most + _MAX_OTHERS:
                     break
                 if NAME.fullmatch(entry.name):
                     try:
@@ -105,7 +118,7 @@ def read_inside(root: int, instance: str, most: int) -> list[str]:
 
 
 def write_inside(root: int, instance: str, add: Iterable[str], remove: Iterable[str]) -> None:
-    """Keep the container's own copy; only in a child that has become the container's root."""
+    """Change the container's own copy; only in a child that has become the container's root."""
     place = f"{paths.GCROOTS_INSIDE}/{_AUTO}"
     with opened(open_directory(root, place, instance, make=True)) as auto:
         for path in add:

@@ -1,8 +1,10 @@
-"""Look where registered paths of a container lead now.
+"""Find what the registered paths of a container lead to now.
 
-The container's root, not the host's, reads them, in a forked child that may hang and is then left
-behind, and finds no way out of the container's root directory (openat2 with RESOLVE_IN_ROOT, no
-magic links). As for Nix, a root is a path whose last step is a link with the text of a store path.
+A forked child looks, which has become the container's root: the host's root never looks up a path
+of a container. The child may wait for ever on a file system of the container; then it is left
+behind. It finds no way out of the container's root directory (openat2 with RESOLVE_IN_ROOT, no
+magic links). As for Nix, a root is a path whose last component is a link with the text of a store
+path.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ from typing import Any, Final
 
 from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.paths import GCROOTS_INSIDE
-from inx_sidecar.container.mounts import Container
+from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.syscalls import (
     RESOLVE_IN_ROOT,
@@ -25,27 +27,29 @@ from inx_sidecar.kernel.syscalls import (
     opened,
 )
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.links.process_roots import View, of_container
+from inx_sidecar.links.process_roots import ProcessRoot, process_roots_of
 from inx_sidecar.nix.store import store_path_of
 
-# A file system that does not answer for so long keeps what was found there before.
+# After so many seconds a file system counts as one that does not answer: what was found there
+# before is kept.
 _SECONDS: Final = 4.0
-# These answers are final; others may be due to the moment, or to a right that root lacks.
+# These errors say for certain that there is no link. Others may be due to the moment, or to a right
+# that the container's root lacks.
 _NO_SUCH_LINK: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-# Before each answer; JSON takes it for white space.
-_BEGUN: Final = b" "
-_LACKING: Final = "copies and snapshots lack roots"
+# The child writes it before each answer. JSON takes it for white space.
+_ANSWER_BEGINS: Final = b" "
+_COPY_INCOMPLETE: Final = "copies and snapshots lack roots"
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What was seen at one path, over all views.
+class ResolvedLink:
+    """What is at one registered path, over all process roots of the container.
 
-    `targets`: the store paths found; True if found on the root file system in the view of init,
-    which is always there. `found` and `missing`: the places that have such a link, or surely have
-    none; a place is a view, and the step of the path at which a mount begins there. `sure`: nothing
-    kept us from looking.
+    `targets`: the store paths that the link leads to; True if the link lies on the root file system
+    as init sees it, which always exists. `found` and `missing`: the places that have such a link,
+    or surely have none. A place is a process root, and the component of the path at which a mount
+    begins there. `sure`: no error hides a link.
     """
 
     targets: Mapping[str, bool] = field(default_factory=dict)
@@ -55,151 +59,169 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Process:
-    """A container's init, told from a later process by when it began (`running.started`)."""
+class InitProcess:
+    """A container's init; `started` (see Running) distinguishes it from a later process."""
 
     pid: int
     started: int
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was seen, up to the path at which a file system did not answer, if any; `trouble` is one
-    sentence on what else went wrong. If something did not answer in time, `late` is done when
-    whoever waited for it has ended."""
+class Resolution:
+    """The links up to the first path whose file system did not answer, which is `unanswered`.
 
-    sights: Mapping[str, Sight]
-    hung: str | None = None
-    trouble: str = ""
-    late: asyncio.Future[None] | None = None
-
-
-async def look(name: str, process: Process, texts: Sequence[str]) -> Looked:
-    """What is at the paths `texts` of a running container, whose own copy of them is completed.
-
-    InstanceError if the container has ended, TookTooLongError if it cannot be looked into in time.
+    `problem` is one sentence on what else went wrong. If a child did not end in time,
+    `child_exited` is done when it has.
     """
 
-    def inside(progress: int) -> list[str]:
-        views, complete = _become(name, process)
-        there = [text for text in texts if _tell(progress, text, views, complete)["targets"]]
-        trouble = _note(views[0].root, name, add=there)
-        few = "" if complete else f"{name!r} has too many processes to look at: no root is dropped"
-        return [trouble, few]
-
-    return await _looked(inside, texts, f"looking into {name!r}")
+    links: Mapping[str, ResolvedLink]
+    unanswered: str | None = None
+    problem: str = ""
+    child_exited: asyncio.Future[None] | None = None
 
 
-async def look_below(name: str, rootfs: str, texts: Sequence[str]) -> Looked:
-    """The same for the root file system of a container that does not run; nothing is written."""
+async def resolve_links(name: str, process: InitProcess, texts: Sequence[str]) -> Resolution:
+    """Resolve the paths `texts` in the running container `name`, and complete the copy of them that
+    the container itself keeps.
 
-    def inside(progress: int) -> list[str]:
-        view = View.at(rootfs)
+    InstanceError if the container has ended, TookTooLongError if no path was resolved in time.
+    """
+
+    def inside(answers: int) -> list[str]:
+        roots, complete = _become_root(name, process)
+        present = [text for text in texts if _answer(answers, text, roots, complete)["targets"]]
+        problem = _keep_copy(roots[0].fd, name, add=present)
+        many = f"{name!r} has too many processes to look at: no root is dropped"
+        return [problem, "" if complete else many]
+
+    return await _resolve_in_child(inside, texts, f"looking into {name!r}")
+
+
+async def resolve_links_offline(name: str, rootfs: str, texts: Sequence[str]) -> Resolution:
+    """Resolve the paths `texts` in the root file system of a container that does not run; nothing
+    is written. TookTooLongError if no path was resolved in time."""
+
+    def inside(answers: int) -> list[str]:
+        root = ProcessRoot.at(rootfs)
         for text in texts:
-            _tell(progress, text, [view], True)
+            _answer(answers, text, [root], True)
         return []
 
-    return await _looked(inside, texts, f"looking into {rootfs} of {name!r}")
+    return await _resolve_in_child(inside, texts, f"looking into {rootfs} of {name!r}")
 
 
-async def _looked(inside: Callable[[int], list[str]], texts: Sequence[str], what: str) -> Looked:
-    """Run `inside` in a child, which writes each answer as it has it: a path that does not answer
-    keeps nobody from those before it."""
-    with opened(os.memfd_create("sights", os.MFD_CLOEXEC)) as progress:
-        try:
-            troubles, _ = await forked.call(lambda: (inside(progress), []), what, _SECONDS)
-        except forked.TookTooLongError as error:
-            if not os.fstat(progress).st_size:
-                raise
-            sights = _sights(texts, progress)
-            if len(sights) == len(texts):
-                return Looked(sights, trouble=f"{_LACKING}: {error}", late=error.ended)
-            return Looked(sights, hung=texts[len(sights)], late=error.ended)
-        return Looked(_sights(texts, progress), trouble="; ".join(filter(None, troubles)))
-
-
-def _tell(progress: int, text: str, views: Sequence[View], complete: bool) -> dict[str, Any]:
-    os.write(progress, _BEGUN)
-    answer = _look(text, views, complete)
-    os.write(progress, json.dumps(answer).encode() + b"\n")
-    return answer
-
-
-async def forget_inside(name: str, process: Process, texts: Sequence[str]) -> None:
-    """Remove `texts` from the container's own copy; errors as for `look`."""
+async def remove_registrations_inside(
+    name: str, process: InitProcess, texts: Sequence[str]
+) -> None:
+    """Remove the paths `texts` from the container's own copy; errors as for `resolve_links`."""
 
     def inside() -> forked.Result:
-        views, _ = _become(name, process)
-        return _note(views[0].root, name, remove=texts), []
+        roots, _ = _become_root(name, process)
+        return _keep_copy(roots[0].fd, name, remove=texts), []
 
-    await forked.call(inside, f"looking into {name!r}", _SECONDS)
+    await forked.run_in_child(inside, f"looking into {name!r}", _SECONDS)
 
 
-def _become(name: str, process: Process) -> tuple[list[View], bool]:
+async def _resolve_in_child(
+    inside: Callable[[int], list[str]], texts: Sequence[str], what: str
+) -> Resolution:
+    """Run `inside` in a child. The child writes each answer at once, so that a path that does not
+    answer hides none before it."""
+    with opened(os.memfd_create("answers", os.MFD_CLOEXEC)) as answers:
+        try:
+            problems, _ = await forked.run_in_child(lambda: (inside(answers), []), what, _SECONDS)
+        except forked.TookTooLongError as error:
+            if not os.fstat(answers).st_size:
+                raise
+            links = _read_answers(texts, answers)
+            if len(links) == len(texts):
+                problem = f"{_COPY_INCOMPLETE}: {error}"
+                return Resolution(links, problem=problem, child_exited=error.ended)
+            return Resolution(links, texts[len(links)], child_exited=error.ended)
+        return Resolution(_read_answers(texts, answers), problem="; ".join(filter(None, problems)))
+
+
+def _become_root(name: str, process: InitProcess) -> tuple[list[ProcessRoot], bool]:
+    """In the child: all process roots, and whether they are complete."""
     with Container(process.pid, name) as container:
         try:
-            views = of_container(process.pid, process.started)
+            roots = process_roots_of(process.pid, process.started)
         except (FileNotFoundError, ProcessLookupError):
             raise InstanceError(f"process {process.pid} of {name!r} is gone") from None
-        container.become_its_root()
-    return views
+        container.become_root()
+    return roots
 
 
-def _note(root: int, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> str:
+def _keep_copy(root: int, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> str:
+    """In the child: change the container's own copy; one sentence if that fails."""
     try:
         indirect_roots.write_inside(root, name, add, remove)
     except InxError as error:
-        return f"{_LACKING}: {error}"
+        return f"{_COPY_INCOMPLETE}: {error}"
     except OSError as error:
         place = f"/{GCROOTS_INSIDE}/auto of {name!r}"
-        return f"{_LACKING}: {place} cannot be written: {error.strerror}"
+        return f"{_COPY_INCOMPLETE}: {place} cannot be written: {error.strerror}"
     return ""
 
 
-def _look(text: str, views: Sequence[View], complete: bool) -> dict[str, Any]:
-    """As Sight, of what JSON can carry."""
+def _answer(
+    answers: int, text: str, roots: Sequence[ProcessRoot], complete: bool
+) -> dict[str, Any]:
+    os.write(answers, _ANSWER_BEGINS)
+    answer = _resolve(text, roots, complete)
+    os.write(answers, json.dumps(answer).encode() + b"\n")
+    return answer
+
+
+def _resolve(text: str, roots: Sequence[ProcessRoot], complete: bool) -> dict[str, Any]:
+    """The fields of a ResolvedLink, as JSON carries them."""
     targets: dict[str, bool] = {}
     found, missing = [], []
     sure = complete
-    for number, view in enumerate(views):
+    for number, root in enumerate(roots):
         try:
-            target, mount = _read(view.root, text)
+            target, mount = _read_link(root.fd, text)
         except OSError as error:
             if error.errno not in _NO_SUCH_LINK:
                 sure = False
                 continue
-            target, mount = "", _mount_of(view.root, text)
+            target, mount = "", _mount_above(root.fd, text)
         path = store_path_of(target)
         if path is not None:
-            home = number == 0 and mount == view.mount
+            home = number == 0 and mount == root.mount
             targets[path] = targets.get(path, False) or home
-            found.append(_place(view, text, mount))
+            found.append(_place(root, text, mount))
         else:
-            missing.append(_place(view, text, mount))
+            missing.append(_place(root, text, mount))
     return {"targets": targets, "found": found, "missing": missing, "sure": sure}
 
 
-def _place(view: View, text: str, mount: int) -> str:
-    """The view, and at which step of `text` the file system `mount` begins, if not at its root."""
-    if mount == view.mount:
-        return view.identity
-    steps = [step for step in text.split("/") if step]
+def _place(root: ProcessRoot, text: str, mount: int) -> str:
+    """The process root, and the component of `text` at which `mount` begins, if not at the root."""
+    if mount == root.mount:
+        return root.identity
+    components = [part for part in text.split("/") if part]
     first: int | None = None
-    for count in range(len(steps) - 1, -1, -1):
+    for count in range(len(components) - 1, -1, -1):
         try:
-            above = "/".join(steps[:count]) or "."
-            with opened(openat2(view.root, above, os.O_PATH | os.O_DIRECTORY, _RESOLVE)) as place:
-                if mount_id(place) == mount:
-                    first = count
-                elif first is not None:
-                    break
+            if _mount_id_at(root.fd, components[:count]) == mount:
+                first = count
+            elif first is not None:
+                break
         except OSError:
             continue
-    return f"{view.identity}@{first}"
+    return f"{root.identity}@{first}"
 
 
-def _read(root: int, text: str) -> tuple[str, int]:
-    """The text of the link at the path `text`, "" if it is none, and the mount it lies on."""
+def _mount_id_at(root: int, components: Sequence[str]) -> int:
+    """The mount of a directory below `root`."""
+    path = "/".join(components) or "."
+    with opened(openat2(root, path, os.O_PATH | os.O_DIRECTORY, _RESOLVE)) as directory:
+        return mount_id(directory)
+
+
+def _read_link(root: int, text: str) -> tuple[str, int]:
+    """The text of the link at the path `text`, empty if it is no link, and its mount."""
     flags = os.O_PATH | os.O_NOFOLLOW
     with opened(openat2(root, text.lstrip("/"), flags, _RESOLVE)) as link:
         mount = mount_id(link)
@@ -209,34 +231,32 @@ def _read(root: int, text: str) -> tuple[str, int]:
             return "", mount  # readlink(2): an empty path that is no link
 
 
-def _mount_of(root: int, text: str) -> int:
-    """The mount of the deepest directory above `text` that is there."""
-    steps = [step for step in text.split("/") if step]
-    low, high = 0, len(steps)
+def _mount_above(root: int, text: str) -> int:
+    """The mount of the deepest directory of the path `text` that exists."""
+    components = [part for part in text.split("/") if part]
+    low, high = 0, len(components)
     deepest = mount_id(root)
     while low < high:
         middle = (low + high) // 2
-        above = "/".join(steps[:middle]) or "."
         try:
-            with opened(openat2(root, above, os.O_PATH | os.O_DIRECTORY, _RESOLVE)) as directory:
-                deepest = mount_id(directory)
+            deepest = _mount_id_at(root, components[:middle])
             low = middle + 1
         except OSError:
             high = middle
     return deepest
 
 
-def _sights(texts: Sequence[str], progress: int) -> dict[str, Sight]:
-    """Of those paths, from the first, that have an answer."""
-    os.lseek(progress, 0, os.SEEK_SET)
-    with open(progress, "rb", closefd=False) as file:
-        answers = [json.loads(line) for line in file if line.endswith(b"\n")]
+def _read_answers(texts: Sequence[str], answers: int) -> dict[str, ResolvedLink]:
+    """The links of the paths, from the first, that have a complete answer."""
+    os.lseek(answers, 0, os.SEEK_SET)
+    with open(answers, "rb", closefd=False) as file:
+        complete = [json.loads(line) for line in file if line.endswith(b"\n")]
     return {
-        text: Sight(
+        text: ResolvedLink(
             targets=answer["targets"],
             found=frozenset(answer["found"]),
             missing=frozenset(answer["missing"]),
             sure=answer["sure"],
         )
-        for text, answer in zip(texts, answers, strict=False)
+        for text, answer in zip(texts, complete, strict=False)
     }

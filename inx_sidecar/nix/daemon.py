@@ -1,4 +1,4 @@
-"""The nix-daemon of one instance: systemd listens on its socket and starts it when first used."""
+"""The nix-daemon of one instance: systemd listens on its socket and starts it on first use."""
 
 import asyncio
 import contextlib
@@ -14,23 +14,29 @@ log = logging.getLogger(__name__)
 
 
 class NixDaemon:
-    """Changes run in the background, one after the other: LXC has other things to do meanwhile."""
+    """Starts and stops the units of the daemon, in the background and one change after the other.
+
+    A hook that begins a change does not wait for it, so that the container starts meanwhile.
+    """
 
     def __init__(self, uuid: str) -> None:
         self._uuid = uuid
         self._change: asyncio.Task[InxError | None] | None = None
 
     def prepare(self) -> None:
-        """Make what the units need; never removes anything. UnsupportedError if that fails."""
+        """Make the directories and the link that the units need; nothing is ever removed.
+
+        UnsupportedError if that fails.
+        """
         try:
-            self._prepare()
+            self._make_directories()
         except OSError as error:
             raise UnsupportedError(f"cannot make {error.filename}: {error.strerror}") from None
 
-    def _prepare(self) -> None:
+    def _make_directories(self) -> None:
         uuid = self._uuid
         os.makedirs(os.path.dirname(paths.GC_SOCKET), mode=0o755, exist_ok=True)
-        # Not for the host's users: anyone may speak to the socket below.
+        # Private to root: every user of the host who reached the socket below could use it.
         os.makedirs(paths.run_dir(uuid), mode=0o700, exist_ok=True)
         for directory in (
             paths.auto_dir(uuid), paths.gcroots_dir(uuid), paths.daemon_socket_dir(uuid),
@@ -46,22 +52,25 @@ class NixDaemon:
         units = [paths.daemon_socket_unit(self._uuid), paths.daemon_service_unit(self._uuid)]
         self._begin("stop", units)
 
-    async def settle(self) -> None:
-        """Wait for what has begun; UnsupportedError if the socket could not be started."""
+    async def wait_until_done(self) -> None:
+        """Wait for the last change; UnsupportedError if the socket could not be started."""
         change, self._change = self._change, None
         error = None if change is None else await change
         if error is not None:
             raise error
 
     async def refuse_clients(self) -> None:
-        """A socket that nobody listens on: without any, Nix inside would try a store of its own."""
+        """Put a socket in place that no process listens on.
+
+        Without a socket, a Nix client inside would open the store without a daemon.
+        """
         self.begin_stop()
-        await self.settle()
+        await self.wait_until_done()
         path = f"{paths.daemon_socket_dir(self._uuid)}/socket"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
-            deaf.bind(path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unused:
+            unused.bind(path)
         os.chmod(path, 0o666)
 
     def _begin(self, verb: str, units: list[str]) -> None:

@@ -1,13 +1,13 @@
-"""The generations of a container's system: Nix profile links that live in its own rootfs.
+"""The generations of a container's system: links of a Nix profile in the container's rootfs.
 
-`system` -> `system-N-link` -> store path, as Nix writes them, so that snapshots, copies and exports
+`system` -> `system-N-link` -> store path, as Nix writes them. So snapshots, copies and exports
 carry the system and its history, and `nix-env --list-generations` and `nixos-rebuild --rollback`
-work inside. More links belong to inx: `system-source` tells by a fingerprint which source was
-built last, `system-pinned` that `user.inx.generation` chose the current one, and `system-N-seal`
-that inx wrote generation N (seals.py).
+work inside. Three more kinds of links are inx's own: `system-source` has a fingerprint of the
+source that was built last, `system-pinned` says that `user.inx.generation` chose the current
+generation, and `system-N-seal` shows that inx wrote generation N (seals.py).
 
-The container can write all of them: links are read as text and never followed, and are written
-only by a process that has become the container's root.
+The container can write all of these links. inx reads their text and never follows them, and writes
+them only in a process that has become the container's root.
 """
 
 import hmac
@@ -32,7 +32,11 @@ _MAX_ENTRIES: Final = 20_000
 
 @dataclass(frozen=True)
 class Generations:
-    """What the links say; `links` holds only those that name a top-level store path."""
+    """What the links of a profile say.
+
+    `links` has the system of each generation whose link names a top-level store path. `current` is
+    the number of the current generation. `fingerprint` is that of the source that was built last.
+    """
 
     links: Mapping[int, str] = field(default_factory=dict)
     current: int | None = None
@@ -40,12 +44,14 @@ class Generations:
     pinned: bool = False
     seals: Mapping[int, str] = field(default_factory=dict)
 
-    def sealed(self, seal: Callable[[str], str]) -> "Generations":
-        """Those alone that bear the seal of their system."""
+    def with_valid_seals(self, seal_of: Callable[[str], str]) -> "Generations":
+        """The generations that have the seal of their system."""
         links = {
             number: system
             for number, system in self.links.items()
-            if hmac.compare_digest(os.fsencode(self.seals.get(number, "")), seal(system).encode())
+            if hmac.compare_digest(
+                os.fsencode(self.seals.get(number, "")), seal_of(system).encode()
+            )
         }
         return replace(self, links=links, current=self.current if self.current in links else None)
 
@@ -60,7 +66,7 @@ class Generations:
 
 @dataclass(frozen=True)
 class Select:
-    """Make generation `number` the current one."""
+    """Make generation `number` the current one; `pinned`: `user.inx.generation` chose it."""
 
     number: int
     pinned: bool
@@ -70,14 +76,16 @@ class Select:
         if self.pinned:
             replace_link(dir_fd, _PINNED, str(self.number))
         else:
-            _remove(dir_fd, _PINNED)
+            _remove_link(dir_fd, _PINNED)
         return self.number
 
 
 @dataclass(frozen=True)
 class Append:
-    """Make `toplevel` a new generation and the current one, then drop old ones beyond `keep`,
-    if that is not None."""
+    """Make `toplevel` a new generation and the current one.
+
+    Old generations are removed so that `keep` remain; None keeps all.
+    """
 
     toplevel: str
     fingerprint: str
@@ -86,9 +94,9 @@ class Append:
 
     def apply(self, dir_fd: int) -> int:
         present = read_links(dir_fd)
-        # Like Nix: the same system again is not a new generation.
-        last = (present.current, present.newest)
-        number = next((n for n in last if n and present.links[n] == self.toplevel), None)
+        # As in Nix, the system of the current or the newest generation makes no new generation.
+        candidates = (present.current, present.newest)
+        number = next((n for n in candidates if n and present.links[n] == self.toplevel), None)
         if number is None:
             number = _next_number(dir_fd, present)
             replace_link(dir_fd, f"system-{number}-link", self.toplevel)
@@ -96,7 +104,7 @@ class Append:
             replace_link(dir_fd, f"system-{number}-seal", self.seal)
         replace_link(dir_fd, "system", f"system-{number}-link")
         replace_link(dir_fd, _SOURCE, self.fingerprint)
-        _remove(dir_fd, _PINNED)
+        _remove_link(dir_fd, _PINNED)
         if self.keep is not None:
             Prune(self.keep).apply(dir_fd)
         return number
@@ -104,22 +112,25 @@ class Append:
 
 @dataclass(frozen=True)
 class Prune:
-    """Drop old generations so that `keep` remain, and the current one."""
+    """Remove the oldest generations so that `keep` remain; the current one is never removed."""
 
     keep: int
 
     def apply(self, dir_fd: int) -> int:
         present = read_links(dir_fd)
         current = present.current or 0
-        for old in superfluous(present.links, current, self.keep):
-            _drop(dir_fd, old)
+        for old in to_prune(present.links, current, self.keep):
+            _remove_generation(dir_fd, old)
         return current
 
 
 @dataclass(frozen=True)
-class Back:
-    """Undo what was done to a profile with these numbers: generation, source and pin are again
-    what they were, and a new generation goes."""
+class Restore:
+    """Undo a change of a profile, after an activation that failed.
+
+    The current generation, its pin and the fingerprint become again what they were. The generation
+    that is current now is removed if it is none of `numbers`, the generations before the change.
+    """
 
     number: int
     pinned: bool
@@ -130,25 +141,28 @@ class Back:
         new = read_links(dir_fd).current
         Select(self.number, self.pinned).apply(dir_fd)
         if self.fingerprint is None:
-            _remove(dir_fd, _SOURCE)
+            _remove_link(dir_fd, _SOURCE)
         else:
             replace_link(dir_fd, _SOURCE, self.fingerprint)
         if new is not None and new not in self.numbers:
-            _drop(dir_fd, new)
+            _remove_generation(dir_fd, new)
         return self.number
 
 
-Change = Select | Append | Prune | Back
+Change = Select | Append | Prune | Restore
 
 
-def superfluous(numbers: Iterable[int], current: int, keep: int) -> list[int]:
-    """Which generations to drop so that `keep` remain: the oldest, never the current one."""
+def to_prune(numbers: Iterable[int], current: int, keep: int) -> list[int]:
+    """The generations to remove so that `keep` remain: the oldest, never the current one."""
     others = sorted(set(numbers) - {current}, reverse=True)
     return sorted(others[keep - 1 :])
 
 
 def read(rootfs: str, instance: str) -> Generations:
-    """The generations in the root file system of a stopped or running instance."""
+    """The generations in `rootfs`, the root file system of a running or stopped instance.
+
+    InstanceError if the profile cannot be read; a missing one has no generations.
+    """
     try:
         root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -165,6 +179,7 @@ def read(rootfs: str, instance: str) -> Generations:
 
 
 def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
+    """The generations in the profile directory `dir_fd`; InstanceError if it has too many files."""
     links: dict[int, str] = {}
     with os.scandir(dir_fd) as entries:
         for count, entry in enumerate(entries):
@@ -174,22 +189,22 @@ def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
                     "remove what does not belong there"
                 )
             match = _LINK.fullmatch(entry.name)
-            target = _text(dir_fd, entry.name) if match else None
+            target = _read_link(dir_fd, entry.name) if match else None
             if match and target and STORE_PATH.fullmatch(target):
                 links[int(match[1])] = target
-    seals = {number: _text(dir_fd, f"system-{number}-seal") for number in links}
-    chosen = _LINK.fullmatch(os.path.basename(_text(dir_fd, "system") or ""))
-    current = int(chosen[1]) if chosen and int(chosen[1]) in links else None
+    seals = {number: _read_link(dir_fd, f"system-{number}-seal") for number in links}
+    selected = _LINK.fullmatch(os.path.basename(_read_link(dir_fd, "system") or ""))
+    current = int(selected[1]) if selected and int(selected[1]) in links else None
     return Generations(
         links=links,
         current=current,
-        fingerprint=_text(dir_fd, _SOURCE),
-        pinned=_text(dir_fd, _PINNED) is not None,
+        fingerprint=_read_link(dir_fd, _SOURCE),
+        pinned=_read_link(dir_fd, _PINNED) is not None,
         seals={number: seal for number, seal in seals.items() if seal is not None},
     )
 
 
-def _text(dir_fd: int, name: str) -> str | None:
+def _read_link(dir_fd: int, name: str) -> str | None:
     try:
         return os.readlink(name, dir_fd=dir_fd)
     except OSError:
@@ -197,10 +212,14 @@ def _text(dir_fd: int, name: str) -> str | None:
 
 
 def _next_number(dir_fd: int, present: Generations) -> int:
-    """Above every generation, and every name like one, as far as numbers reach."""
+    """The number after that of every generation, and of every entry that has a generation's name.
+
+    _LAST does not count, so that a link of this name, which the container made, does not stop inx
+    from making generations; InstanceError if it is a generation.
+    """
     matches = (_LINK.fullmatch(name) for name in os.listdir(dir_fd))
-    named = {int(match[1]) for match in matches if match}
-    number = 1 + max(named - {_LAST}, default=0)
+    numbers = {int(match[1]) for match in matches if match}
+    number = 1 + max(numbers - {_LAST}, default=0)
     if number > _LAST or _LAST in present.links:
         raise InstanceError(
             f"/{paths.PROFILES_INSIDE}/system-{_LAST}-link leaves no number for a new generation; "
@@ -209,12 +228,12 @@ def _next_number(dir_fd: int, present: Generations) -> int:
     return number
 
 
-def _drop(dir_fd: int, number: int) -> None:
-    _remove(dir_fd, f"system-{number}-link")
-    _remove(dir_fd, f"system-{number}-seal")
+def _remove_generation(dir_fd: int, number: int) -> None:
+    _remove_link(dir_fd, f"system-{number}-link")
+    _remove_link(dir_fd, f"system-{number}-seal")
 
 
-def _remove(dir_fd: int, name: str) -> None:
+def _remove_link(dir_fd: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:

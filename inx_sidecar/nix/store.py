@@ -1,6 +1,6 @@
-"""What a path in the Nix store looks like, and which ones the store holds.
+"""The syntax of store paths, and which store paths are valid.
 
-Validity is read from Nix's own database: it works with the daemon stopped and takes well under a
+Validity is read from Nix's own database, which works while the daemon is stopped, in well under a
 millisecond. Schema 10 of `ValidPaths` and `Refs` is unchanged since Nix 2.0 (libstore/schema.sql).
 """
 
@@ -18,36 +18,38 @@ from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
 STORE_PATH: Final = re.compile(
     r"/nix/store/[0-9a-df-np-sv-z]{32}-(?!\.\.?(?:-|/|$))[A-Za-z0-9+._?=-]{1,211}"
 )
-# The first part of a query: the ids of all that the paths need, themselves included.
-CLOSURE: Final = """
+# The first part of a query; `closure` has the ids of the closure of the paths at the placeholder.
+CLOSURE_QUERY: Final = """
     with recursive closure(id) as (
         select id from ValidPaths where path in ({})
         union select reference from Refs join closure on referrer = closure.id
     )
 """
-_NAMED: Final = re.compile(r"(?:/nix/store/)?[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]+")
-_BELOW: Final = re.compile(rf"({STORE_PATH.pattern})(?:/.*)?", re.DOTALL)
+_IN_TEXT: Final = re.compile(r"(?:/nix/store/)?[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]+")
+_AT_OR_BELOW: Final = re.compile(rf"({STORE_PATH.pattern})(?:/.*)?", re.DOTALL)
 
 
 def store_path_of(target: str) -> str | None:
-    """The store path that a link with this text holds, as Nix sees it (libstore/gc.cc, findRoots):
-    what lies below a store path counts as that path."""
-    match = _BELOW.fullmatch(target)
+    """The store path that a link with the text `target` roots; None if it roots nothing.
+
+    As in Nix (libstore/gc.cc, findRoots), a path below a store path roots that store path.
+    """
+    match = _AT_OR_BELOW.fullmatch(target)
     return match[1] if match else None
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """The store paths in a list with blanks or commas between them; what is none is left out."""
+def split_store_paths(text: str) -> tuple[str, ...]:
+    """The store paths in `text`, separated by blanks or commas; other words are ignored."""
     return tuple(word for word in re.split(r"[\s,]+", text) if STORE_PATH.fullmatch(word))
 
 
 def redact_store_paths(text: str) -> str:
-    """`text` without the names of store paths: for those who may not learn which there are."""
-    return _NAMED.sub(f"{paths.STORE}/...", text)
+    """`text` without the names of store paths, for readers who must not learn these names."""
+    return _IN_TEXT.sub(f"{paths.STORE}/...", text)
 
 
 def valid_paths(candidates: Iterable[str]) -> frozenset[str]:
-    """Those of `candidates` that Nix knows as complete."""
+    """The valid store paths among `candidates`; UnsupportedError without Nix's database."""
     wanted = [path for path in set(candidates) if STORE_PATH.fullmatch(path)]
     if not wanted:
         return frozenset()
@@ -62,10 +64,14 @@ def valid_paths(candidates: Iterable[str]) -> frozenset[str]:
         raise UnsupportedError(f"cannot read Nix's database {paths.NIX_DB}: {error}") from None
 
 
-def resolve(path: str, instance: str) -> str:
-    """The store path of the toplevel that `path`, a store path or a link on the host, leads to."""
+def resolve_toplevel(path: str, instance: str) -> str:
+    """The store path that `path`, a store path or a link on the host, leads to.
+
+    A store path need not exist yet. SystemMissingError if a link leads nowhere or elsewhere;
+    `instance` is for error texts.
+    """
     if STORE_PATH.fullmatch(path):
-        return path  # perhaps not there yet: it may be fetched
+        return path  # it may be fetched later
     try:
         target = os.path.realpath(path, strict=True)
     except OSError as error:
@@ -78,7 +84,9 @@ def resolve(path: str, instance: str) -> str:
     return target
 
 
-def check_toplevel(path: str, what: str) -> None:
-    """Refuse a store path that is not a NixOS system; `what` names it in the message."""
+def check_toplevel(path: str, subject: str) -> None:
+    """SystemMissingError if `path` is not a NixOS system; `subject` says what it should be."""
     if not os.path.lexists(f"{path}/init"):
-        raise SystemMissingError(f"{what} is {path}, which is not a NixOS system: it has no 'init'")
+        raise SystemMissingError(
+            f"{subject} is {path}, which is not a NixOS system: it has no 'init'"
+        )

@@ -1,12 +1,12 @@
 """Hold a garbage collection at its first step until the sidecar has rooted what was registered.
 
-A collection, and whatever else looks for roots, opens `gcroots` and later `temproots`. Each opening
-waits until the sidecar has taken all that was registered; the first also until all was compared. A
-sidecar that does not answer is waited for `SECONDS`, one that ends meanwhile is asked again, for no
-longer than `SECONDS_IN_ALL`; then, and if this process ends, the opening goes on.
+A collection opens `gcroots`, then `temproots`. Each opening waits until the sidecar has rooted all
+that is registered by then; the first one also until everything was compared. A sidecar that does
+not answer is waited for `SECONDS`; a sidecar that ends meanwhile is asked again, for no longer than
+`SECONDS_IN_ALL`. After that the opening continues, as it does when this process ends.
 
-A process of its own, which does nothing that can hang, and which outlives a crash of the sidecar.
-The sidecar itself never opens the two directories.
+The barrier is a process of its own: it does nothing that can block, and it outlives a crash of the
+sidecar. The sidecar itself never opens the two directories.
 """
 
 import asyncio
@@ -17,18 +17,19 @@ from typing import Final
 
 from inx_sidecar.base import paths, sidecar_client
 from inx_sidecar.base.errors import InxError, UnsupportedError
-from inx_sidecar.base.systemd_notify import live, notify
-from inx_sidecar.kernel.fanotify import Gate, Opening
+from inx_sidecar.base.systemd_notify import notify, send_keep_alives
+from inx_sidecar.kernel.fanotify import OpenRequest, PermissionGroup
 
 SECONDS: Final = 5.0
 SECONDS_IN_ALL: Final = 15.0
 _MARK_SECONDS: Final = 600.0
 _SLOW_SECONDS: Final = 1.0
-# Anybody may list the directories: so many questions at once, the others are asked together.
+# Every user may list the directories: so many requests to the sidecar at once. Openings that wait
+# for the next request share it.
 _AT_ONCE: Final = 8
 
-# Taken is what must be: a comparison drops what is gone, too.
-_QUESTIONS: Final = {
+# What is registered must be rooted. A comparison also drops roots of links that are gone.
+_REQUESTS: Final = {
     paths.HOST_GCROOTS: (sidecar_client.DRAIN, sidecar_client.SYNC),
     paths.HOST_TEMPROOTS: (sidecar_client.DRAIN,),
 }
@@ -41,13 +42,13 @@ log = logging.getLogger(__name__)
 
 
 def probe() -> None:
-    """UnsupportedError if the kernel cannot do it."""
+    """UnsupportedError if the kernel cannot hold an opening."""
     try:
-        gate = Gate()
+        group = PermissionGroup()
         try:
-            gate.mark(paths.GCROOTS)
+            group.mark(paths.GCROOTS)
         finally:
-            gate.close()
+            group.close()
     except OSError as error:
         raise UnsupportedError(
             f"this kernel cannot hold a collection ({error.filename}: {error.strerror}); it needs "
@@ -56,14 +57,14 @@ def probe() -> None:
 
 
 async def guard() -> None:
-    """Until SIGTERM."""
+    """Hold collections until SIGTERM."""
     probe()
     barrier = _Barrier()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    loop.add_reader(barrier.gate.fd, barrier.hear)
-    alive = asyncio.create_task(live())
+    loop.add_reader(barrier.group.fd, barrier.read_openings)
+    keep_alives = asyncio.create_task(send_keep_alives())
     barrier.mark()
     notify("READY=1\nSTATUS=holding collections until all roots stand")
     while not stopping.is_set():
@@ -72,47 +73,50 @@ async def guard() -> None:
                 await stopping.wait()
         except TimeoutError:
             barrier.mark()  # a directory may have been replaced
-    alive.cancel()
-    loop.remove_reader(barrier.gate.fd)
+    keep_alives.cancel()
+    loop.remove_reader(barrier.group.fd)
     await barrier.close()
 
 
 class _Barrier:
     def __init__(self) -> None:
-        self.gate = Gate()
-        self._questions: dict[tuple[int, int], tuple[str, ...]] = {}
-        self._waiting: dict[tuple[str, ...], list[Opening]] = {}
+        self.group = PermissionGroup()
+        # Requests to the sidecar, by device and inode number of the directory.
+        self._requests: dict[tuple[int, int], tuple[str, ...]] = {}
+        self._waiting: dict[tuple[str, ...], list[OpenRequest]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def mark(self) -> None:
-        for directory, words in _QUESTIONS.items():
+        for directory, requests in _REQUESTS.items():
             os.makedirs(directory, mode=0o755, exist_ok=True)
             status = os.stat(directory)
-            self._questions[status.st_dev, status.st_ino] = words
-            self.gate.mark(directory)
+            self._requests[status.st_dev, status.st_ino] = requests
+            self.group.mark(directory)
 
-    def hear(self) -> None:
-        for opening in self.gate.openings():
+    def read_openings(self) -> None:
+        for opening in self.group.open_requests():
             status = os.fstat(opening.fd)
-            words = self._questions.get((status.st_dev, status.st_ino), (sidecar_client.DRAIN,))
-            self._waiting.setdefault(words, []).append(opening)
+            # A directory that was replaced since the last mark: at least nothing is lost.
+            drain = (sidecar_client.DRAIN,)
+            requests = self._requests.get((status.st_dev, status.st_ino), drain)
+            self._waiting.setdefault(requests, []).append(opening)
             self._ask()
 
     async def close(self) -> None:
-        """All go on."""
+        """Allow every opening that waits."""
         waiting, self._waiting = self._waiting, {}
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for opening in (opening for openings in waiting.values() for opening in openings):
-            self.gate.let_through(opening)
-        self.gate.close()
+            self.group.allow(opening)
+        self.group.close()
 
     def _ask(self) -> None:
         while self._waiting and len(self._tasks) < _AT_ONCE:
-            words = next(iter(self._waiting))  # who came first
-            openings = self._waiting.pop(words)
-            task = asyncio.create_task(hold(self.gate, openings, words))
+            requests = next(iter(self._waiting))  # those of the opening that waits longest
+            openings = self._waiting.pop(requests)
+            task = asyncio.create_task(hold(self.group, openings, requests))
             self._tasks.add(task)
             task.add_done_callback(self._asked)
 
@@ -121,41 +125,44 @@ class _Barrier:
         self._ask()
 
 
-async def hold(gate: Gate, openings: list[Opening], words: tuple[str, ...]) -> None:
-    """Let `openings` through once the sidecar has answered all `words`."""
+async def hold(
+    group: PermissionGroup, openings: list[OpenRequest], requests: tuple[str, ...]
+) -> None:
+    """Allow `openings` once the sidecar has answered all `requests`, or is not waited for."""
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    who = f"process {openings[0].pid}"
-    word = ""
+    process = f"process {openings[0].pid}"
+    request = ""
     try:
         async with asyncio.timeout(SECONDS_IN_ALL):
-            for word in words:
-                await _answered(word, who)
+            for request in requests:
+                await _await_answer(request, process)
     except TimeoutError:
         log.error(
             "%s waited %.0f s and goes on: the sidecar does not answer, %s",
-            who, loop.time() - begin, _UNANSWERED[word],
+            process, loop.time() - begin, _UNANSWERED[request],
         )  # fmt: skip
     except InxError as error:
-        log.error("%s goes on: %s", who, error)
+        log.error("%s goes on: %s", process, error)
     finally:
         for opening in openings:
             try:
-                gate.let_through(opening)
+                group.allow(opening)
             except OSError as error:
                 log.debug("process %d: %s", opening.pid, error)  # it was killed meanwhile
     took = loop.time() - begin
     if took > _SLOW_SECONDS:
-        log.info("%s waited %.1f s for roots to be made", who, took)
+        log.info("%s waited %.1f s for roots to be made", process, took)
 
 
-async def _answered(word: str, who: str) -> None:
+async def _await_answer(request: str, process: str) -> None:
+    """TimeoutError if a sidecar does not answer within `SECONDS`."""
     while True:
         async with asyncio.timeout(SECONDS):
-            answer = await sidecar_client.ask_once(word)
+            answer = await sidecar_client.ask_once(request)
         if answer is not None:
             break
-        await asyncio.sleep(sidecar_client.PAUSE)
+        await asyncio.sleep(sidecar_client.RETRY_SECONDS)
     status, sentence = answer
     if status:
-        log.warning("%s goes on, not all roots stand: %s", who, sentence)
+        log.warning("%s goes on, not all roots stand: %s", process, sentence)

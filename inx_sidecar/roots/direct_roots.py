@@ -1,7 +1,7 @@
 """GC roots of an instance on the host: `gcroots/inx/NAME.UUID/ROOT -> /nix/store/...`
 
-They are direct roots outside `auto/`, which Nix never removes by itself, and are written by host
-root alone. A root's name may have one directory: `links/...`, `snapshots/...`.
+These links are direct roots outside `auto/`: Nix never removes them, and only the host's root may
+write them. The name of a root may have one directory: `links/...`, `snapshots/...`.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from inx_sidecar.base.errors import RootError
 from inx_sidecar.nix.gc_client import GcClient
 
 _FORMER: Final = "former."
-# So many links are made before others have their turn.
+# After so many links other tasks of the event loop get a turn.
 _STEP: Final = 200
 
 
 def directory(lxc_name: str, uuid: str) -> str:
-    """Named for the reader of `nix-store --gc --print-roots`; the uuid makes it unique."""
+    """The name is for readers of `nix-store --gc --print-roots`; the uuid makes it unique."""
     return f"{paths.GCROOTS}/{lxc_name}.{uuid}"
 
 
@@ -35,9 +35,9 @@ def owners() -> set[tuple[str, str]]:
 
 
 def read(root_directory: str, within: str = "") -> dict[str, str]:
-    """Root names, as `system-1` or `links/...`, and the store paths they hold.
+    """Root names, such as `system-1` or `links/...`, and the store paths that they hold.
 
-    With `within`, as "links/" or "snapshots/before/", only those.
+    With `within`, such as "links/" or "snapshots/before/", only the roots in that directory.
     """
     found: dict[str, str] = {}
     try:
@@ -54,10 +54,11 @@ def read(root_directory: str, within: str = "") -> dict[str, str]:
 
 
 async def add(gc: GcClient, lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> dict[str, str]:
-    """Make `wanted` (root name to store path) roots of the instance; what was new among them.
+    """Make `wanted` (root name to store path) roots of the instance; those of them that are new.
 
-    When this returns, no collection, not even one that runs, deletes a path that was valid before.
-    Nothing is dropped: a name that held another path leaves a root `former.HASH` behind.
+    After that no collection, not even one that runs, deletes a path that was valid before. Nothing
+    is dropped: if a name held another path, that path gets a root `former.HASH`. RootError if a
+    root cannot be made.
     """
     place = directory(lxc_name, uuid)
     new: dict[str, str] = {}
@@ -77,8 +78,8 @@ async def add(gc: GcClient, lxc_name: str, uuid: str, wanted: Mapping[str, str])
     return new
 
 
-def make(lxc_name: str, uuid: str, within: str) -> None:
-    """The directory for roots `within` the instance's own, empty so far."""
+def make_directory(lxc_name: str, uuid: str, within: str) -> None:
+    """Make the directory `within` that of the instance, for roots to come."""
     place = f"{directory(lxc_name, uuid)}/{within}"
     try:
         os.makedirs(place, exist_ok=True)
@@ -102,7 +103,7 @@ def drop_if_there(lxc_name: str, uuid: str, name: str) -> None:
 
 
 def remove(lxc_name: str, uuid: str, within: str = "") -> None:
-    """All roots of an instance, or those `within` one directory of it."""
+    """Remove all roots of an instance, or those `within` one directory of it."""
     place = f"{directory(lxc_name, uuid)}/{within}"
     try:
         shutil.rmtree(place.rstrip("/"))
@@ -113,7 +114,7 @@ def remove(lxc_name: str, uuid: str, within: str = "") -> None:
 
 
 def _set(place: str, name: str, path: str) -> bool:
-    """Whether the root was not there before."""
+    """True if the root is new, or held another path."""
     target = f"{place}/{name}"
     try:
         before = os.readlink(target)
@@ -128,7 +129,7 @@ def _set(place: str, name: str, path: str) -> bool:
 
 
 def _write(target: str, path: str) -> None:
-    """As Nix does: a link that is complete takes its place at once."""
+    """Make a complete link and rename it into place, as Nix does."""
     temporary = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}"
     try:
         os.symlink(path, temporary)

@@ -1,4 +1,4 @@
-"""Which instances there are: what Incus says, and when its word can be relied on."""
+"""The instances that Incus has, and whether that list can be relied on."""
 
 import os
 from collections.abc import Mapping
@@ -7,13 +7,20 @@ from typing import Any, Self
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api as incus
-from inx_sidecar.nix.store import listed
+from inx_sidecar.nix.store import split_store_paths
+
+# Name, as LXC has it, and uuid: both, since an import may have the uuid of another instance, and a
+# new instance the name of one that was deleted.
+Owner = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class ListedInstance:
-    """An instance that Incus has; `ours` if it uses the hooks, `ran` if it, or what it was copied
-    from, ran with inx; `include` are the store paths that it shows in addition to its system."""
+    """An instance that Incus has.
+
+    `ours`: it uses the hooks. `ran`: it, or the instance that it was copied from, ran with inx.
+    `include`: the store paths that it shows in addition to its system.
+    """
 
     lxc_name: str
     uuid: str
@@ -30,15 +37,19 @@ class ListedInstance:
             config.get("volatile.uuid", ""),
             f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
             bool(config.get("user.inx.status")),
-            listed(config.get("user.inx.store.include", "")),
+            split_store_paths(config.get("user.inx.store.include", "")),
         )
+
+    @property
+    def owner(self) -> Owner:
+        return self.lxc_name, self.uuid
 
     @property
     def rootfs(self) -> str:
         return f"{paths.INCUS_CONTAINERS}/{self.lxc_name}/rootfs"
 
-    def written(self) -> tuple[int, int]:
-        """Changes whenever Incus wrote the instance anew, as a refreshed copy or a restored one."""
+    def version(self) -> tuple[int, int]:
+        """Another value whenever Incus wrote the instance anew: a copy refreshed, or restored."""
         try:
             status = os.stat(f"{paths.INCUS_CONTAINERS}/{self.lxc_name}/backup.yaml")
         except OSError:
@@ -48,16 +59,18 @@ class ListedInstance:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All instances, or the reason why nothing can be said; `entries` of Incus' directory of
-    containers, from before."""
+    """All instances, or the reason why they are not known.
+
+    `entries` are the names in Incus' directory of containers, read before Incus was asked.
+    """
 
     instances: tuple[ListedInstance, ...]
     entries: frozenset[str]
     reason: str = ""
 
     @property
-    def owners(self) -> set[tuple[str, str]]:
-        return {(item.lxc_name, item.uuid) for item in self.instances}
+    def owners(self) -> set[Owner]:
+        return {item.owner for item in self.instances}
 
     @property
     def uuids(self) -> set[str]:
@@ -66,44 +79,31 @@ class Inventory:
     def included(self, uuid: str) -> set[str]:
         return {path for item in self.instances if item.uuid == uuid for path in item.include}
 
-    async def holds(self) -> bool:
-        """Nothing came up since, and Incus is not making anything."""
+    async def is_current(self) -> bool:
+        """No instance was made since, and Incus is not making one."""
         try:
-            return not self.reason and _entries() <= self.entries and not await incus.at_work()
+            return (
+                not self.reason
+                and container_entries() <= self.entries
+                and not await incus.is_creating()
+            )
         except incus.IncusError:
             return False
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How a comparison of all roots ended: why nothing was dropped, and what did not work; both
-    empty if all is well."""
-
-    running: int
-    reason: str
-    complaint: str
-
-    @property
-    def again(self) -> bool:
-        return bool(self.reason or self.complaint)
-
-    def __str__(self) -> str:
-        line = f"compared {self.running} running instances"
-        return f"{line}; nothing was dropped: {self.reason}" if self.reason else line
-
-
-async def take() -> Inventory:
-    entries = _entries()
+async def take_inventory() -> Inventory:
+    entries = container_entries()
     try:
-        if await incus.at_work():
+        if await incus.is_creating():
             return Inventory((), entries, "Incus is at work")
-        listed = tuple(ListedInstance.of(instance) for instance in await incus.instances())
+        listed = tuple(ListedInstance.of(instance) for instance in await incus.list_instances())
     except incus.IncusError as error:
         return Inventory((), entries, str(error))
     return Inventory(listed, entries)
 
 
-def _entries() -> frozenset[str]:
+def container_entries() -> frozenset[str]:
+    """The names in Incus' directory of containers: what is made there comes before it is listed."""
     try:
         return frozenset(os.listdir(paths.INCUS_CONTAINERS))
     except FileNotFoundError:

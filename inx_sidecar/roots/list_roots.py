@@ -1,4 +1,4 @@
-"""`inx-sidecar roots`: what instances keep from the garbage collector, read from the disk."""
+"""`inx-sidecar roots`: the GC roots of instances, read from the disk."""
 
 import os
 import sqlite3
@@ -10,34 +10,34 @@ from dataclasses import dataclass
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.nix.store import CLOSURE
+from inx_sidecar.nix.store import CLOSURE_QUERY
 from inx_sidecar.roots import direct_roots
-from inx_sidecar.roots.mirror import LINKS, parse_root_name
-from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, name_of
+from inx_sidecar.roots.link_roots import LINKS, parse_root_name
+from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, snapshot_name
 
-_SIZE = CLOSURE.format("?") + "select sum(narSize) from ValidPaths where id in closure"
+_SIZE = CLOSURE_QUERY.format("?") + "select sum(narSize) from ValidPaths where id in closure"
 
 
 @dataclass(frozen=True)
 class Root:
-    """`what` it is for: a path inside the instance, a system, or a snapshot; `size` is None if the
-    store path is not valid."""
+    """`purpose`: a path inside the instance, a system, or a snapshot. `size` is that of the closure
+    in bytes, None if the store path is not valid; `age` is in seconds."""
 
     instance: str
-    what: str
+    purpose: str
     path: str
     size: int | None
     age: float
 
     def describe(self) -> str:
         size = "lost" if self.size is None else _size(self.size)
-        return f"{self.instance:<16} {_age(self.age):>5} {size:>9}  {self.path}  {self.what}"
+        return f"{self.instance:<16} {_age(self.age):>5} {size:>9}  {self.path}  {self.purpose}"
 
 
 def lines(instance: str | None) -> Iterator[str]:
-    """A heading and a line for each root, of one instance by its name or of all.
+    """A heading and a line for each root of one instance, by its name, or of all instances.
 
-    InstanceError if that has none.
+    InstanceError if that instance has no root; UnsupportedError if Nix's database cannot be read.
     """
     chosen = [owner for owner in sorted(direct_roots.owners()) if instance in (None, owner[0])]
     if instance is not None and not chosen:
@@ -68,19 +68,19 @@ def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
             age = max(0.0, time.time() - os.lstat(f"{place}/{root}").st_mtime)
         except FileNotFoundError:
             continue  # dropped meanwhile
-        yield Root(lxc_name, _what(root, texts), path, sizes[path], age)
+        yield Root(lxc_name, _purpose(root, texts), path, sizes[path], age)
 
 
-def _what(root: str, texts: dict[str, str]) -> str:
+def _purpose(root: str, texts: dict[str, str]) -> str:
     if root.startswith(LINKS):
         return _plain(texts.get(parse_root_name(root)[0], "?"))
     if root.startswith(SNAPSHOTS):
-        return f"snapshot {_plain(name_of(root.removeprefix(SNAPSHOTS).split('/')[0]))}"
+        return f"snapshot {_plain(snapshot_name(root.removeprefix(SNAPSHOTS).split('/')[0]))}"
     return _plain(root)
 
 
 def _plain(text: str) -> str:
-    """Text of a container's or a user's choice, escaped where a terminal might obey it."""
+    """Text that a container or a user chose, escaped so that a terminal does not obey it."""
     return ascii(text)[1:-1]
 
 

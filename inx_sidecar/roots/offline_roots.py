@@ -1,27 +1,29 @@
-"""What a root file system that does not run names: its generations and registered links.
+"""The roots that a root file system which does not run names: generations and registered links.
 
-For a copy or an import that never ran here, and for snapshots. What it holds is read as text; paths
-are looked up below it alone.
+For a copy or an import that never ran here, and for snapshots. Links are read as text; paths are
+looked up below this root file system alone.
 """
 
 import os
 
 from inx_sidecar.base.errors import InxError, RootError
-from inx_sidecar.base.journal import about
+from inx_sidecar.base.journal import instance_log
 from inx_sidecar.kernel.forked import TookTooLongError
 from inx_sidecar.kernel.syscalls import opened
-from inx_sidecar.links import indirect_roots, resolver
+from inx_sidecar.links import indirect_roots
+from inx_sidecar.links.resolver import resolve_links_offline
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.store import valid_paths
-from inx_sidecar.roots.mirror import batches, root_name
+from inx_sidecar.roots.link_roots import batches, root_name
 from inx_sidecar.roots.system_roots import system_roots
 
 
 async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | None:
-    """Root names and valid store paths; None if the file system is not mounted.
+    """Root names and valid store paths, from at most `most` links; None if the file system is not
+    mounted.
 
-    RootError if not all could be looked at in time. What cannot be read is not kept: whoever made
-    it so in the container has only that to lose.
+    RootError if not all could be looked at in time. What cannot be read is not kept: only the
+    container itself can have made it so, and only the container loses by it.
     """
     try:
         root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -33,17 +35,19 @@ async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str]
     try:
         found |= system_roots(generations.read(rootfs, lxc_name))
         for batch in batches(texts):
-            looked = await resolver.look_below(lxc_name, rootfs, batch)
-            if looked.late is not None:
-                raise TookTooLongError(f"{rootfs} took too long to look at", looked.late)
+            resolution = await resolve_links_offline(lxc_name, rootfs, batch)
+            if resolution.child_exited is not None:
+                raise TookTooLongError(
+                    f"{rootfs} took too long to look at", resolution.child_exited
+                )
             found |= {
                 root_name(indirect_roots.name_of(text), path, True): path
-                for text, sight in looked.sights.items()
-                for path in sight.targets
+                for text, link in resolution.links.items()
+                for path in link.targets
             }
     except TookTooLongError as error:
         raise RootError(f"not all that {lxc_name!r} names can be kept: {error}") from None
     except InxError as error:
-        about(lxc_name).error("%s", error)
+        instance_log(lxc_name).error("%s", error)
     valid = valid_paths(found.values())
     return {name: path for name, path in found.items() if path in valid}

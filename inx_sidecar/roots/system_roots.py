@@ -1,11 +1,11 @@
-"""Which systems of an instance are kept from the garbage collector: generations and what runs."""
+"""The systems of an instance that have roots: its generations, what runs, and included paths."""
 
 import os
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from inx_sidecar.base.errors import InxError
-from inx_sidecar.base.journal import about
+from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
@@ -13,13 +13,14 @@ from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.store import valid_paths
 from inx_sidecar.roots import direct_roots
 
+# The system that PID 1 runs.
 BOOTED: Final = "booted-system"
-# What was activated last, and what is about to be: none may be a generation.
+# The system that was activated last, and the one that is about to be: no generation need hold them.
 ACTIVE: Final = "active-system"
 NEXT: Final = "next-system"
-# Roots of what user.inx.store.include names.
+# Before the roots of the paths in user.inx.store.include.
 INCLUDED: Final = "include/"
-# A container may write as many links as it likes; this many of them are rooted.
+# A container may write any number of links; so many of them are rooted.
 _MAX_GENERATIONS: Final = 1000
 
 
@@ -30,22 +31,15 @@ def system_roots(present: Generations) -> dict[str, str]:
 
 
 def included_roots(include: Iterable[str]) -> dict[str, str]:
-    """A root for every path that is shown in addition."""
+    """A root for every path in `include`."""
     return {f"{INCLUDED}{os.path.basename(path)[:32]}": path for path in include}
 
 
-async def add_included_roots(
-    gc: GcClient, lxc_name: str, uuid: str, include: Iterable[str]
-) -> None:
-    """Root what the configuration includes, from now on and not only from the next start."""
-    await direct_roots.add(gc, lxc_name, uuid, included_roots(valid_paths(include)))
-
-
-def superfluous(
+def unwanted_roots(
     present: Generations, include: Iterable[str], rooted: Mapping[str, str]
 ) -> list[str]:
-    """The roots, among `rooted`, of systems and included paths that a running instance no longer
-    names."""
+    """The roots, among `rooted`, of systems and of included paths that an instance which runs does
+    not name any more."""
     wanted = system_roots(present) | included_roots(include)
     return [
         name
@@ -56,6 +50,13 @@ def superfluous(
     ]
 
 
+async def add_included_roots(
+    gc: GcClient, lxc_name: str, uuid: str, include: Iterable[str]
+) -> None:
+    """Root the paths that the configuration includes, before the next start needs them."""
+    await direct_roots.add(gc, lxc_name, uuid, included_roots(valid_paths(include)))
+
+
 async def add_system_roots(
     gc: GcClient,
     instance: Instance,
@@ -63,19 +64,19 @@ async def add_system_roots(
     booted: str | None,
     include: Iterable[str] = (),
 ) -> None:
-    """Root every generation, `include`, and `booted`: what runs, or is about to."""
+    """Root every generation, `include`, and `booted`: the system that runs, or is about to."""
     wanted = system_roots(present) | included_roots(include)
     if booted is not None:
         wanted[BOOTED] = booted
-    real = valid_paths(wanted.values())
-    wanted = {name: path for name, path in wanted.items() if path in real}
+    valid = valid_paths(wanted.values())
+    wanted = {name: path for name, path in wanted.items() if path in valid}
     await direct_roots.add(gc, instance.lxc_name, instance.uuid, wanted)
 
 
 async def add_roots_of_stopped(gc: GcClient, instance: Instance) -> None:
-    """Root the generations that were made inside: a stopped instance is held by nothing else."""
+    """Root the generations that were made inside: nothing else keeps them after a stop."""
     try:
         present = generations.read(instance.rootfs, instance.name)
         await add_system_roots(gc, instance, present, None)
     except InxError as error:
-        about(instance.lxc_name).error("%s", error)
+        instance_log(instance.lxc_name).error("%s", error)

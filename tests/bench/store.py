@@ -89,8 +89,9 @@ from pathlib import Path
 sys.path[:0] = ["/root/inx/tests"]
 from inx_sidecar.base import paths
 from inx_sidecar.kernel import forked
-from inx_sidecar.nix.closure import closure
-from inx_sidecar.container.mounts import Container, HostDirectory, attach
+from inx_sidecar.nix.closure import closure_of
+from inx_sidecar.container.mounts import HostDirectory, attach_mounts
+from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel.syscalls import (AT_FDCWD, CLONE_NEWNS, CLONE_NEWUSER, MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_PRIVATE, MS_REC, mount,
     mount_setattr, move_mount, open_tree, opened, setns, unshare)
@@ -146,7 +147,7 @@ async def bind_each(container, names, target):
             move_mount(tree, at)
         return None, []
 
-    await forked.call(bind, "binding each", 120)
+    await forked.run_in_child(bind, "binding each", 120)
 """
 
 BUILD = """
@@ -161,13 +162,13 @@ async def timed(awaited):
 async def one(count):
     times = {}
     top = tops[str(count)]
-    times["query"], found = await timed(closure([top]))
+    times["query"], found = await timed(closure_of([top]))
     assert len(found) == count, len(found)
     names = frozenset(os.path.basename(path) for path in found)
     for kind, only in (("mounts", names), ("shared", None)):
         with sandbox() as (inside, container):
-            store = HostDirectory(STORE, paths.STORE_INSIDE, only=only)
-            times[kind], mapped = await timed(attach(container, [store], None))
+            store = HostDirectory(STORE, paths.STORE_INSIDE, entries=only)
+            times[kind], mapped = await timed(attach_mounts(container, [store], None))
             assert mapped
             if only:
                 assert set(inside.inside(lambda: os.listdir(STORE))) == names
@@ -198,7 +199,7 @@ top, nix, big, cold_rounds, warm_rounds = json.load(sys.stdin)
 gc.disable()
 variants = ("plain", "views", "binds")  # as long as each other: so are the paths in the container
 
-found = asyncio.run(closure([top]))
+found = asyncio.run(closure_of([top]))
 names = sorted(os.path.basename(path) for path in found)
 tops = [name for name in names if os.path.isfile(f"{STORE}/{name}")]
 directories = [name for name in names if os.path.isdir(f"{STORE}/{name}")]
@@ -282,9 +283,9 @@ def look(variant):
     return set(os.listdir(root)), [os.stat(f"{root}/{file}").st_size for file in files]
 
 with sandbox() as (inside, container):
-    asyncio.run(attach(container, [
+    asyncio.run(attach_mounts(container, [
         HostDirectory(STORE, "plain/store"),
-        HostDirectory(STORE, "views/store", only=frozenset(names)),
+        HostDirectory(STORE, "views/store", entries=frozenset(names)),
     ], None))
     asyncio.run(bind_each(container, names, "binds/store"))
     with open(f"/proc/{inside.pid}/ns/pid") as processes:  # programs look at their /proc/self

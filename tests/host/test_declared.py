@@ -15,7 +15,7 @@ from host.test_update import says
 from support.disposable import REPO, Host
 from support.incus import Incus
 
-from inx_sidecar.declared.declaration import MARK
+from inx_sidecar.declared.ownership import OWNERSHIP_KEY
 
 pytestmark = pytest.mark.nixos
 
@@ -194,7 +194,7 @@ def test_what_was_made_by_hand_is_never_touched(declaration: Declaration) -> Non
     assert said.stderr == (
         f"inx: error: {by_hand}: left as it is: it is declared, but an instance of this name was "
         f"made by hand; delete or rename that, or give it over by 'incus config set {by_hand} "
-        f"{MARK}={by_hand}'\n"
+        f"{OWNERSHIP_KEY}={by_hand}'\n"
     )
     assert said.stdout == f"{own}: deleted, as it is no longer declared\n", "its turn came"
     assert incus.state(own) == ""
@@ -202,7 +202,7 @@ def test_what_was_made_by_hand_is_never_touched(declaration: Declaration) -> Non
     for name, info in before.items():
         assert {k: incus.info(name)[k] for k in unchanging} == {k: info[k] for k in unchanging}
 
-    incus.set(by_hand, f"{MARK}={by_hand}")
+    incus.set(by_hand, f"{OWNERSHIP_KEY}={by_hand}")
     declaration.says(f"{by_hand}: changed")
     found = incus.info(by_hand)
     assert found["description"] == "taken" and found["config"]["user.inx.flake"]
@@ -395,11 +395,11 @@ def test_in_a_project_of_its_own(declaration: Declaration, host: Host) -> None:
 
 RESTART = f"""
 import asyncio, sys
-from inx_sidecar.declared import converge, declaration
+from inx_sidecar.declared import converge, declaration_file
 from inx_sidecar.incus import api as incus
 
-(one,) = declaration.read("{FILE}").instances
-found, _ = asyncio.run(incus.instance_now(one.project, one.name))
+(one,) = declaration_file.read_declaration("{FILE}").instances
+found, _ = asyncio.run(incus.get_instance_with_etag(one.project, one.name))
 asyncio.run(converge._restart_with(one, found))
 """
 

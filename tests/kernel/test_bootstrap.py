@@ -1,4 +1,4 @@
-"""hooks/init as PID 1 of a container that waits: it prints, goes on, gives up or is stopped."""
+"""hooks/init as PID 1 of a waiting container: it prints, starts the system, exits or is stopped."""
 
 import os
 import select
@@ -24,7 +24,7 @@ UUID = "11111111-2222-3333-4444-555555555555"
 SYSTEM_INIT = """#!/dev/.inx/busybox sh
 echo "system: PID $$ in $(/dev/.inx/busybox pwd) with $# arguments"
 """
-# In namespaces of its own, with the boot directory read-only on /dev/.inx.
+# Runs in its own mount and PID namespaces, with the boot directory read-only at /dev/.inx.
 ENTER = """
 mount --bind "$1" "$2/dev/.inx"
 mount -o remount,bind,ro "$2/dev/.inx"
@@ -33,7 +33,7 @@ exec chroot "$2" /dev/.inx/init
 
 
 class Init:
-    """hooks/init running as PID 1; `pid` is its number outside."""
+    """hooks/init, running as PID 1; `pid` is its number on the host."""
 
     def __init__(self, rootfs: Path) -> None:
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
@@ -65,7 +65,7 @@ class Init:
         return not select.select([self.process.stdout], [], [], seconds)[0]
 
     def wait_until_it_listens(self) -> None:
-        """Until a background `cat` of its own waits at the fifo."""
+        """Wait until init's background `cat` reads the fifo."""
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             try:
@@ -78,7 +78,7 @@ class Init:
         raise AssertionError("it does not listen")
 
     def end(self, seconds: float = 5) -> tuple[int, str]:
-        """Its exit status, and all that it printed."""
+        """The exit status of init, and all its output."""
         rest, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, (self.output + rest).decode()
 
@@ -89,7 +89,7 @@ def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.mkdir()
     monkeypatch.setattr(paths, "RUN", str(run))
     monkeypatch.setattr(paths, "HOOKS", str(REPO / "hooks"))
-    monkeypatch.setattr(bootstrap, "_TOOL", f"{run}/busybox")
+    monkeypatch.setattr(bootstrap, "_BUSYBOX", f"{run}/busybox")
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{tree()}/usr/bin")
         bootstrap.install_busybox()
@@ -99,7 +99,7 @@ def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def rootfs(tmp_path: Path) -> Path:
     path = tmp_path / "rootfs"
     (path / "dev/.inx").mkdir(parents=True)
-    # LXC makes it; what the shell puts in the background reads it.
+    # LXC makes /dev/null; background processes of the shell read from it.
     os.mknod(path / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     system = path / "nix/var/nix/profiles/system"
     system.mkdir(parents=True)
@@ -109,7 +109,7 @@ def rootfs(tmp_path: Path) -> Path:
 
 
 class Runner:
-    """Starts inits, and ends them with the test."""
+    """Starts inits; the fixture kills them at the end of the test."""
 
     def __init__(self, rootfs: Path) -> None:
         self.rootfs = rootfs
@@ -261,7 +261,7 @@ def test_a_sidecar_that_dies_between_mark_and_fifo_leaves_nobody_waiting(start: 
     console = Console(UUID)
     init = start()
     init.wait_until_it_listens()
-    bootstrap._write(paths.boot_dir(UUID), "ready", "")
+    bootstrap._write_result(paths.boot_dir(UUID), "ready", "")
     console.close()
     assert init.end() == (0, RAN)
     assert not is_waiting(UUID), "the next sidecar would write to a system that runs"

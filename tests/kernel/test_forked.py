@@ -1,4 +1,4 @@
-"""What a forked child does comes back: a value, descriptors, an error. The child never stays."""
+"""A forked child returns a value and descriptors, or an error, and never stays behind."""
 
 import asyncio
 import os
@@ -23,10 +23,10 @@ KINDS = [
 
 
 def call(function: Callable[[], forked.Result], seconds: float = 20) -> forked.Result:
-    """The result, after a look that no child and no descriptor is left."""
+    """The result of `function`; asserts that no child is left."""
     before = left()
     try:
-        return asyncio.run(forked.call(function, "the work", seconds))
+        return asyncio.run(forked.run_in_child(function, "the work", seconds))
     finally:
         assert left()[0] == before[0], "a child is left"
 
@@ -149,7 +149,7 @@ def test_a_child_that_hangs_is_killed() -> None:
 
 def test_a_caller_that_is_cancelled_takes_the_child_with_it() -> None:
     async def main() -> None:
-        task = asyncio.create_task(forked.call(lambda: sleep(60), "the work"))
+        task = asyncio.create_task(forked.run_in_child(lambda: sleep(60), "the work"))
         await asyncio.sleep(0.05)
         assert left()[0]
         task.cancel()
@@ -163,7 +163,7 @@ def test_a_caller_that_is_cancelled_takes_the_child_with_it() -> None:
 def test_others_go_on_while_a_child_works() -> None:
     async def main() -> float:
         begin = time.monotonic()
-        work = [forked.call(lambda: sleep(0.3), "the work") for _ in range(5)]
+        work = [forked.run_in_child(lambda: sleep(0.3), "the work") for _ in range(5)]
         await asyncio.gather(*work)
         return time.monotonic() - begin
 

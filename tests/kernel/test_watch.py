@@ -13,10 +13,11 @@ from support.containers import apart
 from inx_sidecar.base import paths
 from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, unshare
 from inx_sidecar.links import indirect_roots
+from inx_sidecar.links.backoff import Backoff
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import watch
-from inx_sidecar.roots.mirror import Mirror, _Pause
-from inx_sidecar.roots.watch import Watch
+from inx_sidecar.roots.mirror import Mirror
+from inx_sidecar.roots.watch import RegistrationWatch
 
 pytestmark = pytest.mark.gc
 
@@ -63,7 +64,7 @@ class Taken:
 
     async def __call__(self, mirror: Mirror, some: set[str]) -> None:
         await self.go.wait()
-        await mirror.take(some)
+        await mirror.add_registered(some)
         self.names.setdefault(mirror.uuid, set()).update(some)
         self.turns.append(mirror.uuid)
 
@@ -75,9 +76,9 @@ class Taken:
 
 
 @asynccontextmanager
-async def watching(*mirrors: Mirror) -> AsyncIterator[tuple[Watch, Taken]]:
+async def watching(*mirrors: Mirror) -> AsyncIterator[tuple[RegistrationWatch, Taken]]:
     taken = Taken()
-    watched = Watch(taken)
+    watched = RegistrationWatch(taken)
     watched.open()
     try:
         for one in mirrors:
@@ -209,7 +210,7 @@ def test_an_instance_that_is_slow_is_not_waited_for() -> None:
             taken.go.clear()
             indirect_roots.put(WEB, "/one")
             await asyncio.sleep(0.05)
-            one._slow = _Pause().again(asyncio.get_running_loop().create_future())
+            one.resolver._backoff = Backoff().longer(asyncio.get_running_loop().create_future())
             await asyncio.wait_for(watched.drain(), 10)
             assert taken.of() == set()
             taken.go.set()
@@ -227,11 +228,11 @@ def test_one_instance_has_one_turn_at_a_time() -> None:
         assert mirror.uuid not in running
         running.append(mirror.uuid)
         await asyncio.sleep(0.002)
-        await mirror.take(some)
+        await mirror.add_registered(some)
         running.remove(mirror.uuid)
 
     async def main() -> None:
-        watched = Watch(take)
+        watched = RegistrationWatch(take)
         watched.open()
         watched.begin(mirror(WEB))
         watched.begin(mirror(SHOP))
@@ -319,8 +320,8 @@ def test_a_watched_directory_tells_when_something_comes_or_goes(tmp_path: Path) 
 
     async def main() -> None:
         async with watching(mirror()) as (watched, taken):
-            watched.directory(str(place), lambda: changes.append("x"))
-            watched.directory(str(tmp_path / "none"), lambda: changes.append("none"))
+            watched.watch_directory(str(place), lambda: changes.append("x"))
+            watched.watch_directory(str(tmp_path / "none"), lambda: changes.append("none"))
             steps: list[Callable[[], object]] = [
                 (place / "web").mkdir,
                 lambda: (place / "web").rename(place / "other"),
@@ -421,7 +422,7 @@ def test_without_inotify_it_is_looked_for(
     async def main() -> None:
         async with watching(mirror()) as (watched, taken):
             assert caplog.text.count("max_user_instances") == 1
-            watched.directory(paths.STATE, lambda: None)
+            watched.watch_directory(paths.STATE, lambda: None)
             indirect_roots.put(WEB, "/one")
             await until(lambda: taken.of() == names("/one"))
             indirect_roots.put(WEB, "/two")

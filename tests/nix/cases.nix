@@ -1,4 +1,4 @@
-# Configurations of hosts, and of containers where the name begins with "inside".
+# Configurations of hosts. Names that begin with "inside" are configurations of containers.
 { lib }:
 let
   enabled = {
@@ -42,7 +42,7 @@ in
     ];
   };
 
-  # tests/nix/example.json is what this one gives.
+  # tests/nix/example.json is the declaration of this configuration.
   example = {
     virtualisation.inx = {
       enable = true;
@@ -145,7 +145,7 @@ in
 
   dropped = lib.recursiveUpdate enabled { virtualisation.inx.droppedContainers = "delete"; };
 
-  # What is wrong with these is told.
+  # Wrong configurations: the assertions of the modules report each error.
   wrong-host = {
     virtualisation.inx.enable = true;
     virtualisation.incus = {
@@ -191,7 +191,7 @@ in
     };
   };
 
-  wrong-words = containers {
+  replaced-options = containers {
     web = {
       additionalCapabilities = [ "CAP_NET_ADMIN" ];
       copyResolvConf = false;
@@ -206,7 +206,7 @@ in
 
   inside = { };
 
-  inside-of-one-with-habits = {
+  inside-with-options-of-other-machines = {
     networking.hostName = "fixed";
     nix.gc.automatic = true;
     nix.optimise.automatic = true;

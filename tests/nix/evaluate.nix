@@ -1,5 +1,5 @@
-# What the modules make of a configuration, one of cases.nix by its name unless given, as far as it
-# can be looked at without NixOS.
+# Evaluate the modules with a configuration, and give the values that can be checked without NixOS. `name` names a
+# configuration of cases.nix; `case` replaces this configuration.
 {
   name,
   lib ? import <nixpkgs/lib>,

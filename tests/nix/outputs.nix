@@ -1,4 +1,4 @@
-# What flake.nix and nix/package.nix give, with stand-ins for what nixpkgs would build.
+# The outputs of flake.nix, and the arguments of nix/package.nix, with stand-ins for the packages of nixpkgs.
 {
   lib ? import <nixpkgs/lib>,
 }:

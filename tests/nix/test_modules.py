@@ -1,8 +1,8 @@
-"""The NixOS modules, the flake and the package, as far as they can be looked at without NixOS.
+"""The NixOS modules, the flake and the package, as far as tests can check them without NixOS.
 
-Nix is the real one, and so is the library of nixpkgs that INX_NIXPKGS_LIB names (a directory with
-lib/ in it, such as a checkout of nixpkgs); the options of NixOS that the modules set are stand-ins
-(tests/nix/nixpkgs).
+The tests use the real Nix, and the library of nixpkgs that INX_NIXPKGS_LIB names (a directory that
+has lib/, such as a checkout of nixpkgs). tests/nix/nixpkgs has stand-ins for the options of NixOS
+that the modules set.
 """
 
 import dataclasses
@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from support import pages
 from support.disposable import REPO, Host, project_files
 
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.declared.declaration import read
+from inx_sidecar.declared.declaration_file import read_declaration
 
 pytestmark = pytest.mark.nixos
 
@@ -25,7 +26,7 @@ PROJECT = "/root/inx"
 NIXPKGS = "/root/nixpkgs"
 PACKAGE = "/nix/store/00000000000000000000000000000000-inx"
 PROFILE = yaml.safe_load((REPO / "profiles/inx.yaml").read_text())
-# As they come back from JSON.
+# JSON has no tuples, so the values are compared after a round trip.
 DEFAULTS = json.loads(json.dumps(dataclasses.asdict(Settings())))
 WRONG_HOST = [
     "set virtualisation.incus.enable = true.",
@@ -47,8 +48,8 @@ WRONG_CONTAINERS = {
     "isolated": "a Nix daemon shows every path of the store.",
     "bridge": "hostAddress is the host's end of a wire to it alone",
 }
-# What `containers.NAME` has and ours does not, with a word that is told.
-OTHERWISE = {
+# Options of `containers.NAME` that inx does not have, and a part of the message for each.
+REPLACED_OPTIONS = {
     "additionalCapabilities": "root inside has all capabilities",
     "copyResolvConf": "networking.nameservers",
     "enableTun": "/dev/net/tun",
@@ -67,7 +68,7 @@ def expression(host: Host, text: str, *options: str) -> Any:
 
 @pytest.fixture(scope="session")
 def nixpkgs(host: Host) -> str:
-    """The option that names the library of nixpkgs."""
+    """The value of -I that names the library of nixpkgs."""
     directory = os.environ.get("INX_NIXPKGS_LIB")
     if not directory:
         pytest.skip("INX_NIXPKGS_LIB names no nixpkgs, whose library evaluates the modules")
@@ -77,7 +78,7 @@ def nixpkgs(host: Host) -> str:
 
 @pytest.fixture
 def evaluate(host: Host, nixpkgs: str) -> Any:
-    """What a configuration of cases.nix gives."""
+    """Evaluate a configuration of cases.nix with the modules."""
 
     def evaluated(name: str, case: str = "") -> dict[str, Any]:
         given = f"case = {case};" if case else ""
@@ -95,53 +96,54 @@ def instances(evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]:
 # --- With Nix alone ---------------------------------------------------------------------------
 
 
-def test_every_nix_file_can_be_read(host: Host) -> None:
+def test_nix_can_parse_every_nix_file(host: Host) -> None:
     files = [f"{PROJECT}/{name}" for name in project_files() if name.endswith(".nix")]
     assert len(files) > 15
     host.run(["nix-instantiate", "--parse", *files])
 
 
-def test_the_profile_is_that_of_all_hosts(host: Host) -> None:
+def test_the_profile_is_equal_to_profiles_inx_yaml(host: Host) -> None:
     assert expression(host, f"import {PROJECT}/nix/profile.nix {{ }}") == PROFILE
     other = expression(host, f'import {PROJECT}/nix/profile.nix {{ pool = "a"; network = "b"; }}')
     assert (other["devices"]["root"]["pool"], other["devices"]["eth0"]["network"]) == ("a", "b")
 
 
-def test_the_settings_are_those_of_all_hosts(host: Host) -> None:
+def test_the_settings_are_equal_to_those_of_the_sidecar_and_of_docs(host: Host) -> None:
     lib = """{
         mkOption = option: option;
         types = { str = 1; listOf = _: 1; strMatching = _: 1; ints.positive = 1; };
     }"""
     options = expression(host, f"import {PROJECT}/nix/settings.nix {{ lib = {lib}; }}")
     assert {name: option["default"] for name, option in options.items()} == DEFAULTS
-    readme = (REPO / "README.md").read_text()
     for name, option in options.items():
-        (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", readme, re.MULTILINE)
-        told = " ".join(option["description"].lower().split()).rstrip(".")
-        assert row.lower().startswith(told), name
+        (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", pages.read("docs/keys.md"), re.MULTILINE)
+        description = " ".join(option["description"].lower().split()).rstrip(".")
+        assert row.lower().startswith(description), name
 
 
-def test_the_page_shows_nix_that_can_be_read(host: Host) -> None:
+def test_nix_can_parse_the_blocks_of_the_pages(host: Host) -> None:
     assert len(blocks()) == 3
     for block in blocks():
         host.run(["nix-instantiate", "--parse", "-"], input=f"{{ inx }}: {block}")
 
 
 def blocks() -> list[str]:
-    """What README.md shows: a flake, a container and a host that declares two."""
-    text = (REPO / "README.md").read_text()
-    return re.findall(r"^```nix\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    """The Nix blocks of the pages: a flake, a container, a host that declares two containers."""
+    shown = [
+        block for page in pages.PAGES for block in pages.blocks(page) if block.language == "nix"
+    ]
+    return [block.text for block in shown]
 
 
 # --- Hosts ------------------------------------------------------------------------------------
 
 
-def test_without_enable_nothing_is_there(evaluate: Any) -> None:
+def test_without_enable_the_module_sets_nothing(evaluate: Any) -> None:
     nothing = evaluate("nothing")
     assert not any(value for value in nothing.values())
 
 
-def test_enable_is_enough(evaluate: Any) -> None:
+def test_enable_sets_up_the_whole_host(evaluate: Any) -> None:
     plain = evaluate("plain")
     assert plain["wrong"] == plain["warnings"] == []
     assert plain["enable"] is True
@@ -154,7 +156,9 @@ def test_enable_is_enough(evaluate: Any) -> None:
     assert plain["etc"]["inx/hooks"] == f"{PACKAGE}/share/inx/hooks"
     assert plain["etc"]["inx/config.toml"] == DEFAULTS
     nothing = {"version": 1, "dropped": "keep", "instances": []}
-    assert plain["etc"]["inx/instances.json"] == nothing, "those dropped last are to be seen"
+    assert plain["etc"]["inx/instances.json"] == nothing, (
+        "converge has to see that all containers were dropped"
+    )
     assert plain["firewall"]["incusbr0"]["allowedUDPPorts"] == [53, 67, 547]
     assert plain["users"] == ["inx-build"]
 
@@ -186,7 +190,7 @@ def test_the_units_of_the_package_are_started_and_restarted_in_place(evaluate: A
     assert made == {line.split()[1] for line in shipped_rules}
 
 
-def test_what_a_host_has_already_is_left_to_it(evaluate: Any) -> None:
+def test_a_pool_and_a_network_of_the_host_are_used(evaluate: Any) -> None:
     tuned = evaluate("tuned")
     assert tuned["wrong"] == []
     profile, small = tuned["preseed"]["profiles"]
@@ -202,7 +206,7 @@ def test_what_a_host_has_already_is_left_to_it(evaluate: Any) -> None:
     assert any(line.endswith(" 0700 builder builder -") for line in tuned["tmpfiles"])
 
 
-def test_what_is_wrong_with_a_host_is_told(evaluate: Any) -> None:
+def test_each_error_of_a_host_has_a_message(evaluate: Any) -> None:
     wrong = evaluate("wrong-host")
     assert len(wrong["wrong"]) == len(WRONG_HOST)
     for message, end in zip(wrong["wrong"], WRONG_HOST, strict=True):
@@ -214,15 +218,17 @@ def test_what_is_wrong_with_a_host_is_told(evaluate: Any) -> None:
 # --- Declared containers ----------------------------------------------------------------------
 
 
-def test_the_example_is_what_the_tests_on_a_host_run(evaluate: Any, tmp_path: Path) -> None:
+def test_the_example_gives_the_declaration_that_host_tests_use(
+    evaluate: Any, tmp_path: Path
+) -> None:
     example = evaluate("example")
     assert example["wrong"] == []
     path = REPO / "tests/nix/example.json"
     assert json.loads(path.read_text()) == example["etc"]["inx/instances.json"]
-    assert [one.name for one in read(str(path)).instances] == ["db", "vault", "web"]
+    assert [one.name for one in read_declaration(str(path)).instances] == ["db", "vault", "web"]
 
 
-def test_a_configuration_becomes_a_system(evaluate: Any) -> None:
+def test_the_option_config_becomes_the_system_of_the_instance(evaluate: Any) -> None:
     modules = evaluate("modules")
     systems = {
         name: one["config"]["user.inx.system"].partition("-nixos-system-")[2]
@@ -231,7 +237,7 @@ def test_a_configuration_becomes_a_system(evaluate: Any) -> None:
     assert systems == {"one": "called-one", "two": ""}, "without a name of its own"
 
 
-def test_every_option_has_its_word_in_incus(evaluate: Any, tmp_path: Path) -> None:
+def test_every_option_becomes_keys_and_devices_of_incus(evaluate: Any, tmp_path: Path) -> None:
     everything = evaluate("everything")
     assert everything["wrong"] == []
     found = instances(everything)
@@ -280,10 +286,12 @@ def test_every_option_has_its_word_in_incus(evaluate: Any, tmp_path: Path) -> No
     assert found["same"]["config"]["raw.idmap"] == "both 0-65535 0-65535"
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(everything["etc"]["inx/instances.json"]))
-    assert len(read(str(path)).instances) == 3, "the program reads what the module writes"
+    assert len(read_declaration(str(path)).instances) == 3, (
+        "converge reads the file that the module writes"
+    )
 
 
-def test_what_the_page_shows_is_so(evaluate: Any) -> None:
+def test_the_examples_of_the_page_give_what_the_page_says(evaluate: Any) -> None:
     _, container, declared = blocks()
     inside = evaluate("inside", f"let inx.nixosModules.container = {{ }}; in {container}")
     assert inside["wrong"] == []
@@ -298,30 +306,30 @@ def test_what_the_page_shows_is_so(evaluate: Any) -> None:
     assert db["config"]["user.inx.net.eth0.gateway"] == "10.231.136.1"
 
 
-def test_what_is_dropped_goes_only_if_asked_for(evaluate: Any) -> None:
+def test_dropped_containers_are_deleted_with_the_option(evaluate: Any) -> None:
     assert evaluate("dropped")["etc"]["inx/instances.json"]["dropped"] == "delete"
 
 
-def test_what_is_wrong_with_a_container_is_told_with_its_name(evaluate: Any) -> None:
+def test_each_error_of_a_container_has_a_message_with_its_name(evaluate: Any) -> None:
     messages = evaluate("wrong-containers")["wrong"]
     assert len(messages) == len(WRONG_CONTAINERS)
-    for name, told in WRONG_CONTAINERS.items():
+    for name, part in WRONG_CONTAINERS.items():
         (message,) = [m for m in messages if m.startswith(f"virtualisation.inx.containers.{name}:")]
-        assert told in message
+        assert part in message
 
 
-def test_a_word_of_nixos_that_has_none_here_is_told(evaluate: Any) -> None:
-    messages = evaluate("wrong-words")["wrong"]
-    assert len(messages) == len(OTHERWISE)
-    for option, told in OTHERWISE.items():
+def test_an_option_of_nixos_that_inx_lacks_has_a_message(evaluate: Any) -> None:
+    messages = evaluate("replaced-options")["wrong"]
+    assert len(messages) == len(REPLACED_OPTIONS)
+    for option, part in REPLACED_OPTIONS.items():
         (message,) = [m for m in messages if f"`{option}'" in m]
-        assert message.startswith("virtualisation.inx.containers.web: ") and told in message
+        assert message.startswith("virtualisation.inx.containers.web: ") and part in message
 
 
 # --- Containers -------------------------------------------------------------------------------
 
 
-def test_a_container_is_at_home(evaluate: Any) -> None:
+def test_the_container_module_adapts_nixos(evaluate: Any) -> None:
     inside = evaluate("inside")
     assert inside["wrong"] == [] and inside["isContainer"] is True
     assert inside["nix"]["settings"]["store"] == "daemon"
@@ -337,8 +345,8 @@ def test_a_container_is_at_home(evaluate: Any) -> None:
     assert inside["waits"] is True
 
 
-def test_what_a_configuration_has_for_other_machines_does_no_harm(evaluate: Any) -> None:
-    inside = evaluate("inside-of-one-with-habits")
+def test_the_container_module_overrides_options_of_other_machines(evaluate: Any) -> None:
+    inside = evaluate("inside-with-options-of-other-machines")
     assert inside["hostName"] == "fixed" and inside["networks"] == {} and not inside["waits"]
     assert not inside["nix"]["gc"] and not inside["nix"]["optimise"]
     assert inside["services"]["nix-daemon"]["enable"] is False

@@ -1,4 +1,4 @@
-"""One list of files: pip and the NixOS package install the same, and what is there works."""
+"""pip and the NixOS package install the same files, and the installed programs work."""
 
 import json
 import re
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.nixos
 
 PREFIX = "/root/from-sdist"
 SHARED = ("hooks/", "profiles/", "systemd/")
-# What nixpkgs brings along, as far as nix/package.nix uses it.
+# Stand-ins for the functions and packages of nixpkgs that nix/package.nix uses.
 PACKAGE = """
 let
   python = name: { inherit name; };
@@ -38,7 +38,7 @@ import /root/inx/nix/package.nix {
   };
 }
 """
-# As in nixpkgs' stdenv, for the one option that is used.
+# substituteInPlace of nixpkgs' stdenv, with its option --replace-fail only.
 SUBSTITUTE = r"""
 substituteInPlace() {
     file=$1; shift
@@ -64,7 +64,7 @@ def units() -> set[str]:
 
 @pytest.fixture(scope="module")
 def site_packages(host: Host) -> str:
-    """Of an environment that pip made from a source distribution, without any network."""
+    """site-packages of an environment into which pip installed a source distribution, offline."""
     script = """
         rm -rf "$PREFIX" /root/dist /root/hatch
         offline="--quiet --no-index --find-links /root/wheels"
@@ -91,7 +91,7 @@ def test_pip_installs_hooks_profile_and_units_from_an_sdist(host: Host, site_pac
     assert said == "inx-sidecar, version 0.1.0\n"
 
 
-def test_the_script_installs_every_unit_and_takes_it_away() -> None:
+def test_the_install_script_installs_and_removes_every_unit() -> None:
     text = (REPO / "install").read_text()
     (listed,) = re.findall(r'^units="((?:.|\\\n)*?)"', text, re.MULTILINE)
     configurations = {"inx.sysusers.conf", "inx.tmpfiles.conf"}
@@ -102,10 +102,10 @@ def test_the_script_installs_every_unit_and_takes_it_away() -> None:
     assert all(name in stopped for name in enabled)
 
 
-def test_the_package_of_nixos_is_the_same_with_paths_of_its_own(
+def test_the_nix_package_installs_the_same_files_with_other_paths(
     host: Host, site_packages: str
 ) -> None:
-    """What nixpkgs does after pip is done here to what pip installed."""
+    """The test runs postInstall of the package on the files that pip installed."""
     argv = ["nix-instantiate", "--eval", "--strict", "--json", "--expr"]
     script = json.loads(host.run([*argv, PACKAGE.replace("SITE", site_packages)]).stdout)
     host.sh(f"out={PREFIX}\n{SUBSTITUTE}\n{script}")
@@ -121,7 +121,7 @@ def test_the_package_of_nixos_is_the_same_with_paths_of_its_own(
     said = host.run(["systemd-analyze", "verify", "--recursive-errors=no", *services])
     assert PREFIX not in said.stderr, said.stderr
 
-    # A hook finds the sidecar, which says what it thinks of an instance that is not there.
+    # A hook reaches the sidecar. The sidecar refuses an instance that does not exist.
     facts = {"LXC_NAME": "none", "LXC_ROOTFS_PATH": "/srv/none/rootfs", "PYTHONPATH": "/srv"}
     facts |= {"LXC_CONFIG_FILE": "/srv/none/lxc.conf"}
     for hook, status in ("pre-start", 22), ("mount", 27), ("start-host", 27), ("stop", 0):

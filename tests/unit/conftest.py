@@ -1,4 +1,4 @@
-"""Unit tests decide: only what asks for `processes` may start one."""
+"""A unit test starts no process, unless it requests the fixture `processes`."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def processes() -> None:
-    """Asked for by a test that starts programs: linters, an interpreter of its own."""
+    """A test that starts programs requests this fixture: linters, another interpreter."""
 
 
 @pytest.fixture(autouse=True)

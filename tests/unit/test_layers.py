@@ -115,7 +115,7 @@ def test_a_hook_imports_nothing_heavy(processes: None) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_fits_in_one_head(module: str) -> None:
     text = (SOURCE / f"{module}.py").read_text()
-    assert len(text.splitlines()) <= 410
+    assert len(text.splitlines()) <= 300
     assert ast.get_docstring(ast.parse(text)), "its first line tells its idea"
 
 
@@ -130,6 +130,6 @@ def test_only_its_own_module_spells_out_a_path_of_the_host() -> None:
     named = {
         module
         for module, text in texts.items()
-        if re.search(r'"/(?:run|var|nix/var|etc/inx)/', text) and module != "base/paths"
+        if re.search(r'(?<!"")"/(?:run|var|nix/var|etc/inx)/', text) and module != "base/paths"
     }
     assert not named

@@ -1,14 +1,12 @@
 """Whatever arrives at the socket, one status and one line go back."""
 
 import asyncio
-import logging
 from pathlib import Path
 
 import pytest
 
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
-from inx_sidecar.base.journal import _Journal, about
-from inx_sidecar.incus.instance import Facts
+from inx_sidecar.incus.instance import LxcFacts
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.server import Request, _answer, parse
 
@@ -84,7 +82,7 @@ def test_a_word_is_a_request_of_its_own(word: str) -> None:
 def test_a_hook_tells_what_its_kind_needs(request_: bytes, pid: int, target: str) -> None:
     facts = b"\0LXC_NAME=web\0LXC_ROOTFS_PATH=/a\0LXC_CONFIG_FILE=/b"
     kind = request_.partition(b"\0")[0].decode()
-    assert parse(request_ + facts) == Request(kind, Facts("web", "/a", "/b"), pid, target)
+    assert parse(request_ + facts) == Request(kind, LxcFacts("web", "/a", "/b"), pid, target)
 
 
 def test_a_hook_that_ran_before_an_upgrade_is_still_understood() -> None:
@@ -118,17 +116,3 @@ def test_a_backup_file_that_incus_never_wrote_is_named(tmp_path: Path, expanded:
     facts = f"LXC_NAME=web\0LXC_ROOTFS_PATH={tmp_path}/rootfs\0LXC_CONFIG_FILE="
     status, message = answer(f"pre-start\0{facts}".encode())
     assert status == InstanceError.status and "is not what Incus writes" in message
-
-
-def test_without_a_journal_every_line_has_its_level(capsys: pytest.CaptureFixture[str]) -> None:
-    handler = _Journal(None)
-    for level, prefix in ((logging.ERROR, "<3>"), (logging.INFO, "<6>"), (logging.DEBUG, "<7>")):
-        handler.emit(logging.LogRecord("x", level, "", 0, "web: one\ntwo", None, None))
-        assert capsys.readouterr().err == f"{prefix}web: one\n{prefix}two\n"
-
-
-def test_what_is_about_an_instance_names_it(caplog: pytest.LogCaptureFixture) -> None:
-    about("shop_web").warning("%s of %d", "one", 2)
-    (record,) = caplog.records
-    assert record.getMessage() == "shop_web: one of 2"
-    assert record.__dict__["INX_INSTANCE"] == "shop_web"

@@ -1,7 +1,6 @@
 """Values of user.inx.* keys are parsed once: accepted and harmless, or refused by name."""
 
 import re
-import string
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,7 +9,8 @@ from hypothesis import strategies as st
 from inx_sidecar.base.errors import ConfigError
 from inx_sidecar.builds.build import commands
 from inx_sidecar.config import keys
-from inx_sidecar.config.keys import Flake, InstanceSpec, NixFile, Source, System, parse
+from inx_sidecar.config.keys import parse_spec
+from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
 
 pytestmark = pytest.mark.main
 
@@ -19,7 +19,7 @@ LINK = "/var/lib/inx/uuid/build/system"
 
 
 def spec(instance: str = "web", default: str = "/etc/nixos", **keys: str) -> InstanceSpec:
-    return parse({f"user.inx.{key}": value for key, value in keys.items()}, instance, default)
+    return parse_spec({f"user.inx.{key}": value for key, value in keys.items()}, instance, default)
 
 
 def refusal(**keys: str) -> str:
@@ -40,17 +40,17 @@ def test_a_default_flake_may_name_an_attribute() -> None:
 @pytest.mark.isolated
 def test_an_isolated_store_and_what_is_included() -> None:
     assert (spec().isolated, spec(store="shared").isolated) == (False, False)
-    given = parse(
+    given = parse_spec(
         {"user.inx.store": "isolated", "user.inx.store.include": f"{SYSTEM} {SYSTEM}-2"},
         "web",
         "/etc/nixos",
     )
-    assert given.isolated and given.include == (SYSTEM, f"{SYSTEM}-2")
+    assert given.isolated and given.included == (SYSTEM, f"{SYSTEM}-2")
 
 
 @pytest.mark.isolated
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"store": "isolated", "daemon": "true"}, "every path of the store; unset one"),
         ({"store.include": SYSTEM}, "goes with user.inx.store=isolated"),
@@ -60,8 +60,8 @@ def test_an_isolated_store_and_what_is_included() -> None:
         ({"store": "private"}, "allowed: shared or isolated"),
     ],
 )
-def test_what_does_not_go_with_an_isolated_store(keys: dict[str, str], said: str) -> None:
-    assert said in refusal(**keys)
+def test_what_does_not_go_with_an_isolated_store(keys: dict[str, str], message: str) -> None:
+    assert message in refusal(**keys)
 
 
 def test_an_empty_value_is_as_good_as_none() -> None:
@@ -70,7 +70,7 @@ def test_an_empty_value_is_as_good_as_none() -> None:
 
 def test_keys_of_others_are_not_ours() -> None:
     keys = {"user.inx": "x", "user.inxy.flake": "x", "user.other": "x", "limits.cpu": "-1"}
-    assert parse(keys, "web", "/etc/nixos") == spec()
+    assert parse_spec(keys, "web", "/etc/nixos") == spec()
 
 
 def test_what_the_sidecar_wrote_is_no_wish() -> None:
@@ -223,64 +223,6 @@ def test_a_long_unknown_key_is_named_in_part_and_the_known_ones_are_told_still()
     assert "unknown key 'user.inx.xxx" in text and "known are flake" in text
 
 
-def test_the_name_of_the_instance_is_no_part_of_the_source() -> None:
-    """A copy has another name and the same system."""
-    assert spec("web").fingerprint() == spec("copy").fingerprint()
-    assert spec("web", flake="/x").fingerprint() == spec("copy", flake="/x").fingerprint()
-    assert spec("web", file="/x").fingerprint() == spec("copy", file="/x").fingerprint()
-    assert spec("web", flake="/x#web").fingerprint() != spec("web", flake="/x").fingerprint()
-    file = {"file": "/x", "attr": "web"}
-    assert spec("web", **file).fingerprint() != spec("web", file="/x").fingerprint()
-
-
-def test_sources_of_different_kinds_never_look_alike() -> None:
-    wishes = [spec(flake="/x"), spec(file="/x"), spec(system="/x"), spec(flake="/x#y")]
-    wishes += [spec(file="/x", attr="y"), spec(file="/x", update="1"), spec(file="/y")]
-    assert len({each.fingerprint() for each in wishes}) == len(wishes)
-
-
-def test_a_system_is_known_by_where_it_leads() -> None:
-    one, two = spec(system="/srv/one"), spec(system="/srv/two")
-    assert one.fingerprint(SYSTEM) == two.fingerprint(SYSTEM) != one.fingerprint(SYSTEM + "x")
-
-
-def test_what_changes_no_system_asks_for_no_rebuild() -> None:
-    keys = {"keep": "9", "generation": "3", "daemon": "false", "store": "shared"}
-    assert spec(**keys).fingerprint() == spec().fingerprint()
-    assert spec(update="now").fingerprint() != spec().fingerprint()
-
-
-def test_a_fingerprint_tells_nothing_about_the_source() -> None:
-    found = spec(flake="git+https://token@host/r").fingerprint()
-    assert len(found) == 32 and set(found) <= set(string.hexdigits)
-
-
-@pytest.mark.parametrize(
-    ("ref", "directory"),
-    [
-        ("/etc/nixos", "/etc/nixos"),
-        ("/etc/nixos?dir=a", "/etc/nixos/a"),
-        ("path:/srv/x", "/srv/x"),
-        ("path:///srv/x", "///srv/x"),
-        ("git+file:///srv/x?ref=main", "/srv/x"),
-        ("git+file:/srv/x", "/srv/x"),
-        ("github:o/r", None),
-        ("https://host/etc/nixos", None),
-        ("nixpkgs", None),
-    ],
-)
-def test_a_flake_on_this_host_has_a_directory(ref: str, directory: str | None) -> None:
-    source = spec(flake=ref).source
-    assert isinstance(source, Flake) and source.directory() == directory
-
-
-def test_the_installable_quotes_the_attribute() -> None:
-    source = spec(flake="/etc/nixos#some.name").source
-    assert isinstance(source, Flake)
-    wanted = '/etc/nixos#nixosConfigurations."some.name".config.system.build.toplevel'
-    assert source.installable() == wanted
-
-
 GOOD = {
     "flake": ["/etc/nixos", "/etc/nixos#web", "github:o/r#a.b", "path:/srv/x?dir=y", "nixpkgs"],
     "file": ["/srv/x.nix", "/srv/dir"],
@@ -306,7 +248,7 @@ ODD = st.sampled_from(
 
 @st.composite
 def mutated(draw: st.DrawFn, text: str) -> str:
-    """`text` with one to three odd pieces put in anywhere."""
+    """`text` with one to three odd pieces inserted anywhere."""
     for piece in draw(st.lists(ODD, min_size=1, max_size=3)):
         at = draw(st.integers(0, len(text)))
         text = text[:at] + piece + text[at:]
@@ -333,7 +275,7 @@ def pairs(draw: st.DrawFn) -> tuple[str, str]:
 
 
 def plain(source: Source) -> Source:
-    """A source of the same kind with a value that nobody doubts."""
+    """A source of the same kind with a harmless value."""
     match source:
         case Flake():
             return Flake("/etc/nixos", "web", attr_given=False)
@@ -351,7 +293,7 @@ def apart(argv: list[str]) -> tuple[list[str], str, str]:
 
 
 def check_harmless(source: Source) -> None:
-    """What others chose stands behind "--" or is the value of --attr, and is printable."""
+    """A value that users choose comes after "--" or is that of --attr, and is printable."""
     assert str(source).isprintable()
     if isinstance(source, System):
         assert source.path.startswith("/")
@@ -374,7 +316,7 @@ def check_refusal(error: ConfigError, keys: dict[str, str]) -> None:
 
 def try_out(keys: dict[str, str]) -> None:
     try:
-        found = parse(keys, "web", "/etc/nixos")
+        found = parse_spec(keys, "web", "/etc/nixos")
     except ConfigError as error:
         check_refusal(error, keys)
         return
@@ -382,7 +324,7 @@ def try_out(keys: dict[str, str]) -> None:
     assert len(found.fingerprint()) == 32
 
 
-# The same examples each time, and nothing written to the checkout.
+# The same examples each time; nothing is written to the checkout.
 steady = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -1,4 +1,4 @@
-"""Host settings are read strictly, and narrow what instances may name."""
+"""Settings of the host are read strictly, and limit the sources that instances may name."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base.errors import ConfigError
-from inx_sidecar.config.keys import Flake, NixFile, System, parse
-from inx_sidecar.config.settings import Settings, load
+from inx_sidecar.config.keys import parse_spec
+from inx_sidecar.config.settings import Settings, load_settings
+from inx_sidecar.config.spec import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
 
@@ -17,7 +18,7 @@ SYSTEM = System("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-web")
 def loaded(tmp_path: Path, text: str | bytes) -> Settings:
     path = tmp_path / "config.toml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return load(str(path))
+    return load_settings(str(path))
 
 
 def refusal(tmp_path: Path, text: str | bytes) -> str:
@@ -29,7 +30,7 @@ def refusal(tmp_path: Path, text: str | bytes) -> str:
 
 
 def test_without_a_file_all_is_default(tmp_path: Path) -> None:
-    assert load(str(tmp_path / "missing")) == Settings()
+    assert load_settings(str(tmp_path / "missing")) == Settings()
     assert loaded(tmp_path, "") == Settings()
 
 
@@ -82,7 +83,7 @@ def test_what_is_no_toml_is_refused(tmp_path: Path, text: str | bytes) -> None:
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "config.toml").mkdir()
     with pytest.raises(ConfigError, match=r"config\.toml"):
-        load(str(tmp_path / "config.toml"))
+        load_settings(str(tmp_path / "config.toml"))
 
 
 def allows(prefix: str, source: Flake | NixFile | System | str) -> bool:
@@ -161,5 +162,5 @@ def test_no_prefix_allows_nothing_and_says_so() -> None:
 def test_no_flake_steps_out_of_an_allowed_prefix(value: str) -> None:
     allowed = Settings(allowed_flakes=("/etc/nixos", "path:/etc/nixos", "nixpkgs"))
     with pytest.raises(ConfigError):
-        spec = parse({"user.inx.flake": value}, "web", allowed.default_flake)
+        spec = parse_spec({"user.inx.flake": value}, "web", allowed.default_flake)
         allowed.check_allowed(spec.source)

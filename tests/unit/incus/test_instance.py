@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inx_sidecar.incus.instance import Facts, Instance, read_instance
+from inx_sidecar.incus.instance import Instance, LxcFacts, read_instance
 
 pytestmark = pytest.mark.main
 
@@ -24,11 +24,11 @@ TEXT = """container:
 def read(tmp_path: Path, project: str = "default", privileged: str = "") -> Instance:
     text = TEXT.format(project=project, privileged=privileged)
     (tmp_path / "backup.yaml").write_text(text)
-    return read_instance(Facts("web", f"{tmp_path}/rootfs", "/run/lxc.conf"))
+    return read_instance(LxcFacts("web", f"{tmp_path}/rootfs", "/run/lxc.conf"))
 
 
 def test_every_value_is_text(tmp_path: Path) -> None:
-    """YAML would make numbers and truth values of some, and refuse "="."""
+    """YAML 1.1 would read numbers and booleans, and refuse "="."""
     config = read(tmp_path).config
     assert config["user.foo"] == "=" and config["user.bar"] == "no"
     assert config["user.inx.keep"] == "3" and config["user.inx.flake"] == "/etc/a\nb"

@@ -5,8 +5,8 @@ from collections.abc import Set
 import pytest
 
 from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.config.keys import Flake, InstanceSpec, System
-from inx_sidecar.instances.plan import Boot, Build, Plan, decide
+from inx_sidecar.config.spec import Flake, InstanceSpec, System
+from inx_sidecar.instances.plan import Boot, Build, Plan, choose_plan
 from inx_sidecar.nix.generations import Append, Generations, Select
 
 pytestmark = pytest.mark.main
@@ -43,7 +43,9 @@ def plan(
         assert (path, instance) == ("/srv/result", "web")
         return leads_to
 
-    return decide(spec, present, "web", lambda paths: paths & valid, resolve, keep=keep)
+    return choose_plan(
+        spec, present, "web", lambda paths: paths & valid, resolve, keep_current=keep
+    )
 
 
 def pinned_to(number: int) -> InstanceSpec:
@@ -138,9 +140,9 @@ def test_a_link_that_leads_nowhere_starts_what_is_there_and_says_why() -> None:
         raise SystemMissingError("no such link")
 
     def decided(present: Generations) -> Plan:
-        return decide(LINK, present, "web", lambda paths: paths, fail)
+        return choose_plan(LINK, present, "web", lambda paths: paths, fail)
 
-    assert decided(three()) == Boot(THREE, trouble="no such link")
+    assert decided(three()) == Boot(THREE, fallback_reason="no such link")
     with pytest.raises(SystemMissingError, match="no such link"):
         decided(Generations())
 

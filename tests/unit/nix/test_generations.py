@@ -1,4 +1,4 @@
-"""Generations are links that a container may have written: read as text, never followed."""
+"""Generations are links that the container can write: their text is read, they are not followed."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import pytest
 
 from inx_sidecar.base.errors import InstanceError
 from inx_sidecar.nix import generations
-from inx_sidecar.nix.generations import Append, Back, Generations, Prune, Select, read, superfluous
+from inx_sidecar.nix.generations import Append, Generations, Prune, Restore, Select, read, to_prune
 
 pytestmark = pytest.mark.main
 
@@ -19,7 +19,7 @@ def store(name: str) -> str:
 
 @pytest.fixture
 def profiles(tmp_path: Path) -> Path:
-    """The directory of profiles in a root file system, which is tmp_path."""
+    """The directory of profiles in the rootfs, which is tmp_path."""
     path = tmp_path / "nix/var/nix/profiles"
     path.mkdir(parents=True)
     return path
@@ -58,7 +58,7 @@ def content(profiles: Path) -> dict[str, str]:
 def test_the_oldest_generations_are_dropped_but_never_the_current_one(
     numbers: list[int], current: int, keep: int, dropped: list[int]
 ) -> None:
-    assert superfluous(numbers, current, keep) == dropped
+    assert to_prune(numbers, current, keep) == dropped
 
 
 def test_an_empty_root_file_system_has_no_generations(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_flood_of_entries_is_refused(
 @pytest.mark.parametrize("place", ["nix", "nix/var", "nix/var/nix", "nix/var/nix/profiles"])
 @pytest.mark.parametrize("target", ["/", "/etc", ".", "..", "elsewhere", "loop", "missing"])
 def test_no_link_on_the_way_is_followed(tmp_path: Path, place: str, target: str) -> None:
-    """It would lead out of the instance, or to what another part of it holds."""
+    """Such a link would lead out of the instance, or to another part of it."""
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "elsewhere").mkdir()
@@ -197,7 +197,7 @@ def test_the_same_system_is_no_new_generation_but_a_new_record(
 
 
 def test_a_number_is_never_used_twice(profiles: Path, profiles_fd: int) -> None:
-    """Also that of a generation that leads nowhere."""
+    """Nor is the number of a link that leads nowhere, or of any entry with such a name."""
     link(profiles, system="system-2-link", system_2_link=store("a"), system_7_link="nowhere")
     (profiles / "system-9-link").mkdir()
     assert Append(store("b"), "f", 5).apply(profiles_fd) == 10
@@ -268,9 +268,9 @@ def test_going_back_undoes_all_of_an_update(profiles: Path, profiles_fd: int) ->
     Append(store("a"), "first", 5, seal="of a").apply(profiles_fd)
     before = content(profiles)
     Append(store("b"), "second", None, seal="of b").apply(profiles_fd)
-    Back(1, pinned=False, fingerprint="first", numbers=(1,)).apply(profiles_fd)
+    Restore(1, pinned=False, fingerprint="first", numbers=(1,)).apply(profiles_fd)
     assert content(profiles) == before
-    Back(1, pinned=True, fingerprint=None, numbers=(1,)).apply(profiles_fd)
+    Restore(1, pinned=True, fingerprint=None, numbers=(1,)).apply(profiles_fd)
     assert content(profiles) == {
         **{name: target for name, target in before.items() if name != "system-source"},
         "system-pinned": "1",
@@ -282,7 +282,7 @@ def test_going_back_keeps_a_generation_that_was_there(profiles: Path, profiles_f
     Append(store("a"), "first", 5).apply(profiles_fd)
     Append(store("b"), "second", 5).apply(profiles_fd)
     Select(1, pinned=True).apply(profiles_fd)
-    Back(2, pinned=False, fingerprint="second", numbers=(1, 2)).apply(profiles_fd)
+    Restore(2, pinned=False, fingerprint="second", numbers=(1, 2)).apply(profiles_fd)
     found = generations.read_links(profiles_fd)
     assert (found.current, found.pinned, set(found.links)) == (2, False, {1, 2})
 
@@ -309,7 +309,7 @@ def test_generations_count_by_their_seals() -> None:
     links = {1: store("a"), 2: store("b"), 3: store("c")}
     seals = {1: f"sealed {store('a')}", 2: f"sealed {store('a')}"}
     present = Generations(links, 3, "source", seals=seals)
-    found = present.sealed(lambda path: f"sealed {path}")
+    found = present.with_valid_seals(lambda path: f"sealed {path}")
     assert (found.links, found.current, found.fingerprint) == ({1: store("a")}, None, "source")
 
 

@@ -1,4 +1,4 @@
-"""A store path is matched strictly, and is there only if Nix's database says so."""
+"""The syntax of store paths is strict; a path is valid if Nix's database says so."""
 
 import re
 import sqlite3
@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
 from inx_sidecar.nix import store
-from inx_sidecar.nix.store import STORE_PATH, check_toplevel, resolve, store_path_of, valid_paths
+from inx_sidecar.nix.store import (
+    STORE_PATH,
+    check_toplevel,
+    resolve_toplevel,
+    store_path_of,
+    valid_paths,
+)
 
 pytestmark = pytest.mark.main
 
@@ -61,7 +67,7 @@ def test_what_lies_below_a_store_path_counts_as_that_path(below: str) -> None:
     ],
 )  # fmt: skip
 def test_a_link_that_leads_elsewhere_holds_none(target: str) -> None:
-    """As Nix sees it: it compares text."""
+    """As in Nix, which compares text."""
     assert store_path_of(target) is None
 
 
@@ -117,16 +123,16 @@ def test_a_database_that_cannot_be_read_is_named(
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemMissingError, match=r"the system '.*/gone' of 'web': No such file"):
-        resolve(f"{tmp_path}/gone", "web")
+        resolve_toplevel(f"{tmp_path}/gone", "web")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(SystemMissingError, match="of 'web'"):
-        resolve(f"{tmp_path}/loop", "web")
+        resolve_toplevel(f"{tmp_path}/loop", "web")
 
 
 def test_a_link_that_leaves_the_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(SystemMissingError, match=f"leads to '{tmp_path}', which is no store path"):
-        resolve(f"{tmp_path}/link", "web")
+        resolve_toplevel(f"{tmp_path}/link", "web")
 
 
 def test_a_chain_of_links_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +140,7 @@ def test_a_chain_of_links_is_followed(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "system").symlink_to("system-1-link")
     (tmp_path / "target").touch()
     monkeypatch.setattr(store, "STORE_PATH", re.compile(".*/target"))
-    assert resolve(f"{tmp_path}/system", "web") == f"{tmp_path}/target"
+    assert resolve_toplevel(f"{tmp_path}/system", "web") == f"{tmp_path}/target"
 
 
 def test_a_system_has_an_init(tmp_path: Path) -> None:
@@ -155,7 +161,7 @@ def test_a_system_has_an_init(tmp_path: Path) -> None:
     ],
 )
 def test_a_list_of_store_paths(text: str, found: tuple[str, ...]) -> None:
-    assert store.listed(text) == found
+    assert store.split_store_paths(text) == found
 
 
 @pytest.mark.isolated

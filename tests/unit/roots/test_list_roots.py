@@ -12,7 +12,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.roots import list_roots
-from inx_sidecar.roots.mirror import root_name
+from inx_sidecar.roots.link_roots import root_name
 
 pytestmark = pytest.mark.gc
 

@@ -4,9 +4,9 @@ let
   inherit (lib) mkOption types;
   option = type: default: mkOption { inherit type default; };
   any = types.attrsOf types.anything;
-  # Where one definition sets what another one does not.
+  # Definitions of one unit are merged.
   units = types.attrsOf (types.submodule { freeformType = any; });
-  # Of these, only what nixos/lib/systemd-unit-options.nix has.
+  # Only options that nixos/lib/systemd-unit-options.nix has.
   socket = {
     enable = option types.bool true;
     wantedBy = option (types.listOf types.str) [ ];
@@ -28,7 +28,7 @@ let
     stopIfChanged = option types.bool true;
   };
   closed = options: types.attrsOf (types.submodule { inherit options; });
-  # That of pkgs.formats.yaml.
+  # The type of pkgs.formats.yaml.
   yaml = types.nullOr (
     types.oneOf [
       types.bool

@@ -1,4 +1,5 @@
-# Stand-ins for what the modules of inx take from nixpkgs: what is generated is shown as it would stand in the file.
+# Stand-ins for the packages and functions of nixpkgs that the modules of inx use. A generated file is its value, so that tests can
+# compare it.
 { lib }:
 let
   package = name: { inherit name; };

@@ -1,4 +1,4 @@
-# A stand-in for NixOS' own: the system is a text that tells what it was made of.
+# A stand-in for eval-config.nix of NixOS: the toplevel is a text with the host name of the configuration.
 {
   modules,
   prefix ? [ ],

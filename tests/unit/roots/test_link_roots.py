@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inx_sidecar.links.resolver import Sight
-from inx_sidecar.roots.mirror import LINKS, judge, parse_root_name, root_name
+from inx_sidecar.links.resolver import ResolvedLink
+from inx_sidecar.roots.link_roots import LINKS, parse_root_name, paths_to_hold, root_name
 
 pytestmark = pytest.mark.gc
 
@@ -18,16 +18,16 @@ HOME, AWAY = True, False
 INIT, SERVICE = "init@1", "0123:8:0:1"
 
 
-def sight(
+def link(
     targets: Mapping[str, bool] | None = None,
     *,
     found: str = "",
     missing: str = "",
     sure: bool = True,
-) -> Sight:
+) -> ResolvedLink:
     """What was seen at the places INIT ("i") and SERVICE ("s")."""
     views = {"i": INIT, "s": SERVICE}
-    return Sight(
+    return ResolvedLink(
         targets or {},
         frozenset(views[view] for view in found),
         frozenset(views[view] for view in missing),
@@ -35,59 +35,59 @@ def sight(
     )
 
 
-CASES: dict[str, tuple[Sight, dict[str, bool], str, dict[str, bool]]] = {
+CASES: dict[str, tuple[ResolvedLink, dict[str, bool], str, dict[str, bool]]] = {
     # what is seen, what is held, where it was last found away, what is held then
-    "new at home": (sight({ONE: HOME}, found="i"), {}, "", {ONE: HOME}),
-    "new away": (sight({ONE: AWAY}, found="i"), {}, "", {ONE: AWAY}),
-    "still at home": (sight({ONE: HOME}, found="i"), {ONE: HOME}, "", {ONE: HOME}),
-    "still away": (sight({ONE: AWAY}, found="i"), {ONE: AWAY}, "i", {ONE: AWAY}),
-    "never there": (sight(missing="i"), {}, "", {}),
-    "re-pointed": (sight({TWO: HOME}, found="i"), {ONE: HOME}, "", {TWO: HOME}),
-    "re-pointed away": (sight({TWO: AWAY}, found="i"), {ONE: AWAY}, "i", {TWO: AWAY}),
-    "moved home": (sight({ONE: HOME}, found="i"), {ONE: AWAY}, "i", {ONE: HOME}),
-    "covered by one of the same": (sight({ONE: AWAY}, found="i"), {ONE: HOME}, "", {ONE: AWAY}),
-    "missing at home": (sight(missing="i"), {ONE: HOME}, "", {}),
-    "missing in all views": (sight(missing="is"), {ONE: HOME}, "", {}),
+    "new at home": (link({ONE: HOME}, found="i"), {}, "", {ONE: HOME}),
+    "new away": (link({ONE: AWAY}, found="i"), {}, "", {ONE: AWAY}),
+    "still at home": (link({ONE: HOME}, found="i"), {ONE: HOME}, "", {ONE: HOME}),
+    "still away": (link({ONE: AWAY}, found="i"), {ONE: AWAY}, "i", {ONE: AWAY}),
+    "never there": (link(missing="i"), {}, "", {}),
+    "re-pointed": (link({TWO: HOME}, found="i"), {ONE: HOME}, "", {TWO: HOME}),
+    "re-pointed away": (link({TWO: AWAY}, found="i"), {ONE: AWAY}, "i", {TWO: AWAY}),
+    "moved home": (link({ONE: HOME}, found="i"), {ONE: AWAY}, "i", {ONE: HOME}),
+    "covered by one of the same": (link({ONE: AWAY}, found="i"), {ONE: HOME}, "", {ONE: AWAY}),
+    "missing at home": (link(missing="i"), {ONE: HOME}, "", {}),
+    "missing in all views": (link(missing="is"), {ONE: HOME}, "", {}),
     "removed from a mounted disk": (
-        sight(missing="i"), {ONE: AWAY}, "i", {},
+        link(missing="i"), {ONE: AWAY}, "i", {},
     ),
     "the disk is not mounted, and where it was is not known": (
-        sight(missing="i"), {ONE: AWAY}, "", {ONE: AWAY},
+        link(missing="i"), {ONE: AWAY}, "", {ONE: AWAY},
     ),
-    "removed in the view that had it": (sight(missing="is"), {ONE: AWAY}, "s", {}),
-    "the view that had it is no more": (sight(missing="i"), {ONE: AWAY}, "s", {ONE: AWAY}),
-    "of both kinds, missing": (sight(missing="i"), {ONE: HOME, TWO: AWAY}, "", {TWO: AWAY}),
+    "removed in the view that had it": (link(missing="is"), {ONE: AWAY}, "s", {}),
+    "the view that had it is no more": (link(missing="i"), {ONE: AWAY}, "s", {ONE: AWAY}),
+    "of both kinds, missing": (link(missing="i"), {ONE: HOME, TWO: AWAY}, "", {TWO: AWAY}),
     "different in two views": (
-        sight({ONE: HOME, TWO: AWAY}, found="is"), {ONE: HOME}, "", {ONE: HOME, TWO: AWAY},
+        link({ONE: HOME, TWO: AWAY}, found="is"), {ONE: HOME}, "", {ONE: HOME, TWO: AWAY},
     ),
     "left in one of two views": (
-        sight({TWO: AWAY}, found="s", missing="i"), {ONE: HOME, TWO: AWAY}, "s", {TWO: AWAY},
+        link({TWO: AWAY}, found="s", missing="i"), {ONE: HOME, TWO: AWAY}, "s", {TWO: AWAY},
     ),
     "not sure, nothing seen": (
-        sight(sure=False), {ONE: HOME, TWO: AWAY}, "", {ONE: HOME, TWO: AWAY},
+        link(sure=False), {ONE: HOME, TWO: AWAY}, "", {ONE: HOME, TWO: AWAY},
     ),
     "not sure, another seen": (
-        sight({TWO: HOME}, found="i", sure=False), {ONE: HOME}, "", {ONE: HOME, TWO: HOME},
+        link({TWO: HOME}, found="i", sure=False), {ONE: HOME}, "", {ONE: HOME, TWO: HOME},
     ),
     "not sure, missing where it was": (
-        sight(missing="i", sure=False), {ONE: AWAY}, "i", {ONE: AWAY},
+        link(missing="i", sure=False), {ONE: AWAY}, "i", {ONE: AWAY},
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("seen", "held", "last", "expected"), CASES.values(), ids=CASES.keys())
 def test_every_case_has_its_answer(
-    seen: Sight, held: dict[str, bool], last: str, expected: dict[str, bool]
+    seen: ResolvedLink, held: dict[str, bool], last: str, expected: dict[str, bool]
 ) -> None:
     views = frozenset({"i": INIT, "s": SERVICE}[view] for view in last)
-    assert judge(seen, held, views) == expected
+    assert paths_to_hold(seen, held, views) == expected
 
 
 def test_an_instance_near_its_limit_keeps_nothing_that_is_missing() -> None:
-    assert judge(sight(missing="i"), {ONE: AWAY}, frozenset(), tight=True) == {}
-    assert judge(sight(sure=False), {ONE: AWAY}, frozenset(), tight=True) == {ONE: AWAY}
-    found = sight({TWO: AWAY}, found="s")
-    assert judge(found, {ONE: AWAY}, frozenset(), tight=True) == {TWO: AWAY}
+    assert paths_to_hold(link(missing="i"), {ONE: AWAY}, frozenset(), near_limit=True) == {}
+    assert paths_to_hold(link(sure=False), {ONE: AWAY}, frozenset(), near_limit=True) == {ONE: AWAY}
+    found = link({TWO: AWAY}, found="s")
+    assert paths_to_hold(found, {ONE: AWAY}, frozenset(), near_limit=True) == {TWO: AWAY}
 
 
 paths = st.sampled_from([f"/nix/store/{digit * 32}-x" for digit in "0123"])
@@ -96,43 +96,43 @@ views = st.frozensets(st.sampled_from(["a", "b", "c", "d"]))
 
 
 @st.composite
-def sights(draw: st.DrawFn) -> Sight:
+def sights(draw: st.DrawFn) -> ResolvedLink:
     """Any that looking can give: a view has the link, or surely has none, or is unknown."""
     found = draw(views)
     missing = draw(views) - found
     targets = draw(st.dictionaries(paths, st.booleans(), min_size=1)) if found else {}
-    return Sight(targets, found, missing, draw(st.booleans()))
+    return ResolvedLink(targets, found, missing, draw(st.booleans()))
 
 
 @given(sights(), holdings, views, st.booleans())
 def test_who_is_not_sure_drops_nothing(
-    seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
 ) -> None:
-    unsure = Sight(seen.targets, seen.found, seen.missing, sure=False)
-    assert held.keys() <= judge(unsure, held, last, tight=tight).keys()
+    unsure = ResolvedLink(seen.targets, seen.found, seen.missing, sure=False)
+    assert held.keys() <= paths_to_hold(unsure, held, last, near_limit=near_limit).keys()
 
 
 @given(sights(), holdings, views, st.booleans())
 def test_what_is_found_is_held_as_it_was_found(
-    seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
 ) -> None:
-    assert seen.targets.items() <= judge(seen, held, last, tight=tight).items()
+    assert seen.targets.items() <= paths_to_hold(seen, held, last, near_limit=near_limit).items()
 
 
 @given(sights(), holdings, views, st.booleans())
 def test_nothing_is_held_that_was_neither_held_nor_found(
-    seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
 ) -> None:
-    holds = judge(seen, held, last, tight=tight)
+    holds = paths_to_hold(seen, held, last, near_limit=near_limit)
     assert holds.keys() <= held.keys() | seen.targets.keys()
 
 
 @given(sights(), holdings, views, st.booleans())
 def test_who_is_sure_drops_what_was_at_home_and_is_there_no_more(
-    seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
 ) -> None:
-    sure = Sight(seen.targets, seen.found, seen.missing, sure=True)
-    holds = judge(sure, held, last, tight=tight)
+    sure = ResolvedLink(seen.targets, seen.found, seen.missing, sure=True)
+    holds = paths_to_hold(sure, held, last, near_limit=near_limit)
     for path, home in held.items():
         if home and path not in seen.targets:
             assert path not in holds
@@ -140,34 +140,37 @@ def test_who_is_sure_drops_what_was_at_home_and_is_there_no_more(
 
 @given(sights(), holdings, views)
 def test_what_was_away_stays_until_it_is_missed_where_it_was(
-    seen: Sight, held: dict[str, bool], last: frozenset[str]
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str]
 ) -> None:
     if not seen.targets and not seen.missing & last:
-        holds = judge(seen, held, last)
+        holds = paths_to_hold(seen, held, last)
         assert {path for path, home in held.items() if not home} <= holds.keys()
 
 
 @given(sights(), holdings, views, st.booleans())
 def test_a_second_look_at_the_same_changes_nothing(
-    seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
 ) -> None:
-    once = judge(seen, held, last, tight=tight)
-    assert judge(seen, once, last, tight=tight) == once
+    once = paths_to_hold(seen, held, last, near_limit=near_limit)
+    assert paths_to_hold(seen, once, last, near_limit=near_limit) == once
 
 
 @given(sights(), holdings, views)
 def test_an_instance_near_its_limit_holds_no_more_than_others(
-    seen: Sight, held: dict[str, bool], last: frozenset[str]
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str]
 ) -> None:
-    assert judge(seen, held, last, tight=True).items() <= judge(seen, held, last).items()
+    assert (
+        paths_to_hold(seen, held, last, near_limit=True).items()
+        <= paths_to_hold(seen, held, last).items()
+    )
 
 
 @given(sights(), holdings, views, st.booleans())
 def test_what_is_given_is_not_changed(
-    seen: Sight, held: dict[str, bool], last: frozenset[str], tight: bool
+    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
 ) -> None:
     before = dict(held), dict(seen.targets)
-    judge(seen, held, last, tight=tight)["another"] = True
+    paths_to_hold(seen, held, last, near_limit=near_limit)["another"] = True
     assert (held, dict(seen.targets)) == before
 
 

@@ -1,0 +1,25 @@
+"""Why a build failed: one sentence out of what Nix printed."""
+
+import re
+from typing import Final
+
+from inx_sidecar.base.process import Completed
+
+# A message of Nix begins a line, or an indented line in a trace. Nix 2.32 and newer write the
+# reason of a failed build on the next line.
+_ERROR: Final = re.compile(r"^ *error: *(\S.*(?:\n +Reason: .*)?)$", re.MULTILINE)
+_ENDED_FROM_OUTSIDE: Final = "it was ended from outside, or by build_memory_max or build_timeout"
+# The exit statuses of a shell whose child SIGKILL or SIGTERM ended.
+_KILLED: Final = (137, 143)
+
+
+def failure_reason(done: Completed) -> str:
+    """The error of the builder that failed, else the innermost, last error of Nix."""
+    errors: list[str] = [" ".join(text.split()) for text in _ERROR.findall(done.output)]
+    builders = [text for text in errors if "builder for" in text or "builder failed" in text]
+    if errors and "interrupted by the user" not in errors[-1]:
+        return (builders or errors)[-1].rstrip(".:;")
+    if errors or done.status in _KILLED or done.status < 0:
+        return _ENDED_FROM_OUTSIDE
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"{done.argv[0]} ended with status {done.status}"

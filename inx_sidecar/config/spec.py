@@ -1,0 +1,107 @@
+"""The spec of an instance: what its `user.inx.*` keys ask for, complete with defaults."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from inx_sidecar.config.addresses import Nic
+
+
+@dataclass(frozen=True)
+class Flake:
+    """`REF#nixosConfigurations."ATTR".config.system.build.toplevel`"""
+
+    ref: str
+    attr: str
+    attr_given: bool
+
+    def installable(self) -> str:
+        return f'{self.ref}#nixosConfigurations."{self.attr}".config.system.build.toplevel'
+
+    def identity(self) -> str:
+        """The source as text.
+
+        An attribute that comes from the instance's name is left out. So a copy, which has another
+        name, has the same source and keeps its system.
+        """
+        return f"flake {self.ref}" + (f"#{self.attr}" if self.attr_given else "")
+
+    def directory(self) -> str | None:
+        """The flake's directory on this host; None if Nix fetches the flake."""
+        ref = self.ref
+        for prefix in ("path:", "git+file://", "git+file:"):
+            if ref.startswith(prefix + "/"):
+                ref = ref[len(prefix) :]
+                break
+        path, _, query = ref.partition("?")
+        subdirectory = re.search(r"(?:^|&)dir=([^&]+)", query)
+        if not path.startswith("/"):
+            return None
+        return f"{path}/{subdirectory[1]}" if subdirectory else path
+
+    def __str__(self) -> str:
+        return f"{self.ref}#{self.attr}"
+
+
+@dataclass(frozen=True)
+class NixFile:
+    """`nix-build PATH -A ATTR`"""
+
+    path: str
+    attr: str
+    attr_given: bool
+
+    def identity(self) -> str:
+        return f"file {self.path}" + (f"#{self.attr}" if self.attr_given else "")
+
+    def __str__(self) -> str:
+        return f"{self.path} -A {self.attr}"
+
+
+@dataclass(frozen=True)
+class System:
+    """A system that is built already: a store path, or a link on the host that leads to one."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Source = Flake | NixFile | System
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """What the operator asks for.
+
+    `update`: any text; another text asks for a new build.
+    `generation`: the number of the generation to boot, or None for the one of the source.
+    `keep`: how many generations remain.
+    `daemon`: whether the instance has a Nix daemon; None if the key is not set.
+    `included`: the store paths that an isolated container sees besides its systems.
+    `activate`: what a change does while the instance runs: switch, boot, test or none.
+    """
+
+    source: Source
+    update: str = ""
+    generation: int | None = None
+    keep: int = 5
+    daemon: bool | None = None
+    isolated: bool = False
+    included: tuple[str, ...] = ()
+    activate: str = "switch"
+    nics: tuple[Nic, ...] = ()
+
+    def fingerprint(self, resolved: str | None = None) -> str:
+        """A digest that changes when the operator asks for another system, or for a new build.
+
+        `resolved` is the store path that a System leads to. The container can read the fingerprint,
+        so it is a digest: the reference of a source may contain an access token.
+        """
+        identity = f"system {resolved}" if isinstance(self.source, System) else self.source_identity
+        return hashlib.sha256(f"{identity}\0{self.update}".encode()).hexdigest()[:32]
+
+    @property
+    def source_identity(self) -> str:
+        return str(self.source) if isinstance(self.source, System) else self.source.identity()

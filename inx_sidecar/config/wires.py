@@ -1,0 +1,200 @@
+"""The addresses and routes of both ends of each NIC, as they follow from the `user.inx.net` keys.
+
+A wire joins a NIC of an instance to the host or to a network. Everything here is pure.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from itertools import permutations
+from typing import Final
+
+from inx_sidecar.base.errors import ConfigError, quoted
+from inx_sidecar.config.addresses import (
+    Address,
+    Interface,
+    Network,
+    Nic,
+    is_link_local,
+    is_single_host,
+    networks_overlap,
+)
+
+# Stands for the host as the network of p2p NICs; no network of Incus can have this name.
+_P2P: Final = "p2p/"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route to `target` through the NIC; without `gateway`, the target is on the wire itself."""
+
+    target: Network
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """What one end of the wire gets; the routes are in the order in which they can be added."""
+
+    addresses: tuple[Interface, ...]
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A NIC of one instance as it will be set up.
+
+    `name` is the name of the interface inside, `host_name` that of its peer on the host. `host` is
+    None where inx does not set up the host's end.
+    """
+
+    nic: Nic
+    name: str
+    host_name: str
+    network: str
+    inside: End
+    host: End | None
+
+    def claims(self) -> tuple[str, ...]:
+        """The instance's own addresses: "ADDRESS NETWORK" each."""
+        return _on_network(self.network, self.nic.addresses)
+
+    def shared_addresses(self) -> tuple[str, ...]:
+        """The host's addresses on the wire: wires may share them, but no instance may claim
+        them."""
+        return _on_network(self.network, self.nic.host_addresses)
+
+
+def _on_network(network: str, interfaces: Iterable[Interface]) -> tuple[str, ...]:
+    # Each wire has link-local addresses of its own (RFC 4291, 2.5.6).
+    return tuple(f"{i.ip} {network}" for i in interfaces if not is_link_local(i.ip))
+
+
+def claims(wires: Iterable[Wire]) -> frozenset[str]:
+    """The addresses of an instance, each with its network: no two instances may share one."""
+    return frozenset(claim for wire in wires for claim in wire.claims())
+
+
+def excluded_claims(wires: Sequence[Wire]) -> frozenset[str]:
+    """What no other instance may claim while an instance with `wires` runs."""
+    return claims(wires) | {address for wire in wires for address in wire.shared_addresses()}
+
+
+def plan_wires(
+    nics: Sequence[Nic], devices: Mapping[str, Mapping[str, str]], instance: str
+) -> tuple[Wire, ...]:
+    """How `nics` of `instance` are set up.
+
+    `devices` are the network devices of the instance, with the names of their interfaces as far as
+    they are known. ConfigError if the devices do not allow what `nics` ask for.
+    """
+    wires = [_plan_wire(nic, devices, instance) for nic in nics]
+    _refuse_duplicate_claims(wires, instance)
+    for one, other in permutations(wires, 2):
+        _refuse_overlap(one, other, instance)
+    _refuse_two_defaults(wires)
+    return tuple(wires)
+
+
+def _refuse_duplicate_claims(wires: Sequence[Wire], instance: str) -> None:
+    all_claims = [claim for wire in wires for claim in wire.claims()]
+    for number, claim in enumerate(all_claims):
+        if claim in all_claims[:number]:
+            raise ConfigError(
+                f"{claim.split()[0]} is the address of two NICs of {instance!r}; change one"
+            )
+
+
+def _refuse_overlap(one: Wire, other: Wire, instance: str) -> None:
+    """ConfigError if a host address of `one` would take over what is on `other`."""
+    for host in one.nic.host_addresses:
+        subject = f"{host} in {one.nic.key}.host_address of {instance!r}"
+        covered = [own for own in other.nic.addresses if own.ip in host.network]
+        if covered and other.network == one.network:
+            raise ConfigError(
+                f"{subject} has {covered[0].ip} of {other.nic.key}.address in its network; "
+                "change one"
+            )
+        overlapping = any(networks_overlap(host, end) for end in other.nic.host_addresses)
+        if not is_single_host(host) and overlapping:
+            raise ConfigError(
+                f"{subject} overlaps with {other.nic.key}.host_address; leave out "
+                f"/{host.network.prefixlen} or take another network"
+            )
+
+
+def _refuse_two_defaults(wires: Sequence[Wire]) -> None:
+    for version in (4, 6):
+        keys = [wire.nic.key for wire in wires if _has_default_route(wire.inside, version)]
+        if len(keys) > 1:
+            raise ConfigError(
+                f"{' and '.join(f'{key}.gateway' for key in keys)} exclude each other; keep one "
+                f"IPv{version} gateway"
+            )
+
+
+def _plan_wire(nic: Nic, devices: Mapping[str, Mapping[str, str]], instance: str) -> Wire:
+    if nic.device not in devices:
+        known = ", ".join(sorted(devices)) or "none"
+        raise ConfigError(
+            f"{quoted(nic.key)} names a NIC that {instance!r} does not have (it has {known}); add "
+            f"it, as by 'incus config device add', or unset the key"
+        )
+    device = devices[nic.device]
+    p2p = device.get("nictype") == "p2p"
+    if nic.host_addresses and not p2p:
+        kind = device.get("nictype") or f"on the network {device.get('network')!r}"
+        raise ConfigError(
+            f"{nic.key}.host_address goes with a NIC of nictype=p2p, and {nic.device!r} of "
+            f"{instance!r} is {kind}; unset one"
+        )
+    network = _P2P if p2p else device.get("network") or device.get("parent") or nic.device
+    return Wire(
+        nic=nic,
+        name=device.get("name", ""),
+        host_name=device.get("host_name", ""),
+        network=network,
+        inside=_plan_inside(nic, only_nic=len(devices) == 1),
+        host=_plan_host(nic) if p2p else None,
+    )
+
+
+def _plan_inside(nic: Nic, *, only_nic: bool) -> End:
+    """The container's end.
+
+    The default route goes to the gateway. Without one it goes to the host's end of the wire, as in
+    NixOS' containers, unless there is another NIC, which may have a default route of its own.
+    """
+    versions = {interface.version for interface in nic.addresses}
+    peers = [host.ip for host in nic.host_addresses if host.version in versions]
+    gateways = list(nic.gateways)
+    for version in sorted(versions - {gateway.version for gateway in gateways}):
+        first = next((peer for peer in peers if peer.version == version), None)
+        if only_nic and first is not None:
+            gateways.append(first)
+    neighbours = dict.fromkeys([*peers, *gateways])
+    routes = [Route(_host_network(ip)) for ip in neighbours if not _on_link(ip, nic.addresses)]
+    defaults = [
+        Route(ip_network("0.0.0.0/0" if ip.version == 4 else "::/0"), ip) for ip in gateways
+    ]
+    return End(nic.addresses, (*routes, *defaults))
+
+
+def _plan_host(nic: Nic) -> End:
+    ips = [interface.ip for interface in nic.addresses]
+    routes = [Route(_host_network(ip)) for ip in ips if not _on_link(ip, nic.host_addresses)]
+    return End(nic.host_addresses, tuple(routes))
+
+
+def _has_default_route(end: End, version: int) -> bool:
+    return any(r.target.prefixlen == 0 and r.target.version == version for r in end.routes)
+
+
+def _on_link(ip: Address, interfaces: Iterable[Interface]) -> bool:
+    """Whether an end with the addresses `interfaces` reaches `ip` without a route of its own."""
+    return is_link_local(ip) or any(ip in i.network for i in interfaces)
+
+
+def _host_network(ip: Address) -> Network:
+    """The network that is `ip` alone."""
+    return ip_network(f"{ip}/{ip.max_prefixlen}")

@@ -1,0 +1,73 @@
+"""Read and write files inside a running container, as the container's own root.
+
+A forked child joins the container's namespaces for each call, so that no path of the container is
+ever looked up with the rights of the host's root.
+"""
+
+import os
+import stat
+from typing import Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.container.namespaces import Container
+from inx_sidecar.kernel import forked
+from inx_sidecar.kernel.rootfs import open_directory, unusable_path_error
+from inx_sidecar.kernel.syscalls import (
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    openat2,
+    opened,
+)
+from inx_sidecar.nix.generations import Change
+
+_RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+
+
+async def write_generation(container: Container, change: Change) -> int:
+    """Apply `change` to the profile of a running container; returns the generation's number.
+
+    InstanceError if something in the container's file system stands in the way; MountError if the
+    child fails or does not end in time.
+    """
+
+    def write() -> forked.Result:
+        return apply_change(container.enter(), container.name, change), []
+
+    number, _ = await forked.run_in_child(write, f"writing the generation of {container.name!r}")
+    return int(number)
+
+
+def apply_change(root: int, name: str, change: Change) -> int:
+    """In a child that is the container's root: apply `change` to the profile below `root`.
+
+    `name` is that of the instance, for errors. Returns the generation's number.
+    """
+    with opened(open_directory(root, paths.PROFILES_INSIDE, name, make=True)) as path_fd:
+        profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
+    with opened(profiles):
+        try:
+            return change.apply(profiles)
+        except OSError as error:
+            entry = error.filename2 or error.filename
+            path = f"{paths.PROFILES_INSIDE}/{entry}"
+            raise unusable_path_error(path, name, error) from None
+
+
+async def read_tail(container: Container, path: str, max_bytes: int) -> str:
+    """At most `max_bytes` from the end of a file inside; "" if there is no such regular file."""
+
+    def read() -> forked.Result:
+        with opened(container.enter()) as root:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+            try:
+                with opened(openat2(root, path, flags, _RESOLVE)) as fd:
+                    if not stat.S_ISREG(os.fstat(fd).st_mode):
+                        return "", []
+                    size = os.fstat(fd).st_size
+                    tail = os.pread(fd, max_bytes, max(0, size - max_bytes))
+                    return tail.decode(errors="replace"), []
+            except OSError:
+                return "", []
+
+    text, _ = await forked.run_in_child(read, f"reading /{path} of {container.name!r}")
+    return str(text)

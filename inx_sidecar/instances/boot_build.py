@@ -1,0 +1,137 @@
+"""Build the system of an instance whose init waits for it, then let that init boot the system."""
+
+import asyncio
+
+from inx_sidecar.base.errors import InxError
+from inx_sidecar.base.journal import instance_log
+from inx_sidecar.builds import build
+from inx_sidecar.builds.build_slots import BuildSlots
+from inx_sidecar.container import bootstrap
+from inx_sidecar.container.inside import write_generation
+from inx_sidecar.container.mounts import attach_store_over
+from inx_sidecar.incus.instance import Instance
+from inx_sidecar.incus.status import Status, StatusWriter
+from inx_sidecar.instances.deployment import Deployment, deploy
+from inx_sidecar.instances.failure_log import log_failure
+from inx_sidecar.instances.plan import Boot, Build
+from inx_sidecar.instances.starting import Starter
+from inx_sidecar.instances.state import InstanceState
+from inx_sidecar.instances.status_text import BUG, UNMAPPED, fallback_text
+from inx_sidecar.nix.gc_client import GcClient
+from inx_sidecar.nix.generations import Append
+from inx_sidecar.nix.seals import add_seal
+from inx_sidecar.roots.system_roots import add_system_roots
+
+
+class BootBuilder:
+    """One build for each instance whose init waits; the lock of the instance's state is held by
+    the caller of each public method."""
+
+    def __init__(
+        self, gc: GcClient, statuses: StatusWriter, slots: BuildSlots, starter: Starter
+    ) -> None:
+        self._gc = gc
+        self._statuses = statuses
+        self._slots = slots
+        self._starter = starter
+
+    def begin_if_needed(self, state: InstanceState) -> None:
+        """Begin a build if the deployment of `state` needs one."""
+        deployment = state.deployment
+        if deployment is not None and isinstance(deployment.plan, Build):
+            self._statuses.publish(deployment.instance, Status("building"))
+            state.build = asyncio.create_task(self._build(state, deployment, deployment.plan))
+
+    async def reconsider(self, state: InstanceState, instance: Instance) -> None:
+        """The configuration may have changed: if its spec has, begin again with the new one."""
+        try:
+            deployment = await deploy(self._gc, instance)
+        except InxError as error:
+            await state.cancel_build()
+            await self._fail(instance, console_of(instance), error)
+            return
+        if state.deployment is not None and state.deployment.digest == deployment.digest:
+            return
+        await state.cancel_build()
+        await self.proceed(state, deployment)
+
+    async def proceed(self, state: InstanceState, deployment: Deployment) -> None:
+        """Let the init boot if the system exists, else begin to build it."""
+        state.deployment = deployment
+        if isinstance(deployment.plan, Boot):
+            console = console_of(deployment.instance)
+            await self._let_init_boot(state, deployment, deployment.plan, console)
+        else:
+            self.begin_if_needed(state)
+
+    async def _build(self, state: InstanceState, deployment: Deployment, plan: Build) -> None:
+        """Build, then let the init boot; runs beside the start and after it."""
+        instance = deployment.instance
+        console = console_of(instance)
+        try:
+            boot = await self._built(deployment, plan, console)
+            await state.mounted.wait()
+            async with state.lock:
+                await self._let_init_boot(state, deployment, boot, console)
+            source = deployment.spec.source
+            instance_log(instance.lxc_name).info("runs %s from %s", boot.system, source)
+        except InxError as error:
+            await self._fail(instance, console, error)
+        except Exception:
+            instance_log(instance.lxc_name).exception("the build ended in a bug")
+            await self._statuses.publish_and_wait(instance, Status(f"failed: {BUG}"))
+            console.failed(BUG)
+        finally:
+            console.close()
+
+    async def _built(self, deployment: Deployment, plan: Build, console: bootstrap.Console) -> Boot:
+        """What to boot: the system that was built, or the fallback if the build failed."""
+        instance, spec = deployment.instance, deployment.spec
+        request = build.BuildRequest(
+            instance.uuid, instance.name, spec.source, plan.missing, deployment.settings
+        )
+        try:
+            system = await build.build_in_slot(self._slots, request, console.print)
+        except InxError as error:
+            if plan.fallback is None:
+                raise
+            log_failure(instance.facts, error)
+            system = deployment.present.links[plan.fallback.number]
+            return Boot(system, plan.fallback, str(error))
+        console.print(f"inx: starting {system}")
+        return Boot(system, Append(system, plan.fingerprint, spec.keep))
+
+    async def _let_init_boot(
+        self, state: InstanceState, deployment: Deployment, boot: Boot, console: bootstrap.Console
+    ) -> None:
+        """Write the generation into the container that waits, and let its init continue."""
+        assert state.container is not None
+        instance = deployment.instance
+        # The build's link roots the system until the instance's own root exists.
+        await add_system_roots(self._gc, instance, deployment.present, boot.system)
+        await build.remove_build_directory(instance.uuid)
+        change = add_seal(boot.change)
+        if deployment.spec.isolated:
+            store = await deployment.store(boot.system)
+            state.mapped = await attach_store_over(state.container, store, change)
+            if not state.mapped:
+                instance_log(instance.lxc_name).warning("%s", UNMAPPED)
+        elif change is not None:
+            await write_generation(state.container, change)
+        state.close_container()
+        status = await self._starter.record_boot(state, deployment, boot)
+        self._statuses.save_for_successor(instance, status)
+        console.ready(fallback_text(boot, deployment.present))
+        self._statuses.publish(instance, status)
+
+    async def _fail(self, instance: Instance, console: bootstrap.Console, error: InxError) -> None:
+        """Tell the reason, then let the init end, which stops the instance."""
+        log_failure(instance.facts, error)
+        # Before the instance ends: Incus stops an instance slowly while its status is written.
+        await self._statuses.publish_and_wait(instance, Status(f"failed: {error}"))
+        console.failed(str(error))
+
+
+def console_of(instance: Instance) -> bootstrap.Console:
+    """What the init that waits prints; without the names of store paths if it is isolated."""
+    return bootstrap.Console(instance.uuid, redacted=instance.isolated)

@@ -1,0 +1,144 @@
+"""Prepare a start, attach the mounts and the network to its container, and record the boot."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import InxError, SystemMissingError
+from inx_sidecar.base.journal import instance_log
+from inx_sidecar.config.wires import claims, excluded_claims
+from inx_sidecar.container import bootstrap, network
+from inx_sidecar.container.mounts import HostDirectory, attach_mounts
+from inx_sidecar.container.namespaces import Container
+from inx_sidecar.incus.instance import Instance
+from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.status import Status, StatusWriter
+from inx_sidecar.instances.conflicts import check_addresses
+from inx_sidecar.instances.deployment import Deployment, deploy, static_wires
+from inx_sidecar.instances.failure_log import log_failure
+from inx_sidecar.instances.plan import Boot
+from inx_sidecar.instances.state import InstanceState
+from inx_sidecar.instances.status_text import (
+    UNMAPPED,
+    fallback_text,
+    generation_of,
+    ready_text,
+)
+from inx_sidecar.nix import generations
+from inx_sidecar.nix.gc_client import GcClient
+from inx_sidecar.nix.seals import add_seal
+from inx_sidecar.nix.store import redact_store_paths
+from inx_sidecar.roots import direct_roots
+from inx_sidecar.roots.system_roots import ACTIVE, NEXT, add_system_roots
+
+
+class Starter:
+    """`compare_soon` is called when the GC roots have to be compared again."""
+
+    def __init__(
+        self, gc: GcClient, statuses: StatusWriter, compare_soon: Callable[[], None]
+    ) -> None:
+        self._gc = gc
+        self._statuses = statuses
+        self._compare_soon = compare_soon
+        # Held from a check of the host's addresses until they are set: two starts could find the
+        # same address free.
+        self._network_lock = asyncio.Lock()
+
+    async def prepare(
+        self, state: InstanceState, instance: Instance, states: Mapping[str, InstanceState]
+    ) -> None:
+        """Decide what the start does, refuse it if it is not possible, and make what the container
+        needs; `states` are those of all instances. InxError is the reason of a refusal."""
+        deployment = await deploy(self._gc, instance)
+        wires = static_wires(instance, deployment.spec)
+        check_addresses(instance, excluded_claims(wires), states)
+        await network.refuse_conflicts(instance.lxc_name, wires)
+        await self.make_ready(state, deployment)
+
+    async def make_ready(self, state: InstanceState, deployment: Deployment) -> None:
+        """Make /dev/.inx and the socket of the Nix daemon, as `deployment` needs them."""
+        instance, plan = deployment.instance, deployment.plan
+        await state.await_daemon_units()
+        state.daemon.prepare()
+        notice = fallback_text(plan, deployment.present) if isinstance(plan, Boot) else ""
+        notice = redact_store_paths(notice) if instance.isolated else notice
+        if isinstance(plan, Boot) and plan.fallback_reason:
+            log_failure(instance.facts, SystemMissingError(plan.fallback_reason))
+        bootstrap.prepare(instance.uuid, ready=isinstance(plan, Boot), notice=notice)
+        if deployment.has_daemon:
+            state.daemon.begin_start()
+        else:
+            await state.daemon.refuse_clients()
+        instance_log(instance.lxc_name).info("%s", plan.describe())
+        state.deployment = deployment
+
+    async def mount(
+        self,
+        state: InstanceState,
+        instance: Instance,
+        pid: int,
+        states: Mapping[str, InstanceState],
+    ) -> Running:
+        """Give the container, whose init is `pid` and has not begun, its network and its mounts.
+
+        The status of a start that is refused here says why; InxError is the reason.
+        """
+        deployment = state.deployment
+        assert deployment is not None
+        state.container = Container(pid, instance.lxc_name)
+        try:
+            wires = static_wires(instance, deployment.spec)
+            check_addresses(instance, excluded_claims(wires), states)
+            state.claims = dict.fromkeys(claims(wires), instance.lxc_name)
+            await network.set_up(state.container, wires, self._network_lock)
+            await state.daemon.wait_until_done()
+            state.mapped = await self._attach(state.container, deployment)
+            running = Running.of(deployment.instance, pid, state.mapped, state.claims)
+            running.save(instance.uuid)
+            if isinstance(deployment.plan, Boot):
+                state.close_container()
+                status = await self.record_boot(state, deployment, deployment.plan)
+                self._statuses.publish(instance, status)
+        except InxError as error:
+            state.claims = {}
+            self._statuses.publish_refusal(instance, error)
+            raise
+        state.pid = pid
+        state.mounted.set()
+        self._statuses.resume_writes(instance)
+        return running
+
+    async def record_boot(self, state: InstanceState, deployment: Deployment, boot: Boot) -> Status:
+        """The container has its system: root what it has now, and save what runs; the status."""
+        instance = deployment.instance
+        after = generations.read(instance.rootfs, instance.name)
+        await add_system_roots(self._gc, instance, after, boot.system)
+        for former in (ACTIVE, NEXT):
+            direct_roots.drop_if_there(instance.lxc_name, instance.uuid, former)
+        self._compare_soon()
+        text = fallback_text(boot, deployment.present) or ready_text(mapped=state.mapped)
+        Running.amend(
+            instance.uuid, mapped=state.mapped, booted=boot.system,
+            profile_system=after.system or "", visible_systems=(boot.system,),
+            spec_digest=deployment.digest, status_text=text,
+        )  # fmt: skip
+        return Status(text, boot.system, generation_of(boot.system, after))
+
+    async def _attach(self, container: Container, deployment: Deployment) -> bool:
+        """Attach what this start needs; True if the owners in the store are mapped."""
+        uuid, plan = deployment.instance.uuid, deployment.plan
+        directories = [
+            HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE),
+            HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket"),
+        ]
+        # An isolated container gets no store before its system, and so its closure, is known.
+        systems = [plan.system] if isinstance(plan, Boot) else []
+        has_store = bool(systems) or not deployment.spec.isolated
+        if has_store:
+            directories.insert(0, await deployment.store(*systems))
+        change = add_seal(plan.change) if isinstance(plan, Boot) else None
+        mapped = await attach_mounts(container, directories, change) or not has_store
+        if not mapped:
+            instance_log(container.name).warning("%s", UNMAPPED)
+        return mapped

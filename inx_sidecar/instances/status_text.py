@@ -1,0 +1,45 @@
+"""The texts of `user.inx.status`, and the system and generation that a status names."""
+
+from typing import Final
+
+from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.status import Status
+from inx_sidecar.instances.plan import Boot
+from inx_sidecar.nix.generations import Generations, Select
+
+UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
+BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"
+
+
+def ready_text(*, mapped: bool) -> str:
+    """The text of an instance that runs as it should; `mapped` as in `Running`."""
+    return "ready" if mapped else f"ready ({UNMAPPED})"
+
+
+def fallback_text(boot: Boot, present: Generations) -> str:
+    """The text of a start that boots another system than the spec asks for; else empty."""
+    if not boot.fallback_reason:
+        return ""
+    number = boot.change.number if isinstance(boot.change, Select) else present.current
+    return f"failed: {boot.fallback_reason}; started generation {number}"
+
+
+def failed_update_text(reason: str, present: Generations, running: Running | None) -> str:
+    """The text of an update that failed; it names the generation that still runs, if any."""
+    number = None if running is None else running_status("", present, running).generation
+    return f"failed: {reason}" + (f"; generation {number} runs on" if number else "")
+
+
+def running_status(text: str, present: Generations, running: Running) -> Status:
+    """The status of an instance that runs: its system is the one that was activated last, unless
+    a user inside has selected another generation since."""
+    unchanged = present.system in (None, running.profile_system)
+    system = running.system if unchanged else present.system
+    return Status(text, system or "", generation_of(system, present))
+
+
+def generation_of(system: str | None, present: Generations) -> int | None:
+    """The number of the generation that holds `system`: the current one, else the newest."""
+    if system == present.system:
+        return present.current
+    return max((n for n, path in present.links.items() if path == system), default=None)

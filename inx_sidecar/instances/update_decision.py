@@ -1,0 +1,38 @@
+"""What an update of an instance that runs has to do: a pure function."""
+
+from enum import Enum
+
+from inx_sidecar.incus.running import Running
+from inx_sidecar.instances.plan import Boot, Plan
+
+
+class UpdateStep(Enum):
+    """CONTINUE: the build that runs is for this spec. NOTHING: this spec was carried out, or has
+    failed, before. RECORD: there is nothing to activate; only note that the spec was dealt with.
+    DEPLOY: build if needed, make a generation and activate it."""
+
+    CONTINUE = "continue"
+    NOTHING = "nothing"
+    RECORD = "record"
+    DEPLOY = "deploy"
+
+
+def update_needed(
+    digest: str, activate: str, plan: Plan, running: Running, building: str | None
+) -> UpdateStep:
+    """What has to be done for the spec with `digest`, whose key `activate` and `plan` are given.
+
+    `running` says what was done before; `building` is the digest of the spec that is being built
+    now, None if no build runs.
+    """
+    if building == digest:
+        return UpdateStep.CONTINUE
+    # An activation that failed or was cut short has changed the instance: only another activation
+    # brings it to a known state.
+    half_done = running.attempted_digest not in ("", digest)
+    if digest == running.spec_digest and not half_done:
+        return UpdateStep.NOTHING
+    unchanged = isinstance(plan, Boot) and plan.change is None
+    if activate == "none" or (unchanged and not half_done):
+        return UpdateStep.RECORD
+    return UpdateStep.DEPLOY

@@ -1,0 +1,48 @@
+"""Where the links of an instance were last found that are not on its root file system.
+
+`/var/lib/inx/UUID/away.json` keeps it for the next sidecar.
+"""
+
+import json
+import os
+
+from inx_sidecar.base import paths
+from inx_sidecar.links.resolver import ResolvedLink
+
+
+class AwayLinks:
+    """The places of each link, by the name of its registration."""
+
+    def __init__(self, uuid: str) -> None:
+        self._file = f"{paths.STATE}/{uuid}/away.json"
+        self._places = self._load()
+        self._saved = dict(self._places)
+
+    def last_found(self, name: str) -> frozenset[str]:
+        return self._places.get(name, frozenset())
+
+    def remember(self, name: str, link: ResolvedLink) -> None:
+        """Note where `link` was found; one that was found nowhere was last found where it was."""
+        if any(link.targets.values()):
+            self.forget(name)
+        elif link.targets:
+            self._places[name] = link.found
+
+    def forget(self, name: str) -> None:
+        self._places.pop(name, None)
+
+    def save(self) -> None:
+        """OSError if the file cannot be written: then only this sidecar knows the places."""
+        if self._places == self._saved:
+            return
+        self._saved = dict(self._places)
+        with open(f"{self._file}.new", "w") as file:
+            json.dump({name: sorted(places) for name, places in self._places.items()}, file)
+        os.rename(f"{self._file}.new", self._file)
+
+    def _load(self) -> dict[str, frozenset[str]]:
+        try:
+            with open(self._file) as file:
+                return {name: frozenset(places) for name, places in json.load(file).items()}
+        except (OSError, ValueError):
+            return {}

@@ -1,0 +1,60 @@
+"""The roots that the links of an instance hold: their names, and which are wanted. Pure functions.
+
+A registered path that leads to a store path has the root `links/NAME.HASH` on the host: NAME is the
+name of the registration in gcroots/auto, HASH that of the store path. `.away` is added if the link
+was not found on the container's root file system: when that other file system is missing, nothing
+follows.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from inx_sidecar.links.resolver import ResolvedLink
+
+LINKS: Final = "links/"
+_AWAY: Final = ".away"
+_BATCH: Final = 500
+
+
+def root_name(name: str, path: str, home: bool) -> str:
+    """The root of store path `path` for registration `name`; `home` if the link was found on the
+    container's root file system."""
+    return f"{LINKS}{name}.{path[11:43]}" + ("" if home else _AWAY)
+
+
+def parse_root_name(root: str) -> tuple[str, bool]:
+    """The name of the registration, and whether its link was found at home."""
+    return root.removeprefix(LINKS).partition(".")[0], not root.endswith(_AWAY)
+
+
+def root_names(name: str, targets: Mapping[str, bool]) -> dict[str, str]:
+    """The roots of registration `name`, whose link leads to `targets` (see ResolvedLink)."""
+    return {root_name(name, path, home): path for path, home in targets.items()}
+
+
+def paths_to_hold(
+    link: ResolvedLink,
+    held: Mapping[str, bool],
+    last_found: frozenset[str],
+    *,
+    near_limit: bool = False,
+) -> dict[str, bool]:
+    """The store paths that a registered path holds from now on, and whether at home.
+
+    `held` are those that it holds by now, `last_found` the places where its link was last found.
+    A link that is missing may lie on a file system that is not mounted now, or in a mount namespace
+    that has ended: such a link still holds, except in an instance that is `near_limit`. The link is
+    gone if the very place that had it last exists without it.
+    """
+    if not link.sure:
+        return {**held, **link.targets}
+    if link.targets or near_limit or link.missing & last_found:
+        return dict(link.targets)
+    return {path: home for path, home in held.items() if not home}
+
+
+def batches(names: Iterable[str]) -> Iterator[list[str]]:
+    """`names` in lists that one child looks up at a time."""
+    every = list(names)
+    for start in range(0, len(every), _BATCH):
+        yield every[start : start + _BATCH]

@@ -1,0 +1,49 @@
+"""Instances that do not run: what they registered last is rooted, deleted snapshots let go."""
+
+import logging
+
+from inx_sidecar.base.errors import InxError
+from inx_sidecar.config import settings
+from inx_sidecar.links import indirect_roots
+from inx_sidecar.nix.gc_client import GcClient
+from inx_sidecar.roots import direct_roots
+from inx_sidecar.roots.inventory import ListedInstance, Owner
+from inx_sidecar.roots.mirror import Mirror
+from inx_sidecar.roots.offline_roots import offline_roots
+from inx_sidecar.roots.snapshot_roots import deleted_snapshots, drop_deleted_snapshots
+
+log = logging.getLogger(__name__)
+
+
+class StoppedInstances:
+    def __init__(self, gc: GcClient) -> None:
+        self._gc = gc
+        # What was registered when an instance was last looked at: it is looked at again only when
+        # that has changed.
+        self._looked_at: dict[Owner, dict[str, indirect_roots.Mark]] = {}
+
+    async def add_registered(self, lxc_name: str, uuid: str, rootfs: str) -> None:
+        """Root what was registered and has no root yet, as right before the instance stopped."""
+        names = indirect_roots.names(uuid)
+        if not names or self._looked_at.get((lxc_name, uuid)) == names:
+            return
+        try:
+            mirror = Mirror(lxc_name, uuid, rootfs, None, settings.max_roots(), self._gc)
+            await mirror.add_registered(names)
+            if not mirror.resolver.incomplete:
+                self._looked_at[lxc_name, uuid] = names
+        except (InxError, OSError) as error:
+            log.debug("%s", error)
+
+    async def compare(self, item: ListedInstance, *, may_drop: bool) -> None:
+        await self.add_registered(*item.owner, item.rootfs)
+        if may_drop and deleted_snapshots(*item.owner):
+            # The instance may have been restored from one of them.
+            names = await offline_roots(item.lxc_name, item.rootfs, settings.max_roots())
+            if names is not None:
+                await direct_roots.add(self._gc, *item.owner, names)
+                drop_deleted_snapshots(*item.owner)
+
+    def forget(self, uuid: str) -> None:
+        for owner in [owner for owner in self._looked_at if owner[1] == uuid]:
+            del self._looked_at[owner]

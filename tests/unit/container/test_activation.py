@@ -1,0 +1,52 @@
+"""The exit status of switch-to-configuration becomes a note for the operator, or an error."""
+
+from pathlib import Path
+
+import pytest
+
+from inx_sidecar.base.errors import ActivationError
+from inx_sidecar.container.activation import check_can_switch, describe_result
+from inx_sidecar.incus.instance import Instance, LxcFacts
+
+pytestmark = pytest.mark.life
+
+SYSTEM = f"/nix/store/{'0' * 32}-nixos-system-web"
+WEB = Instance("web", "default", "uuid", LxcFacts("web", "", ""), privileged=False, config={})
+
+
+def test_a_success_needs_no_note_whatever_it_printed() -> None:
+    assert describe_result(0, [], SYSTEM, "web") == ""
+    assert describe_result(0, ["warning: one", "two"], SYSTEM, "web") == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "note"),
+    [
+        (2, "parts of the activation failed"),
+        (3, "some units could not be reloaded"),
+        (4, "some units failed"),
+        (100, "it takes a restart of the instance to switch"),
+    ],
+)
+def test_what_went_wrong_though_the_system_is_active_is_noted(status: int, note: str) -> None:
+    assert describe_result(status, [], SYSTEM, "web") == note
+    assert describe_result(status, ["first", "the reason"], SYSTEM, "web") == f"{note}: the reason"
+
+
+@pytest.mark.parametrize("status", [1, 5, 126, 127, 137])
+def test_a_system_that_is_not_active_is_an_error(status: int) -> None:
+    message = f"activating {SYSTEM} in 'web' ended with status {status}"
+    with pytest.raises(ActivationError) as caught:
+        describe_result(status, [], SYSTEM, "web")
+    assert str(caught.value) == message
+    with pytest.raises(ActivationError) as caught:
+        describe_result(status, ["first", "the reason"], SYSTEM, "web")
+    assert str(caught.value) == f"{message}: the reason"
+
+
+def test_a_system_without_the_program_can_only_be_booted(tmp_path: Path) -> None:
+    with pytest.raises(ActivationError, match="'web' cannot switch to it while it runs; restart"):
+        check_can_switch(WEB, str(tmp_path))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/switch-to-configuration").symlink_to("/missing/on/this/host")
+    check_can_switch(WEB, str(tmp_path))

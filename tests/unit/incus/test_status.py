@@ -1,0 +1,56 @@
+"""A status has one line for each key, and shows an isolated container no other store path."""
+
+from pathlib import Path
+
+import pytest
+
+from inx_sidecar.base import paths
+from inx_sidecar.incus import status
+from inx_sidecar.incus.status import Status, visible_config
+
+pytestmark = pytest.mark.life
+
+SYSTEM = f"/nix/store/{'0' * 32}-nixos-system-web"
+
+
+def test_a_status_sets_all_keys() -> None:
+    assert Status("ready", SYSTEM, 3).config() == {
+        "user.inx.status": "ready",
+        "user.inx.status.system": SYSTEM,
+        "user.inx.status.generation": "3",
+    }
+    assert set(Status("building").config().values()) == {"building", ""}
+
+
+def test_a_text_is_one_short_line() -> None:
+    text = Status("failed: one\ntwo\x1b[31m " + "word " * 100).config()["user.inx.status"]
+    assert text.startswith("failed: one two?[31m word") and 300 < len(text) <= 400
+
+
+def test_a_note_is_added_in_parentheses() -> None:
+    config = Status("ready", SYSTEM, 3).config()
+    assert visible_config(config, "", isolated=False) == config
+    noted = visible_config(config, "store\nowned by nobody", isolated=False)
+    assert noted == config | {"user.inx.status": "ready (store owned by nobody)"}
+
+
+def test_an_isolated_container_reads_no_store_path_in_the_text() -> None:
+    config = Status(f"failed: no {SYSTEM}", SYSTEM).config()
+    visible = visible_config(config, f"kept {SYSTEM}", isolated=True)
+    assert visible["user.inx.status"] == "failed: no /nix/store/... (kept /nix/store/...)"
+    assert visible["user.inx.status.system"] == SYSTEM, "its own system it knows"
+    assert SYSTEM in visible_config(config, "", isolated=False)["user.inx.status"]
+
+
+def test_a_status_is_saved_for_the_next_sidecar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    config = Status("building").config()
+    status._save("uuid", config)
+    assert status._load_saved("uuid") is None, "a refused start has no directory"
+    (tmp_path / "uuid").mkdir()
+    status._save("uuid", config)
+    assert status._load_saved("uuid") == config
+    (tmp_path / "uuid/status.json").write_text("{")
+    assert status._load_saved("uuid") is None

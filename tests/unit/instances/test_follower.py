@@ -1,0 +1,32 @@
+"""Which instances an event of Incus concerns."""
+
+import pytest
+
+from inx_sidecar.incus.events import Event
+from inx_sidecar.instances.follower import affected_by
+
+pytestmark = pytest.mark.life
+
+ALL = ("", "")
+
+
+def test_without_an_event_all_instances_are_looked_at() -> None:
+    """None stands for events that may have been lost."""
+    assert affected_by(None) == ALL
+
+
+@pytest.mark.parametrize("action", ["profile-updated", "profile-renamed", "project-updated"])
+def test_a_profile_or_a_project_concerns_all_instances(action: str) -> None:
+    assert affected_by(Event(action, "default", "inx")) == ALL
+
+
+@pytest.mark.parametrize("action", ["instance-updated", "instance-started", "instance-restarted"])
+def test_an_instance_that_was_changed_or_started_is_looked_at(action: str) -> None:
+    assert affected_by(Event(action, "shop", "web")) == ("shop", "web")
+
+
+@pytest.mark.parametrize(
+    "action", ["instance-stopped", "instance-deleted", "instance-exec", "image-created", ""]
+)
+def test_other_events_concern_no_instance(action: str) -> None:
+    assert affected_by(Event(action, "default", "web")) is None

@@ -1,0 +1,76 @@
+"""What `user.inx.status` says, and which system and generation it names."""
+
+from dataclasses import replace
+from typing import Final
+
+import pytest
+
+from inx_sidecar.incus.instance import LxcFacts
+from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.status import Status
+from inx_sidecar.instances.plan import Boot
+from inx_sidecar.instances.status_text import (
+    UNMAPPED,
+    failed_update_text,
+    fallback_text,
+    generation_of,
+    ready_text,
+    running_status,
+)
+from inx_sidecar.nix.generations import Append, Generations, Select
+
+pytestmark = pytest.mark.life
+
+ONE, TWO, TRIAL = (f"/nix/store/{digit * 32}-system" for digit in "012")
+PRESENT: Final = Generations({1: ONE, 2: TWO}, current=2)
+# It booted generation 2, which the profile led to then.
+RUNNING: Final = Running(
+    LxcFacts("web", "/rootfs", "/lxc.conf"), 1, 1, True, booted=TWO, profile_system=TWO
+)
+
+
+def test_a_store_without_mapped_owners_is_told() -> None:
+    assert ready_text(mapped=True) == "ready"
+    assert ready_text(mapped=False) == f"ready ({UNMAPPED})"
+
+
+def test_the_status_names_the_generation_that_runs() -> None:
+    assert running_status("ready", PRESENT, RUNNING) == Status("ready", TWO, 2)
+
+
+def test_a_system_on_trial_has_no_generation() -> None:
+    trial = replace(RUNNING, active=TRIAL)
+    assert running_status("ready", PRESENT, trial) == Status("ready", TRIAL, None)
+
+
+def test_a_generation_that_was_selected_inside_since_counts() -> None:
+    selected = replace(PRESENT, current=1)
+    assert running_status("ready", selected, RUNNING) == Status("ready", ONE, 1)
+    assert running_status("ready", selected, replace(RUNNING, active=TRIAL)).system == ONE
+
+
+def test_without_a_current_generation_the_system_that_runs_is_named() -> None:
+    assert running_status("ready", Generations(), RUNNING) == Status("ready", TWO, None)
+
+
+def test_of_two_generations_with_one_system_the_current_counts_then_the_newest() -> None:
+    twice = Generations({1: ONE, 2: TWO, 3: ONE}, current=1)
+    assert generation_of(ONE, twice) == 1
+    assert generation_of(ONE, replace(twice, current=2)) == 3
+    assert generation_of(TRIAL, twice) is None
+
+
+def test_a_failed_update_says_what_still_runs() -> None:
+    assert failed_update_text("no", PRESENT, RUNNING) == "failed: no; generation 2 runs on"
+    assert failed_update_text("no", PRESENT, None) == "failed: no"
+    trial = replace(RUNNING, active=TRIAL)
+    assert failed_update_text("no", PRESENT, trial) == "failed: no"
+
+
+def test_a_start_that_falls_back_names_the_generation_that_it_boots() -> None:
+    assert fallback_text(Boot(ONE, Select(1, pinned=False)), PRESENT) == ""
+    fallen = Boot(ONE, Select(1, pinned=False), "no flake")
+    assert fallback_text(fallen, PRESENT) == "failed: no flake; started generation 1"
+    assert fallback_text(Boot(TWO, None, "no"), PRESENT) == "failed: no; started generation 2"
+    appended = Boot(TRIAL, Append(TRIAL, "x", 5), "no")
+    assert fallback_text(appended, PRESENT) == "failed: no; started generation 2"

@@ -1,0 +1,77 @@
+"""What an update of an instance that runs has to do."""
+
+from dataclasses import replace
+from typing import Final
+
+import pytest
+
+from inx_sidecar.incus.instance import LxcFacts
+from inx_sidecar.incus.running import Running
+from inx_sidecar.instances.plan import Boot, Build, Plan
+from inx_sidecar.instances.update_decision import UpdateStep, update_needed
+from inx_sidecar.nix.generations import Select
+
+pytestmark = pytest.mark.life
+
+NOW, BEFORE, OTHER = "digest now", "digest before", "another digest"
+SYSTEM: Final = f"/nix/store/{'0' * 32}-system"
+BUILD: Final = Build("fingerprint")
+UNCHANGED: Final = Boot(SYSTEM)
+CHANGED: Final = Boot(SYSTEM, Select(2, pinned=False))
+# The spec BEFORE was carried out, and nothing was tried since.
+DONE: Final = Running(LxcFacts("web", "/rootfs", "/lxc.conf"), 1, 1, True, spec_digest=BEFORE)
+
+
+def step(
+    plan: Plan, running: Running = DONE, *, activate: str = "switch", building: str | None = None
+) -> UpdateStep:
+    return update_needed(NOW, activate, plan, running, building)
+
+
+@pytest.mark.parametrize("plan", [BUILD, CHANGED])
+def test_a_new_spec_is_deployed(plan: Plan) -> None:
+    assert step(plan) is UpdateStep.DEPLOY
+
+
+@pytest.mark.parametrize("plan", [BUILD, CHANGED, UNCHANGED])
+def test_a_spec_that_was_carried_out_or_has_failed_is_left_alone(plan: Plan) -> None:
+    assert step(plan, replace(DONE, spec_digest=NOW)) is UpdateStep.NOTHING
+
+
+def test_a_spec_that_asks_for_what_is_current_is_only_recorded() -> None:
+    assert step(UNCHANGED) is UpdateStep.RECORD
+
+
+@pytest.mark.parametrize("plan", [BUILD, CHANGED, UNCHANGED])
+def test_nothing_is_activated_with_the_mode_none(plan: Plan) -> None:
+    assert step(plan, activate="none") is UpdateStep.RECORD
+
+
+@pytest.mark.parametrize("mode", ["switch", "boot", "test"])
+def test_the_other_modes_deploy(mode: str) -> None:
+    assert step(BUILD, activate=mode) is UpdateStep.DEPLOY
+
+
+@pytest.mark.parametrize("plan", [BUILD, CHANGED, UNCHANGED])
+def test_an_activation_of_another_spec_that_was_cut_short_is_repaired_by_another(
+    plan: Plan,
+) -> None:
+    half_done = replace(DONE, attempted_digest=OTHER)
+    assert step(plan, half_done) is UpdateStep.DEPLOY
+    assert step(plan, replace(half_done, spec_digest=NOW)) is UpdateStep.DEPLOY
+
+
+def test_the_activation_of_the_same_spec_is_not_tried_again() -> None:
+    failed = replace(DONE, spec_digest=NOW, attempted_digest=NOW)
+    assert step(BUILD, failed) is UpdateStep.NOTHING
+
+
+def test_a_build_for_this_spec_goes_on() -> None:
+    assert step(BUILD, building=NOW) is UpdateStep.CONTINUE
+    assert step(BUILD, replace(DONE, attempted_digest=OTHER), building=NOW) is UpdateStep.CONTINUE
+
+
+def test_a_build_for_another_spec_is_overtaken() -> None:
+    assert step(BUILD, building=OTHER) is UpdateStep.DEPLOY
+    # The operator took the change back.
+    assert step(UNCHANGED, replace(DONE, spec_digest=NOW), building=OTHER) is UpdateStep.NOTHING

@@ -1,0 +1,110 @@
+"""A closure is read from Nix's database: all that paths need, and no more."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import SystemMissingError
+from inx_sidecar.nix.closure import closure_of
+
+pytestmark = pytest.mark.isolated
+
+# As Nix 2 makes it (libstore/schema.sql).
+SCHEMA: Final = """
+    pragma journal_mode = wal;
+    create table ValidPaths (
+        id integer primary key autoincrement not null,
+        path text unique not null,
+        hash text not null,
+        registrationTime integer not null,
+        deriver text,
+        narSize integer,
+        ultimate integer,
+        sigs text,
+        ca text
+    );
+    create table Refs (
+        referrer integer not null,
+        reference integer not null,
+        primary key (referrer, reference),
+        foreign key (referrer) references ValidPaths(id) on delete cascade,
+        foreign key (reference) references ValidPaths(id) on delete restrict
+    );
+    create index IndexReferrer on Refs(referrer);
+    create index IndexReference on Refs(reference);
+"""
+NEEDS: Final[Mapping[str, str]] = {
+    "alone": "",
+    "itself": "itself",
+    "first": "second",
+    "second": "third",
+    "third": "",
+    "top": "left right",
+    "left": "bottom",
+    "right": "bottom right",
+    "bottom": "",
+    "egg": "hen",
+    "hen": "egg alone",
+    "deep0": "deep1",
+    **{f"deep{number}": f"deep{number + 1}" for number in range(1, 2000)},
+    "deep2000": "",
+}
+
+
+def stored(name: str) -> str:
+    return f"/nix/store/{'0' * 32}-{name}"
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
+    """Nix's database, kept open as the daemon keeps it while it writes."""
+    monkeypatch.setattr(paths, "NIX_DB", str(tmp_path / "db.sqlite"))
+    with closing(sqlite3.connect(paths.NIX_DB)) as db:
+        db.executescript(SCHEMA)
+        add = "insert into ValidPaths (path, hash, registrationTime) values (?, '', 0)"
+        numbers = {name: db.execute(add, (stored(name),)).lastrowid for name in NEEDS}
+        for name, needs in NEEDS.items():
+            for need in needs.split():
+                db.execute("insert into Refs values (?, ?)", (numbers[name], numbers[need]))
+        db.commit()
+        yield db
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("alone", "alone"),
+        ("itself", "itself"),
+        ("first", "first second third"),
+        ("second", "second third"),
+        ("top", "top left right bottom"),
+        ("egg", "egg hen alone"),
+        ("first left", "first second third left bottom"),
+        ("first third", "first second third"),
+        ("alone alone", "alone"),
+        ("deep0", " ".join(f"deep{number}" for number in range(2001))),
+    ],
+    ids=str.split,
+)
+def test_a_closure_is_all_that_paths_need_and_no_more(wanted: str, found: str) -> None:
+    closed = asyncio.run(closure_of([stored(name) for name in wanted.split()]))
+    assert closed == {stored(name) for name in found.split()}
+
+
+@pytest.mark.parametrize("wanted", [["gone"], ["first", "gone"], ["gone", "first"]])
+def test_a_path_that_is_not_valid_has_no_closure(
+    database: sqlite3.Connection, wanted: list[str]
+) -> None:
+    add = "insert into ValidPaths (path, hash, registrationTime) values (?, '', 0)"
+    database.execute(add, (stored("gone"),))  # not committed: not valid yet
+    with pytest.raises(SystemMissingError, match=f"^{stored('gone')} is not in the store$"):
+        asyncio.run(closure_of([stored(name) for name in wanted]))
+    database.commit()
+    assert stored("gone") in asyncio.run(closure_of([stored(name) for name in wanted]))

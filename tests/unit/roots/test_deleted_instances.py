@@ -1,0 +1,48 @@
+"""Which roots and which state belong to no instance any more."""
+
+import pytest
+
+from inx_sidecar.roots.deleted_instances import owners_without_instance, uuids_without_instance
+from inx_sidecar.roots.inventory import Inventory, ListedInstance
+
+pytestmark = pytest.mark.gc
+
+ONE, TWO, THREE = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "123")
+
+
+def inventory(**names: str) -> Inventory:
+    items = tuple(ListedInstance(name, uuid, ours=True, ran=True) for name, uuid in names.items())
+    return Inventory(items, frozenset(names))
+
+
+def test_a_listed_instance_keeps_its_roots() -> None:
+    assert owners_without_instance({("web", ONE)}, inventory(web=ONE), frozenset({"web"})) == set()
+
+
+def test_the_roots_of_a_deleted_instance_go() -> None:
+    owners = {("web", ONE), ("old", TWO)}
+    assert owners_without_instance(owners, inventory(web=ONE), frozenset({"web"})) == {("old", TWO)}
+
+
+def test_a_new_instance_does_not_keep_the_roots_of_a_former_one_of_its_name() -> None:
+    owners = {("web", ONE), ("web", TWO)}
+    found = owners_without_instance(owners, inventory(web=TWO), frozenset({"web"}))
+    assert found == {("web", ONE)}
+
+
+def test_a_renamed_instance_leaves_the_roots_of_its_former_name() -> None:
+    owners = {("old", ONE), ("new", ONE)}
+    found = owners_without_instance(owners, inventory(new=ONE), frozenset({"new"}))
+    assert found == {("old", ONE)}
+
+
+def test_an_instance_that_is_just_being_made_keeps_its_roots() -> None:
+    """It is on the disk before Incus lists it."""
+    assert owners_without_instance({("web", ONE)}, inventory(), frozenset({"web"})) == set()
+
+
+def test_only_names_that_are_uuids_are_state_of_instances() -> None:
+    names = [ONE, TWO, "seal.key", "busybox", "sidecar.sock", ONE.upper() + "x", f"{ONE}.new"]
+    assert uuids_without_instance(names, inventory(web=ONE)) == {TWO}
+    assert uuids_without_instance([], inventory(web=ONE)) == set()
+    assert uuids_without_instance([THREE], inventory()) == {THREE}

@@ -18,13 +18,15 @@ from inx_sidecar.base import lxc_log, paths
 FACTS = ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH", "LXC_CONFIG_FILE")
 DEADLINE_SECONDS = 30.0
 UNREACHABLE = 25
+# During an upgrade a new hook may ask the former sidecar, which knows `mount` by this name alone.
+FORMER_KINDS = {"mount": "start-host"}
 
 
 def main() -> int:
     kind = sys.argv[1]
     _redirect_output()
     facts = [f"{name}={os.environ.get(name, '')}" for name in FACTS]
-    status, message = _ask("\0".join([kind, *facts]).encode(errors="surrogateescape"))
+    status, message = _ask("\0".join([FORMER_KINDS.get(kind, kind), *facts]).encode(errors="surrogateescape"))
     if status and kind == "stop":
         # A stop cannot be refused. The next start puts right what was missed.
         sys.stderr.write(f"{message}\n")

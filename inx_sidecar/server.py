@@ -24,7 +24,7 @@ _REQUEST_MAX: Final = 1 << 16
 # The backlog of systemd's socket; asyncio's default is smaller.
 _BACKLOG: Final = 4096
 _FIRST_PASSED_FD: Final = 3
-# During an upgrade, a hook of the former version may send its request to the new sidecar.
+# The hook mount still sends its former name (hook.FORMER_KINDS).
 _FORMER_KINDS: Final = {"start-host": "mount"}
 
 log = logging.getLogger(__name__)

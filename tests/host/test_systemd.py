@@ -45,7 +45,7 @@ def test_systemd_stops_cleanly_and_comes_back(incus: Incus, booted: str) -> None
 
 
 def test_systemd_reboots_from_inside(incus: Incus, booted: str) -> None:
-    """LXC runs pre-start and start-host again: the store has to be there again, too."""
+    """LXC runs the hooks pre-start and mount again: they attach the store again."""
     before = incus.pid(booted)
     incus.run(booted, "systemctl", "reboot", check=False)
     incus.eventually(lambda: incus.pid(booted) not in (0, before), lambda: incus.story())

@@ -86,7 +86,7 @@ def test_a_hook_tells_what_its_kind_needs(request_: bytes, pid: int, target: str
 
 
 def test_a_hook_that_ran_before_an_upgrade_is_still_understood() -> None:
-    """The hook `mount` was called `start-host`."""
+    """The hook `mount` was called `start-host`, and still sends that name."""
     facts = b"\0LXC_PID=7\0LXC_NAME=web\0LXC_ROOTFS_PATH=/a\0LXC_CONFIG_FILE=/b"
     assert parse(b"start-host" + facts) == parse(b"mount" + facts)
 

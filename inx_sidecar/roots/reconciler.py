@@ -212,7 +212,8 @@ class RootReconciler:
             self.compare_soon()
         except Exception:
             instance_log(mirror.lxc_name).exception("taking roots ended in a bug")
-        if mirror.near_limit:
+        # What does not answer now is looked at again by comparisons, until it answers or is gone.
+        if mirror.near_limit or mirror.resolver.incomplete:
             self.compare_soon()
         self._show_status(mirror)
 

@@ -1,0 +1,68 @@
+"""When everything is compared: after what happens, without waiting for the next period."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from inx_sidecar.base.errors import InstanceError, RootError
+from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.nix.gc_client import GcClient
+from inx_sidecar.roots.reconciler import RootReconciler
+
+pytestmark = pytest.mark.gc
+
+
+@dataclass
+class Resolver:
+    incomplete: bool = False
+
+
+@dataclass
+class Registering:
+    """A mirror to which a registration is added, which ends with `error`, if any."""
+
+    near_limit: bool = False
+    resolver: Resolver = field(default_factory=Resolver)
+    error: Exception | None = None
+    lxc_name: str = "web"
+    uuid: str = "11111111-2222-3333-4444-555555555555"
+
+    async def add_registered(self, names: set[str]) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def compares_after(mirror: Registering) -> bool:
+    """Whether a comparison is due after a registration."""
+
+    async def forget(uuid: str) -> None:
+        raise AssertionError(uuid)
+
+    async def main() -> bool:
+        reconciler = RootReconciler(GcClient(), StatusWriter(), forget)
+        await reconciler._add_registered(mirror, {"name"})  # type: ignore[arg-type]
+        return reconciler._wake.is_set()
+
+    return asyncio.run(main())
+
+
+def test_a_registration_that_was_rooted_needs_no_comparison() -> None:
+    assert not compares_after(Registering())
+
+
+def test_a_registration_on_a_file_system_that_does_not_answer_is_looked_at_again() -> None:
+    """Without another event, the next comparison would be ten minutes away."""
+    assert compares_after(Registering(resolver=Resolver(incomplete=True)))
+
+
+def test_links_that_are_gone_are_looked_for_near_the_limit() -> None:
+    assert compares_after(Registering(near_limit=True))
+
+
+def test_a_registration_that_could_not_be_rooted_is_tried_again() -> None:
+    assert compares_after(Registering(error=RootError("no room")))
+
+
+def test_a_container_that_ended_is_left_to_its_stop_hook() -> None:
+    assert not compares_after(Registering(error=InstanceError("it ended")))

@@ -1,32 +1,30 @@
-"""What must not be lost or mixed up: systems that nothing names any more, uuids that two bear."""
+"""An instance still starts after its system, its uuid or its Nix daemon got lost or mixed up."""
 
 import pytest
 from support.disposable import Host
+from support.gc import CONFIG, SIDECAR, collect, root_directory
 from support.incus import Incus
 
 pytestmark = pytest.mark.main
 
-
-def collect(host: Host) -> None:
-    host.run(["nix-collect-garbage"])
+COLLECT = ["nix-collect-garbage"]
 
 
-def second_generation(incus: Incus, name: str) -> str:
-    """A system that only `name` knows, set inside as nixos-rebuild does."""
+def set_system_inside(incus: Incus, name: str) -> str:
+    """Set a second generation inside as nixos-rebuild does. Only this instance holds its system."""
     donor = incus.launch(name=incus.name("donor"), flake=f"{incus.flake(greeting='inside')}#web")
     system = incus.get(donor, "user.inx.status.system")
     incus.run(name, "nix-env", "-p", "/nix/var/nix/profiles/system", "--set", system)
     incus("stop", "-f", donor)
-    root = f"/nix/var/nix/gcroots/inx/{donor}.{incus.uuid(donor)}"
-    incus.host.run(["rm", "-r", root])
+    incus.host.run(["rm", "-r", root_directory(incus, donor)])
     return system
 
 
 def test_a_system_made_inside_outlives_the_stop(incus: Incus, host: Host) -> None:
     name = incus.launch(flake="/etc/nixos#web")
-    system = second_generation(incus, name)
+    system = set_system_inside(incus, name)
     incus("stop", "-f", name)
-    collect(host)
+    collect(host, COLLECT)
     incus.start(name)
     incus.wait_inside(name)
     assert incus.said(name, "readlink", "/run/current-system").strip() == system
@@ -47,7 +45,7 @@ def test_an_older_generation_starts_if_the_current_one_is_gone(incus: Incus, hos
     incus.restart_into(name, generation=2)
     gone = incus.get(name, "user.inx.status.system")
     incus("stop", "-f", name)
-    root = f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"
+    root = root_directory(incus, name)
     host.run(["rm", "-r", flake])
     incus.lose(gone, f"{root}/system-2", f"{root}/booted-system")
     incus.start(name)
@@ -57,7 +55,7 @@ def test_an_older_generation_starts_if_the_current_one_is_gone(incus: Incus, hos
     assert incus.said(name, "cat", "/etc/greeting") == "old"
 
 
-def test_a_link_that_is_gone_starts_the_system_that_it_led_to(incus: Incus, host: Host) -> None:
+def test_if_the_link_to_a_system_is_gone_the_system_still_starts(incus: Incus, host: Host) -> None:
     donor = incus.launch(name=incus.name("donor"), flake="/etc/nixos#web")
     link = f"/srv/{incus.prefix}-link"
     host.run(["ln", "-s", incus.get(donor, "user.inx.status.system"), link])
@@ -71,22 +69,22 @@ def test_a_link_that_is_gone_starts_the_system_that_it_led_to(incus: Incus, host
 
 
 def test_an_import_does_not_start_beside_its_original(incus: Incus, host: Host) -> None:
-    """Incus gives it the uuid of the instance that was exported."""
+    """Incus gives the import the uuid of the instance that was exported."""
     name = incus.launch(flake="/etc/nixos#web")
     incus("export", name, f"/srv/{name}.tar.gz")
     other = incus.adopt(incus.name("import"))
     incus("import", f"/srv/{name}.tar.gz", other)
     incus("config", "unset", other, "volatile.eth0.hwaddr")
-    assert incus.uuid(other) == incus.uuid(name), "this test is about equal ones"
+    assert incus.uuid(other) == incus.uuid(name), "this test needs equal ones"
     refused = incus.start(other, check=False)
     assert refused.returncode != 0
     incus.eventually(lambda: f"volatile.uuid of '{name}'" in incus.log(other), incus.story)
     # The original has lost nothing.
     assert "Store URL: daemon" in incus.run(name, "nix", "store", "info").stderr
     assert incus.said(name, "ls", "/dev/.inx") != ""
-    roots = host.run(["ls", f"/nix/var/nix/gcroots/inx/{name}.{incus.uuid(name)}"])
+    roots = host.run(["ls", root_directory(incus, name)])
     assert roots.stdout.split() == ["booted-system", "links", "system-1"]
-    # What it is told to do helps.
+    # The command that the log advises helps.
     command = incus.log(other).partition("as by '")[2].partition("'")[0]
     host.sh(command.replace("$(uuidgen)", "$(cat /proc/sys/kernel/random/uuid)"))
     incus.eventually(lambda: incus.start(other, check=False).returncode == 0, incus.story)
@@ -95,13 +93,13 @@ def test_an_import_does_not_start_beside_its_original(incus: Incus, host: Host) 
 
 
 def test_without_gc_socket_no_daemon_of_an_instance_starts(incus: Incus, host: Host) -> None:
-    """It would collect the host's store, blind to the host's roots."""
+    """Such a daemon could collect garbage in the host's store without knowing the host's roots."""
     name = incus.launch(flake="/etc/nixos#web")
     host.run(["rm", "-rf", "/nix/var/nix/gc-socket"])
     assert incus.run(name, "nix", "store", "info", check=False, timeout=60).returncode != 0
 
     def works_again() -> bool:
-        # systemd, too, first lets a socket rest whose service failed over and over.
+        # systemd stops a socket for a while if its service fails again and again.
         incus("restart", "-f", name)
         incus.wait_inside(name)
         return incus.run(name, "nix", "store", "info", check=False).returncode == 0
@@ -112,7 +110,7 @@ def test_without_gc_socket_no_daemon_of_an_instance_starts(incus: Incus, host: H
 
 
 def test_a_flakes_own_nix_configuration_is_not_accepted(incus: Incus, host: Host) -> None:
-    """Not even where the host's nix.conf accepts it."""
+    """This is so even if the host's nix.conf accepts it."""
     directory = incus.flake()
     text = host.run(["cat", f"{directory}/flake.nix"]).stdout
     hook = f"/srv/{incus.prefix}-hook"
@@ -132,7 +130,7 @@ def test_a_flakes_own_nix_configuration_is_not_accepted(incus: Incus, host: Host
 
 
 def test_the_sidecar_holds_no_namespace_of_a_container_that_runs(incus: Incus, host: Host) -> None:
-    """It would keep the file systems of an instance busy after its end."""
+    """Such a descriptor would keep the file systems of an instance busy after its end."""
     name = incus.launch(flake="/etc/nixos#web")
     fds = host.sh("ls -l /proc/$(systemctl show -P MainPID inx-sidecar)/fd").stdout
     assert "mnt:[" not in fds and "user:[" not in fds
@@ -140,6 +138,7 @@ def test_the_sidecar_holds_no_namespace_of_a_container_that_runs(incus: Incus, h
 
 
 def test_a_sidecar_that_cannot_take_over_lets_init_end(incus: Incus, host: Host) -> None:
+    """The sidecar restarts with settings that it refuses, while an instance waits for a build."""
     text = """nixosConfigurations.web.config.system.build.toplevel = derivation {
       name = "slow"; system = deps.system;
       builder = "${deps.busybox}/bin/sleep"; args = [ "60" ]; };"""
@@ -147,11 +146,11 @@ def test_a_sidecar_that_cannot_take_over_lets_init_end(incus: Incus, host: Host)
     incus.start(name)
     incus.wait_status(name, "building")
     incus.eventually(lambda: "/nix/store/" in incus.console(name), incus.story)
-    host.sh("mkdir -p /etc/inx; echo 'tpyo = 1' >/etc/inx/config.toml")
+    host.sh(f"mkdir -p /etc/inx; echo 'tpyo = 1' >{CONFIG}")
     try:
-        host.run(["systemctl", "restart", "inx-sidecar.service"])
+        host.run(["systemctl", "restart", SIDECAR])
         incus.wait_state(name, "STOPPED")
         incus.eventually(lambda: "unknown setting 'tpyo'" in incus.console(name), incus.story)
         assert "unknown setting 'tpyo'" in incus.log(name)
     finally:
-        host.run(["rm", "/etc/inx/config.toml"])
+        host.run(["rm", CONFIG])

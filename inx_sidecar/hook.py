@@ -26,7 +26,9 @@ def main() -> int:
     kind = sys.argv[1]
     _redirect_output()
     facts = [f"{name}={os.environ.get(name, '')}" for name in FACTS]
-    status, message = _ask("\0".join([FORMER_KINDS.get(kind, kind), *facts]).encode(errors="surrogateescape"))
+    status, message = _ask(
+        "\0".join([FORMER_KINDS.get(kind, kind), *facts]).encode(errors="surrogateescape")
+    )
     if status and kind == "stop":
         # A stop cannot be refused. The next start puts right what was missed.
         sys.stderr.write(f"{message}\n")

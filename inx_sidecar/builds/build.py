@@ -31,8 +31,8 @@ _LOG_MAX_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """The system of instance `name` from `source`; the store path `missing`, if given, is fetched
-    first."""
+    """What to build for instance `name`. If the store path `missing` is given, a fetch of it is tried
+    before `source` is built."""
 
     uuid: str
     name: str

@@ -9,7 +9,7 @@ from inx_sidecar.base.process import Completed
 # reason of a failed build on the next line.
 _ERROR: Final = re.compile(r"^ *error: *(\S.*(?:\n +Reason: .*)?)$", re.MULTILINE)
 _ENDED_FROM_OUTSIDE: Final = "it was ended from outside, or by build_memory_max or build_timeout"
-# The exit statuses of a shell whose child SIGKILL or SIGTERM ended.
+# Exit statuses of a program that SIGKILL or SIGTERM ended (128 and the number of the signal).
 _KILLED: Final = (137, 143)
 
 

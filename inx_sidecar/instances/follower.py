@@ -31,8 +31,8 @@ _BURST_SECONDS: Final = 0.3
 # Project and name of an instance.
 _Key = tuple[str, str]
 _ALL: Final[_Key] = ("", "")
-# Also after a start: Incus writes backup.yaml, which the start reads, from what it knew when a
-# restart was asked for, so that the configuration may be newer.
+# A start reads backup.yaml. On a restart, Incus writes that file from what it knew when the restart
+# was requested, so the configuration can be newer. So each start is followed by a look.
 _CHANGES: Final = ("instance-updated", "instance-started", "instance-restarted")
 
 log = logging.getLogger(__name__)

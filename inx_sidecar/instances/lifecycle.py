@@ -67,7 +67,7 @@ class Lifecycle:
         async with state.lock:
             check_uuid(instance)
             if state.mounted.is_set() and state.pid == pid:
-                return  # LXC runs the hook again: a sidecar before this one died with the answer
+                return  # LXC runs the hook again: the former sidecar ended before it answered
             state.container_ended()
             if state.deployment is None:  # this sidecar came up after the hook pre-start
                 await self._starter.make_ready(state, await deploy(self._gc, instance))
@@ -134,7 +134,7 @@ class Lifecycle:
             if bootstrap.is_waiting(uuid):
                 state.container = Container(running.pid, facts.lxc_name)
                 if Running.load(uuid) is None:
-                    state.container_ended()  # meanwhile, and another process has its PID
+                    state.container_ended()  # meanwhile; its PID may belong to another process
                     return
                 await self._boot_builder.proceed(state, await deploy(self._gc, instance))
             else:

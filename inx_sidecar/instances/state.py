@@ -29,9 +29,9 @@ class InstanceState:
     # Static addresses with their networks, and the name of the instance that has them: no other
     # instance may claim one.
     claims: dict[str, str] = field(default_factory=dict)
-    # Builds; activates as well if the instance runs its system.
+    # The task that builds, and activates too if the instance runs its system.
     build: asyncio.Task[None] | None = None
-    # From then on, the build task is not cancelled for a newer spec.
+    # True while that task activates: then it is not cancelled for a newer spec.
     activating: bool = False
 
     def close_container(self) -> None:

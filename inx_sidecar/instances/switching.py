@@ -100,7 +100,7 @@ async def _write(
 
 
 def _profile_to_restore(deployment: Deployment) -> dict[str, Any] | None:
-    """What `Back` restores; None if no generation that may be booted is current."""
+    """The present profile, for `Restore`; None if no generation that may be booted is current."""
     instance, present = deployment.instance, deployment.present
     if present.current is None:
         return None

@@ -1,4 +1,4 @@
-"""A new sidecar takes over the instances that run since a sidecar before it."""
+"""After its start, the sidecar takes over the instances that an earlier sidecar started."""
 
 import contextlib
 import os

@@ -7,8 +7,9 @@ from inx_sidecar.instances.plan import Boot, Plan
 
 
 class UpdateStep(Enum):
-    """CONTINUE: the build that runs is for this spec. NOTHING: this spec was carried out, or has
-    failed, before. RECORD: there is nothing to activate; only note that the spec was dealt with.
+    """CONTINUE: let the running build go on, it is for this spec.
+    NOTHING: this spec was dealt with before, with success or not.
+    RECORD: note that the spec was dealt with; there is nothing to activate.
     DEPLOY: build if needed, make a generation and activate it."""
 
     CONTINUE = "continue"

@@ -1,8 +1,8 @@
-"""An instance that runs follows its configuration: build, write a generation, activate it.
+"""A running instance follows its configuration: build, write a generation, activate it.
 
-An update can be asked for at any time, also without a reason: it acts only on a spec other than the
-one that was carried out, or failed, last. A newer spec cancels the build of an older one; an
-activation is awaited.
+`Updater.update` may be called at any time. It does nothing if the spec is the one that it dealt
+with last, with success or not. A newer spec cancels the build of an older one; an activation is
+awaited.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ class AwayLinks:
         return self._places.get(name, frozenset())
 
     def remember(self, name: str, link: ResolvedLink) -> None:
-        """Note where `link` was found; one that was found nowhere was last found where it was."""
+        """Note where `link` was found. If it was found nowhere, the places noted before stay."""
         if any(link.targets.values()):
             self.forget(name)
         elif link.targets:

@@ -23,6 +23,7 @@ class Backoff:
         return not exited or time.monotonic() < self.until
 
     def longer(self, exited: asyncio.Future[None]) -> "Backoff":
-        """The next one; `exited` is done when the child that got no answer has exited."""
+        """The next backoff, twice as long. `exited` is done when the child that got no answer has
+        exited."""
         seconds = min(max(_FIRST_SECONDS, self.seconds * 2), _LONGEST_SECONDS)
         return Backoff(seconds, time.monotonic() + seconds, exited)

@@ -24,7 +24,7 @@ _LENGTH: Final = 32
 # Inode number and change time: a link that replaces another one may get the former inode number.
 Mark = tuple[int, int]
 _AUTO: Final = "auto"
-# The container's own directory may hold so many entries that no client of Nix made.
+# At most this many entries that are no registrations are skipped in the container's own directory.
 _MAX_OTHERS: Final = 1000
 
 

@@ -40,7 +40,8 @@ class ProcessRoot:
 
 
 def process_roots_of(pid: int, started: int) -> tuple[list[ProcessRoot], bool]:
-    """The roots in the container whose init is `pid`, that of init first; whether these are all.
+    """The root directories in the container whose init is `pid`, that of init first; True if these
+    are all.
 
     ProcessLookupError if the process that began at `started` has ended.
     """

@@ -1,10 +1,11 @@
 """Find what the registered paths of a container lead to now.
 
-A forked child looks, which has become the container's root: the host's root never looks up a path
-of a container. The child may wait for ever on a file system of the container; then it is left
-behind. It finds no way out of the container's root directory (openat2 with RESOLVE_IN_ROOT, no
-magic links). As for Nix, a root is a path whose last component is a link with the text of a store
-path.
+A forked child looks. In a running container, the child has become the container's root: the host's
+root never looks up a path of a running container. In a root file system that is not in use, the
+child keeps the rights of the host's root. In both cases the kernel keeps the child below the root
+directory (openat2 with RESOLVE_IN_ROOT, no magic links). A child that waits for ever on a file
+system of the container is left behind. As for Nix, a root is a path whose last component is a link
+with the text of a store path.
 """
 
 import asyncio
@@ -44,12 +45,13 @@ _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 @dataclass(frozen=True)
 class ResolvedLink:
-    """What is at one registered path, over all process roots of the container.
+    """What is at one registered path, below all root directories of the container.
 
-    `targets`: the store paths that the link leads to; True if the link lies on the root file system
-    as init sees it, which always exists. `found` and `missing`: the places that have such a link,
-    or surely have none. A place is a process root, and the component of the path at which a mount
-    begins there. `sure`: no error hides a link.
+    `targets`: the store paths that the link leads to. The value is True if the link lies on the
+    root file system as init sees it, which always exists.
+    `found` and `missing`: the places that have such a link, and the places that certainly have
+    none. A place is a root directory, and the component of the path at which a mount begins there.
+    `sure`: False if an error may hide a link.
     """
 
     targets: Mapping[str, bool] = field(default_factory=dict)

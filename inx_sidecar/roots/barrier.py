@@ -24,8 +24,8 @@ SECONDS: Final = 5.0
 SECONDS_IN_ALL: Final = 15.0
 _MARK_SECONDS: Final = 600.0
 _SLOW_SECONDS: Final = 1.0
-# Every user may list the directories: so many requests to the sidecar at once. Openings that wait
-# for the next request share it.
+# Every user may list the directories. So at most this many requests to the sidecar run at once;
+# openings that arrive meanwhile share the next request.
 _AT_ONCE: Final = 8
 
 # What is registered must be rooted. A comparison also drops roots of links that are gone.

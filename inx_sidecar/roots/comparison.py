@@ -1,4 +1,4 @@
-"""Compare the roots of one instance that runs with what it names now, and drop the others."""
+"""Add the missing roots of one running instance, and drop those that it does not need any more."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Complaints of the previous and of this comparison, by uuid: each is logged once."""
+"""Errors of the previous and of this comparison, by uuid: an error that stays is logged once."""
 
 from collections.abc import Callable
 

@@ -54,7 +54,7 @@ def read(root_directory: str, within: str = "") -> dict[str, str]:
 
 
 async def add(gc: GcClient, lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> dict[str, str]:
-    """Make `wanted` (root name to store path) roots of the instance; those of them that are new.
+    """Make `wanted` (root name to store path) roots of the instance; returns the new ones.
 
     After that no collection, not even one that runs, deletes a path that was valid before. Nothing
     is dropped: if a name held another path, that path gets a root `former.HASH`. RootError if a

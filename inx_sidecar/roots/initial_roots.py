@@ -34,8 +34,8 @@ class InitialRoots:
         self._unreadable: set[str] = set()
 
     async def add(self, inventory: Inventory) -> str:
-        """Root what the instances of `inventory` name; the reason why no root of any instance may
-        be dropped, empty if all could be read."""
+        """Add the roots of the instances in `inventory`. Returns the reason why no root of any
+        instance may be dropped, empty if all instances could be read."""
         reason = inventory.reason
         unreadable = set()
         for item in (item for item in inventory.instances if item.ours):
@@ -87,8 +87,8 @@ class InitialRoots:
 
 
 def must_read(fresh: bool, runs: bool, last_read: _Version | None, version: _Version) -> bool:
-    """Whether the root file system has to be read: of an instance that has no roots yet, and of one
-    that does not run and was written anew since it was read."""
+    """Whether the root file system of an instance has to be read: if the instance is `fresh` (it has
+    no roots yet), or if it does not run and Incus has written it since the last read."""
     return fresh or (not runs and last_read != version)
 
 

@@ -49,7 +49,7 @@ class ListedInstance:
         return f"{paths.INCUS_CONTAINERS}/{self.lxc_name}/rootfs"
 
     def version(self) -> tuple[int, int]:
-        """Another value whenever Incus wrote the instance anew: a copy refreshed, or restored."""
+        """Changes whenever Incus writes backup.yaml, for example when a copy is refreshed."""
         try:
             status = os.stat(f"{paths.INCUS_CONTAINERS}/{self.lxc_name}/backup.yaml")
         except OSError:
@@ -80,7 +80,7 @@ class Inventory:
         return {path for item in self.instances if item.uuid == uuid for path in item.include}
 
     async def is_current(self) -> bool:
-        """No instance was made since, and Incus is not making one."""
+        """True if no instance was made since this inventory, and Incus is not making one."""
         try:
             return (
                 not self.reason
@@ -103,7 +103,8 @@ async def take_inventory() -> Inventory:
 
 
 def container_entries() -> frozenset[str]:
-    """The names in Incus' directory of containers: what is made there comes before it is listed."""
+    """The names in Incus' directory of containers. Incus makes an entry here before it lists the
+    instance."""
     try:
         return frozenset(os.listdir(paths.INCUS_CONTAINERS))
     except FileNotFoundError:

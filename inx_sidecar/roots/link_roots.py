@@ -2,8 +2,8 @@
 
 A registered path that leads to a store path has the root `links/NAME.HASH` on the host: NAME is the
 name of the registration in gcroots/auto, HASH that of the store path. `.away` is added if the link
-was not found on the container's root file system: when that other file system is missing, nothing
-follows.
+was found on another file system than the container's root file system: if that file system is not
+mounted, a missing link proves nothing, and the root stays.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,18 +37,19 @@ def paths_to_hold(
     held: Mapping[str, bool],
     last_found: frozenset[str],
     *,
-    near_limit: bool = False,
+    half_full: bool = False,
 ) -> dict[str, bool]:
     """The store paths that a registered path holds from now on, and whether at home.
 
     `held` are those that it holds by now, `last_found` the places where its link was last found.
-    A link that is missing may lie on a file system that is not mounted now, or in a mount namespace
-    that has ended: such a link still holds, except in an instance that is `near_limit`. The link is
-    gone if the very place that had it last exists without it.
+    A missing link may lie on a file system that is not mounted now, or in a mount namespace that
+    has ended. Such a link still holds, unless the instance is `half_full`: half of the links that
+    it may keep are registered. The link is gone if the very place that had it last exists without
+    it.
     """
     if not link.sure:
         return {**held, **link.targets}
-    if link.targets or near_limit or link.missing & last_found:
+    if link.targets or half_full or link.missing & last_found:
         return dict(link.targets)
     return {path: home for path, home in held.items() if not home}
 

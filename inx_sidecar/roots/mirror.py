@@ -55,7 +55,8 @@ class Mirror:
 
     @property
     def near_limit(self) -> bool:
-        """It is time to find the links that are gone."""
+        """More than three quarters of the allowed registrations exist: a comparison may find some
+        that can be dropped."""
         return len(self._known) > self.most * 3 // 4
 
     def changed(self) -> set[str]:
@@ -125,7 +126,7 @@ class Mirror:
         self, texts: Mapping[str, str], held: Mapping[str, Mapping[str, bool]]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The roots that are wanted, and the registered paths that lead nowhere."""
-        near_limit = len(texts) * 2 > self.most
+        half_full = len(texts) * 2 > self.most
         wanted: dict[str, str] = {}
         gone: dict[str, str] = {}
         for batch in batches(texts):
@@ -134,7 +135,7 @@ class Mirror:
                 link = links[texts[name]]
                 before = held.get(name, {})
                 last_found = self._away.last_found(name)
-                holds = paths_to_hold(link, before, last_found, near_limit=near_limit)
+                holds = paths_to_hold(link, before, last_found, half_full=half_full)
                 if self.process is None:
                     holds = {**before, **holds}
                 wanted |= root_names(name, holds)
@@ -180,12 +181,12 @@ class Mirror:
         self._find_lost(new, texts)
 
     async def _forget(self, gone: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
-        """Remove the registrations of paths that lead nowhere; the roots of those that lead
-        somewhere after all.
+        """Remove the registrations of the paths in `gone`. Then look a second time, and restore the
+        registrations of paths that have a link now; returns the roots of these.
 
-        A client makes the link before it registers the link. So a second look sees a link that was
-        registered again before its registration was removed here; a link that is registered after
-        that has a registration again.
+        A client makes a link before it registers the link. So no registration is lost: the second
+        look finds a link that was registered again before the removal here, and a link that is
+        registered after the removal has a registration again.
         """
         if not gone:
             return {}

@@ -1,7 +1,7 @@
-"""The roots that a root file system which does not run names: generations and registered links.
+"""GC roots for the generations and links in the rootfs of a copy, an import or a snapshot.
 
-For a copy or an import that never ran here, and for snapshots. Links are read as text; paths are
-looked up below this root file system alone.
+No container uses such a root file system now. Links are read as text. Paths are looked up below
+this root file system alone.
 """
 
 import os

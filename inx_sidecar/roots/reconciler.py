@@ -55,7 +55,7 @@ class RootReconciler:
         self._initial = InitialRoots(gc, self._complaints, self._runs)
         self._stopped = StoppedInstances(gc)
         self._tasks: set[asyncio.Task[None]] = set()
-        # Comparisons of instances that keep a comparison waiting, by uuid.
+        # Separate comparisons of instances with a file system that does not answer, by uuid.
         self._apart: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._comparing = asyncio.Lock()

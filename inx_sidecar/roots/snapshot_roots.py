@@ -1,4 +1,4 @@
-"""What snapshots of an instance name has roots `snapshots/SNAPSHOT/...` until they are deleted.
+"""Each snapshot has roots `snapshots/SNAPSHOT/...` for the store paths in its root file system.
 
 A snapshot does not change. Its roots are read from its root file system when the snapshot is first
 seen. If that file system is not mounted, all that the instance holds at that moment is rooted for
@@ -55,7 +55,8 @@ def snapshot_name(key: str) -> str:
 
 
 def _on_disk(lxc_name: str) -> dict[str, str]:
-    """The snapshots that exist: a key that no later one of the same name has, and the directory."""
+    """The directories of the snapshots that exist, by key. The key has the inode number and the
+    change time, so a later snapshot of the same name has another key."""
     parent = f"{paths.INCUS_SNAPSHOTS}/{lxc_name}"
     found = {}
     try:

@@ -15,12 +15,13 @@ from inx_sidecar.roots import direct_roots
 
 # The system that PID 1 runs.
 BOOTED: Final = "booted-system"
-# The system that was activated last, and the one that is about to be: no generation need hold them.
+# The system that was activated last, and the system that is about to be activated. With
+# `activate=test`, neither is a generation.
 ACTIVE: Final = "active-system"
 NEXT: Final = "next-system"
-# Before the roots of the paths in user.inx.store.include.
+# The directory of the roots for the paths in user.inx.store.include.
 INCLUDED: Final = "include/"
-# A container may write any number of links; so many of them are rooted.
+# A container may write any number of generations; at most this many get roots.
 _MAX_GENERATIONS: Final = 1000
 
 

@@ -1,4 +1,4 @@
-"""What is held for a link follows from what was seen of it: dropped only by those who are sure."""
+"""Which store paths are held for a link. A path is dropped only if the resolver was sure."""
 
 from collections.abc import Mapping
 
@@ -25,18 +25,18 @@ def link(
     missing: str = "",
     sure: bool = True,
 ) -> ResolvedLink:
-    """What was seen at the places INIT ("i") and SERVICE ("s")."""
-    views = {"i": INIT, "s": SERVICE}
+    """A resolved link. `found` and `missing` are any of the places INIT ("i"), SERVICE ("s")."""
+    places = {"i": INIT, "s": SERVICE}
     return ResolvedLink(
         targets or {},
-        frozenset(views[view] for view in found),
-        frozenset(views[view] for view in missing),
+        frozenset(places[place] for place in found),
+        frozenset(places[place] for place in missing),
         sure,
     )
 
 
 CASES: dict[str, tuple[ResolvedLink, dict[str, bool], str, dict[str, bool]]] = {
-    # what is seen, what is held, where it was last found away, what is held then
+    # the resolved link, the held paths, where the link was last found away, the paths to hold
     "new at home": (link({ONE: HOME}, found="i"), {}, "", {ONE: HOME}),
     "new away": (link({ONE: AWAY}, found="i"), {}, "", {ONE: AWAY}),
     "still at home": (link({ONE: HOME}, found="i"), {ONE: HOME}, "", {ONE: HOME}),
@@ -47,26 +47,26 @@ CASES: dict[str, tuple[ResolvedLink, dict[str, bool], str, dict[str, bool]]] = {
     "moved home": (link({ONE: HOME}, found="i"), {ONE: AWAY}, "i", {ONE: HOME}),
     "covered by one of the same": (link({ONE: AWAY}, found="i"), {ONE: HOME}, "", {ONE: AWAY}),
     "missing at home": (link(missing="i"), {ONE: HOME}, "", {}),
-    "missing in all views": (link(missing="is"), {ONE: HOME}, "", {}),
+    "missing in all places": (link(missing="is"), {ONE: HOME}, "", {}),
     "removed from a mounted disk": (
         link(missing="i"), {ONE: AWAY}, "i", {},
     ),
-    "the disk is not mounted, and where it was is not known": (
+    "the disk is not mounted, and its place is not known": (
         link(missing="i"), {ONE: AWAY}, "", {ONE: AWAY},
     ),
-    "removed in the view that had it": (link(missing="is"), {ONE: AWAY}, "s", {}),
-    "the view that had it is no more": (link(missing="i"), {ONE: AWAY}, "s", {ONE: AWAY}),
-    "of both kinds, missing": (link(missing="i"), {ONE: HOME, TWO: AWAY}, "", {TWO: AWAY}),
-    "different in two views": (
+    "removed in the place that had it": (link(missing="is"), {ONE: AWAY}, "s", {}),
+    "the place that had it is gone": (link(missing="i"), {ONE: AWAY}, "s", {ONE: AWAY}),
+    "found at home and away, missing": (link(missing="i"), {ONE: HOME, TWO: AWAY}, "", {TWO: AWAY}),
+    "different in two places": (
         link({ONE: HOME, TWO: AWAY}, found="is"), {ONE: HOME}, "", {ONE: HOME, TWO: AWAY},
     ),
-    "left in one of two views": (
+    "left in one of two places": (
         link({TWO: AWAY}, found="s", missing="i"), {ONE: HOME, TWO: AWAY}, "s", {TWO: AWAY},
     ),
-    "not sure, nothing seen": (
+    "not sure, nothing found": (
         link(sure=False), {ONE: HOME, TWO: AWAY}, "", {ONE: HOME, TWO: AWAY},
     ),
-    "not sure, another seen": (
+    "not sure, another found": (
         link({TWO: HOME}, found="i", sure=False), {ONE: HOME}, "", {ONE: HOME, TWO: HOME},
     ),
     "not sure, missing where it was": (
@@ -75,106 +75,109 @@ CASES: dict[str, tuple[ResolvedLink, dict[str, bool], str, dict[str, bool]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("seen", "held", "last", "expected"), CASES.values(), ids=CASES.keys())
-def test_every_case_has_its_answer(
-    seen: ResolvedLink, held: dict[str, bool], last: str, expected: dict[str, bool]
+@pytest.mark.parametrize(("resolved", "held", "last", "expected"), CASES.values(), ids=CASES.keys())
+def test_the_paths_to_hold_follow_from_the_resolved_link(
+    resolved: ResolvedLink, held: dict[str, bool], last: str, expected: dict[str, bool]
 ) -> None:
-    views = frozenset({"i": INIT, "s": SERVICE}[view] for view in last)
-    assert paths_to_hold(seen, held, views) == expected
+    places = frozenset({"i": INIT, "s": SERVICE}[place] for place in last)
+    assert paths_to_hold(resolved, held, places) == expected
 
 
-def test_an_instance_near_its_limit_keeps_nothing_that_is_missing() -> None:
-    assert paths_to_hold(link(missing="i"), {ONE: AWAY}, frozenset(), near_limit=True) == {}
-    assert paths_to_hold(link(sure=False), {ONE: AWAY}, frozenset(), near_limit=True) == {ONE: AWAY}
+def test_an_instance_near_its_limit_holds_no_missing_link() -> None:
+    assert paths_to_hold(link(missing="i"), {ONE: AWAY}, frozenset(), half_full=True) == {}
+    assert paths_to_hold(link(sure=False), {ONE: AWAY}, frozenset(), half_full=True) == {ONE: AWAY}
     found = link({TWO: AWAY}, found="s")
-    assert paths_to_hold(found, {ONE: AWAY}, frozenset(), near_limit=True) == {TWO: AWAY}
+    assert paths_to_hold(found, {ONE: AWAY}, frozenset(), half_full=True) == {TWO: AWAY}
 
 
 paths = st.sampled_from([f"/nix/store/{digit * 32}-x" for digit in "0123"])
 holdings = st.dictionaries(paths, st.booleans())
-views = st.frozensets(st.sampled_from(["a", "b", "c", "d"]))
+places = st.frozensets(st.sampled_from(["a", "b", "c", "d"]))
 
 
 @st.composite
-def sights(draw: st.DrawFn) -> ResolvedLink:
-    """Any that looking can give: a view has the link, or surely has none, or is unknown."""
-    found = draw(views)
-    missing = draw(views) - found
+def resolved_links(draw: st.DrawFn) -> ResolvedLink:
+    """Any result of the resolver: a place has the link, or surely has none, or is unknown."""
+    found = draw(places)
+    missing = draw(places) - found
     targets = draw(st.dictionaries(paths, st.booleans(), min_size=1)) if found else {}
     return ResolvedLink(targets, found, missing, draw(st.booleans()))
 
 
-@given(sights(), holdings, views, st.booleans())
-def test_who_is_not_sure_drops_nothing(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
+@given(resolved_links(), holdings, places, st.booleans())
+def test_nothing_is_dropped_if_the_resolver_is_not_sure(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str], half_full: bool
 ) -> None:
-    unsure = ResolvedLink(seen.targets, seen.found, seen.missing, sure=False)
-    assert held.keys() <= paths_to_hold(unsure, held, last, near_limit=near_limit).keys()
+    unsure = ResolvedLink(resolved.targets, resolved.found, resolved.missing, sure=False)
+    assert held.keys() <= paths_to_hold(unsure, held, last, half_full=half_full).keys()
 
 
-@given(sights(), holdings, views, st.booleans())
-def test_what_is_found_is_held_as_it_was_found(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
-) -> None:
-    assert seen.targets.items() <= paths_to_hold(seen, held, last, near_limit=near_limit).items()
-
-
-@given(sights(), holdings, views, st.booleans())
-def test_nothing_is_held_that_was_neither_held_nor_found(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
-) -> None:
-    holds = paths_to_hold(seen, held, last, near_limit=near_limit)
-    assert holds.keys() <= held.keys() | seen.targets.keys()
-
-
-@given(sights(), holdings, views, st.booleans())
-def test_who_is_sure_drops_what_was_at_home_and_is_there_no_more(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
-) -> None:
-    sure = ResolvedLink(seen.targets, seen.found, seen.missing, sure=True)
-    holds = paths_to_hold(sure, held, last, near_limit=near_limit)
-    for path, home in held.items():
-        if home and path not in seen.targets:
-            assert path not in holds
-
-
-@given(sights(), holdings, views)
-def test_what_was_away_stays_until_it_is_missed_where_it_was(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str]
-) -> None:
-    if not seen.targets and not seen.missing & last:
-        holds = paths_to_hold(seen, held, last)
-        assert {path for path, home in held.items() if not home} <= holds.keys()
-
-
-@given(sights(), holdings, views, st.booleans())
-def test_a_second_look_at_the_same_changes_nothing(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
-) -> None:
-    once = paths_to_hold(seen, held, last, near_limit=near_limit)
-    assert paths_to_hold(seen, once, last, near_limit=near_limit) == once
-
-
-@given(sights(), holdings, views)
-def test_an_instance_near_its_limit_holds_no_more_than_others(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str]
+@given(resolved_links(), holdings, places, st.booleans())
+def test_a_found_path_is_held_as_it_was_found(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str], half_full: bool
 ) -> None:
     assert (
-        paths_to_hold(seen, held, last, near_limit=True).items()
-        <= paths_to_hold(seen, held, last).items()
+        resolved.targets.items()
+        <= paths_to_hold(resolved, held, last, half_full=half_full).items()
     )
 
 
-@given(sights(), holdings, views, st.booleans())
-def test_what_is_given_is_not_changed(
-    seen: ResolvedLink, held: dict[str, bool], last: frozenset[str], near_limit: bool
+@given(resolved_links(), holdings, places, st.booleans())
+def test_only_held_and_found_paths_are_held(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str], half_full: bool
 ) -> None:
-    before = dict(held), dict(seen.targets)
-    paths_to_hold(seen, held, last, near_limit=near_limit)["another"] = True
-    assert (held, dict(seen.targets)) == before
+    holds = paths_to_hold(resolved, held, last, half_full=half_full)
+    assert holds.keys() <= held.keys() | resolved.targets.keys()
 
 
-def test_the_name_of_a_root_tells_the_link_the_path_and_where_it_was_found() -> None:
+@given(resolved_links(), holdings, places, st.booleans())
+def test_a_path_at_home_is_dropped_if_the_link_is_surely_gone(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str], half_full: bool
+) -> None:
+    sure = ResolvedLink(resolved.targets, resolved.found, resolved.missing, sure=True)
+    holds = paths_to_hold(sure, held, last, half_full=half_full)
+    for path, home in held.items():
+        if home and path not in resolved.targets:
+            assert path not in holds
+
+
+@given(resolved_links(), holdings, places)
+def test_what_was_away_stays_until_it_is_missed_where_it_was(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str]
+) -> None:
+    if not resolved.targets and not resolved.missing & last:
+        holds = paths_to_hold(resolved, held, last)
+        assert {path for path, home in held.items() if not home} <= holds.keys()
+
+
+@given(resolved_links(), holdings, places, st.booleans())
+def test_the_same_resolved_link_again_changes_nothing(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str], half_full: bool
+) -> None:
+    once = paths_to_hold(resolved, held, last, half_full=half_full)
+    assert paths_to_hold(resolved, once, last, half_full=half_full) == once
+
+
+@given(resolved_links(), holdings, places)
+def test_an_instance_near_its_limit_holds_no_more_than_others(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str]
+) -> None:
+    assert (
+        paths_to_hold(resolved, held, last, half_full=True).items()
+        <= paths_to_hold(resolved, held, last).items()
+    )
+
+
+@given(resolved_links(), holdings, places, st.booleans())
+def test_the_arguments_are_not_changed(
+    resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str], half_full: bool
+) -> None:
+    before = dict(held), dict(resolved.targets)
+    paths_to_hold(resolved, held, last, half_full=half_full)["another"] = True
+    assert (held, dict(resolved.targets)) == before
+
+
+def test_the_name_of_a_root_has_the_link_the_path_and_the_place() -> None:
     assert root_name(NAME, ONE, home=True) == f"links/{NAME}.{'1' * 32}"
     assert root_name(NAME, ONE, home=False) == f"links/{NAME}.{'1' * 32}.away"
 
@@ -185,19 +188,17 @@ def test_the_name_of_a_root_tells_the_link_the_path_and_where_it_was_found() -> 
     st.from_regex(r"[A-Za-z0-9+_?=-][A-Za-z0-9+._?=-]{0,20}(\.away)?", fullmatch=True),
     st.booleans(),
 )
-def test_the_name_of_a_root_is_understood_again(
-    name: str, digest: str, rest: str, home: bool
-) -> None:
+def test_the_name_of_a_root_can_be_parsed(name: str, digest: str, rest: str, home: bool) -> None:
     root = root_name(name, f"/nix/store/{digest}-{rest}", home)
     assert root.startswith(LINKS) and root.count("/") == 1
     assert parse_root_name(root) == (name, home)
 
 
 @pytest.mark.parametrize("root", ["links/.0123456789abcdef", "links/", "links/.away"])
-def test_an_unfinished_root_is_of_no_link(root: str) -> None:
+def test_an_unfinished_root_belongs_to_no_link(root: str) -> None:
     assert parse_root_name(root)[0] == ""
 
 
-def test_two_paths_of_one_link_and_both_places_have_names_of_their_own() -> None:
+def test_each_path_and_place_of_a_link_has_a_root_name_of_its_own() -> None:
     names = {root_name(NAME, path, home) for path in (ONE, TWO) for home in (HOME, AWAY)}
     assert len(names) == 4

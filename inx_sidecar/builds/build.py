@@ -31,8 +31,8 @@ _LOG_MAX_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build for instance `name`. If the store path `missing` is given, a fetch of it is tried
-    before `source` is built."""
+    """What to build for instance `name`. If `missing`, a store path, is given, a
+    fetch of it is tried before `source` is built."""
 
     uuid: str
     name: str

@@ -110,7 +110,7 @@ class Starter:
         return running
 
     async def record_boot(self, state: InstanceState, deployment: Deployment, boot: Boot) -> Status:
-        """The container has its system: root its generations, save what runs; returns the status."""
+        """The container has its system: root its generations, save what runs, return the status."""
         instance = deployment.instance
         after = generations.read(instance.rootfs, instance.name)
         await add_system_roots(self._gc, instance, after, boot.system)

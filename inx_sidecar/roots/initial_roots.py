@@ -87,8 +87,8 @@ class InitialRoots:
 
 
 def must_read(fresh: bool, runs: bool, last_read: _Version | None, version: _Version) -> bool:
-    """Whether the root file system of an instance has to be read: if the instance is `fresh` (it has
-    no roots yet), or if it does not run and Incus has written it since the last read."""
+    """Whether the root file system of an instance has to be read: if the instance is `fresh` (it
+    has no roots yet), or if it does not run and Incus has written it since the last read."""
     return fresh or (not runs and last_read != version)
 
 

@@ -28,7 +28,7 @@
         default = ./nix/host.nix;
       };
 
-      # Each boots a NixOS with Incus and NixOS containers in it.
+      # Each test boots a NixOS host with Incus, and NixOS containers on this host.
       checks = eachSystem (
         pkgs:
         lib.mapAttrs (_: test: pkgs.testers.runNixOSTest test) (import ./nix/tests { inherit self; })

@@ -1,4 +1,4 @@
-# A NixOS container, to copy and change. With this file as /etc/nixos/flake.nix on the host:
+# A NixOS container. Copy this file to /etc/nixos/flake.nix on the host, and change it. Then:
 #
 #   incus launch --empty web --profile inx -c user.inx.flake=/etc/nixos
 {
@@ -12,20 +12,20 @@
         {
           nixpkgs.hostPlatform = "x86_64-linux";
           boot.isContainer = true; # no kernel and no boot loader
-          networking.hostName = ""; # keep the instance's name
+          networking.hostName = ""; # the host name is the name of the instance
 
-          # An address by DHCP from the instance's network.
+          # eth0 gets an address by DHCP from the network of the instance.
           networking = {
             useDHCP = false;
             useNetworkd = true;
-            useHostResolvConf = false; # ask the name servers that DHCP names
+            useHostResolvConf = false; # use the name servers of the DHCP answer
           };
           systemd.network.networks."10-eth0" = {
             matchConfig.Name = "eth0";
             networkConfig.DHCP = "yes";
-            dhcpV4Config.ClientIdentifier = "mac"; # a copied instance keeps its machine-id
+            dhcpV4Config.ClientIdentifier = "mac"; # a copied instance has the machine-id of its original
           };
-          # Incus leaves /sys writable; there networkd would wait for udev, which a NixOS container does not run.
+          # Incus makes /sys writable. Then networkd waits for udev, which a NixOS container does not run.
           systemd.services.systemd-networkd.serviceConfig.BindReadOnlyPaths = [ "/sys" ];
 
           services.nginx = {
@@ -34,11 +34,12 @@
           };
           networking.firewall.allowedTCPPorts = [ 80 ];
 
-          system.stateVersion = "26.05"; # stays when nixpkgs moves on
+          system.stateVersion = "26.05"; # do not change it when you update nixpkgs
         };
     in
     {
-      # An instance gets the configuration of its own name; user.inx.flake=/etc/nixos#web picks this one by any name.
+      # An instance gets the configuration that has the name of the instance. With user.inx.flake=/etc/nixos#web, an
+      # instance with any name gets this configuration.
       nixosConfigurations.web = nixpkgs.lib.nixosSystem { modules = [ web ]; };
     };
 }

@@ -1,6 +1,6 @@
-# For the configuration of a container that inx runs: what NixOS needs to be at home in one.
+# The module for the configuration of a container that inx runs: it adapts NixOS to Incus and inx.
 #
-# A configuration that has `boot.isContainer = true` alone boots as well; docs/nixos.md says what it lacks.
+# A configuration with `boot.isContainer = true` and without this module boots as well. docs/nixos.md says what it lacks.
 {
   config,
   lib,
@@ -10,7 +10,7 @@
 let
   cfg = config.virtualisation.inx.container;
 
-  # Stronger than what a configuration that is shared with other machines says, weaker than mkForce.
+  # Stronger than the definitions of a configuration that other machines share, weaker than mkForce.
   override = lib.mkOverride 90;
 in
 {
@@ -19,7 +19,7 @@ in
     default = [ "eth0" ];
     example = [ ];
     description = ''
-      Interfaces that ask for an address. Others are left as Incus and inx set them up
+      Interfaces that ask for an address by DHCP. Other interfaces stay as Incus and inx set them up
       (`user.inx.net.*`).
     '';
   };
@@ -27,15 +27,15 @@ in
   config = {
     boot.isContainer = true;
 
-    # The store is the host's: every Nix client asks the daemon that inx has for this instance, also by sudo and from
-    # services; collecting and optimising are the host's affair.
+    # The store belongs to the host. Every Nix client, also with sudo and in services, asks the nix-daemon that inx runs
+    # for this instance. The host collects garbage and optimises the store.
     nix.settings.store = lib.mkDefault "daemon";
     nix.gc.automatic = override false;
     nix.optimise.automatic = override false;
     systemd.services.nix-daemon.enable = override false;
     systemd.sockets.nix-daemon.enable = override false;
 
-    # Nix makes these only where it runs as root; home-manager and nix-env of users expect them.
+    # Nix makes these directories only if Nix runs as root. home-manager and nix-env of users need them.
     systemd.tmpfiles.rules = [
       "d /nix/var/nix/profiles/per-user 0755 root root -"
       "d /nix/var/nix/gcroots/per-user 0755 root root -"
@@ -45,11 +45,11 @@ in
       "d /nix/var/nix/gcroots/per-user/${user.name} 0755 ${user.name} root -"
     ]) (lib.filter (user: user.isNormalUser) (lib.attrValues config.users.users));
 
-    # Which of systemd's sandboxing and credentials a container may use depends on security.nesting: this generator, which
-    # Incus' own images have, looks at boot.
+    # security.nesting decides which sandboxing and credentials of systemd a container may use. This generator adapts the
+    # units at boot. The images of Incus have it, too.
     systemd.packages = [ pkgs.distrobuilder.generator ];
 
-    # The instance's own name, also after a copy or rename.
+    # The host name is the name of the instance, also after a copy or a rename.
     networking.hostName = lib.mkDefault "";
 
     networking.useDHCP = lib.mkDefault false;
@@ -62,16 +62,17 @@ in
           matchConfig.Name = name;
           networkConfig = {
             DHCP = lib.mkDefault "yes";
-            # Static addresses that inx gave it are not networkd's to take away.
+            # networkd must not remove the static addresses that inx set.
             KeepConfiguration = lib.mkDefault "static";
           };
-          # A copy keeps the machine-id.
+          # A copied instance has the machine-id of its original.
           dhcpV4Config.ClientIdentifier = lib.mkDefault "mac";
         }
       ) cfg.dhcp
     );
     systemd.network.wait-online.enable = lib.mkDefault (cfg.dhcp != [ ]);
-    # With a writable /sys, which Incus gives, networkd waits for udev to name its links; there is none in a container.
+    # Incus makes /sys writable. With a writable /sys, networkd waits until udev has announced the interfaces. A container
+    # runs no udev.
     systemd.services.systemd-networkd = lib.mkIf config.systemd.network.enable {
       serviceConfig.BindReadOnlyPaths = [ "/sys" ];
     };

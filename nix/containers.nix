@@ -1,5 +1,5 @@
-# virtualisation.inx.containers.NAME: containers that the host declares. What has a word in Incus may also be said in that
-# word, by `settings` and `devices`; the options beside them are those that `containers.NAME` of NixOS has.
+# virtualisation.inx.containers.NAME: containers that the configuration of the host declares. `settings` and `devices` take
+# the keys and devices of Incus. The other options have the names of the options of `containers.NAME` in NixOS.
 {
   config,
   lib,
@@ -25,14 +25,18 @@ let
     };
 
   wire = {
-    hostBridge = optional types.str "br0" "The bridge of the host that the interface is on.";
-    hostAddress = optional types.str "10.231.136.1" "The host's IPv4 address on a wire to it alone.";
-    hostAddress6 = optional types.str "fc00::1" "The host's IPv6 address on a wire to it alone.";
+    hostBridge = optional types.str "br0" "The bridge of the host that the interface is connected to.";
+    hostAddress =
+      optional types.str "10.231.136.1"
+        "The IPv4 address of the host on a point-to-point link to the container.";
+    hostAddress6 =
+      optional types.str "fc00::1"
+        "The IPv6 address of the host on a point-to-point link to the container.";
     localAddress = optional types.str "10.231.136.2" "The container's IPv4 address.";
     localAddress6 = optional types.str "fc00::2" "The container's IPv6 address.";
     localMacAddress =
       optional (types.strMatching "([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}") "de:b7:73:01:10:90"
-        "The hardware address inside.";
+        "The MAC address of the interface in the container.";
   };
 
   bindMount =
@@ -42,15 +46,15 @@ let
         mountPoint = mkOption {
           type = types.str;
           default = name;
-          description = "Where it is mounted inside.";
+          description = "The path in the container.";
         };
         hostPath =
           optional types.str "/home/alice"
-            "What is mounted; {option}`mountPoint` on the host if null.";
+            "The path on the host. With null, the path is {option}`mountPoint`.";
         isReadOnly = mkOption {
           type = types.bool;
           default = true;
-          description = "Whether it is mounted read-only.";
+          description = "Whether the mount is read-only.";
         };
       };
     };
@@ -62,30 +66,32 @@ let
         "udp"
       ];
       default = "tcp";
-      description = "The protocol.";
+      description = "The protocol of the port.";
     };
     hostPort = mkOption {
       type = types.port;
-      description = "The port of the host.";
+      description = "The port on the host.";
     };
-    containerPort = optional types.port 80 "The port inside; {option}`hostPort` if null.";
+    containerPort =
+      optional types.port 80
+        "The port in the container. With null, the port is {option}`hostPort`.";
   };
 
   allowedDevice.options = {
     node = mkOption {
       type = types.str;
       example = "/dev/ttyUSB0";
-      description = "The character device.";
+      description = "The path of the character device on the host.";
     };
     modifier = mkOption {
       type = types.strMatching "r?w?m?";
       default = "rw";
-      description = "Accepted for `containers.NAME`; inside, the mode of the device decides.";
+      description = "Accepted because `containers.NAME` has this option. In the container, the mode of the device decides.";
     };
   };
 
-  # What `containers.NAME` has and Incus does otherwise, or not at all.
-  otherwise = lib.mapAttrsToList (name: instead: lib.mkRemovedOptionModule [ name ] instead) {
+  # Options that `containers.NAME` has and inx does not have. The text says what to use instead.
+  replacedOptions = lib.mapAttrsToList (name: instead: lib.mkRemovedOptionModule [ name ] instead) {
     additionalCapabilities = "Not needed: root inside has all capabilities over what is the container's own.";
     copyResolvConf = "Not needed with DHCP; else set networking.nameservers in the configuration.";
     enableTun = "Not needed: /dev/net/tun and /dev/fuse are there.";
@@ -109,17 +115,17 @@ let
         "flake"
         "file"
       ];
-      # A configuration is one as the system that it becomes.
+      # `config` sets `system`, so a message names `config` if the operator has set `config`.
       sources = map (
         source: if source == "system" && options.config.isDefined then "config" else source
       ) given;
     in
     {
-      imports = otherwise ++ [ (lib.mkAliasOptionModule [ "path" ] [ "system" ]) ];
+      imports = replacedOptions ++ [ (lib.mkAliasOptionModule [ "path" ] [ "system" ]) ];
 
       options = {
         config = mkOption {
-          description = "The container's configuration, as a NixOS module.";
+          description = "The configuration of the container, as a NixOS module.";
           type = lib.mkOptionType {
             name = "NixOS configuration";
             merge =
@@ -129,7 +135,7 @@ let
                   ./container.nix
                   {
                     nixpkgs.hostPlatform = lib.mkDefault pkgs.stdenv.hostPlatform;
-                    # A wire to the host, or a bridge that was named, has nobody who gives addresses.
+                    # With static addresses, inx sets the addresses, and the interface needs no DHCP.
                     virtualisation.inx.container.dhcp = lib.mkIf (lib.any (address: config.${address} != null) [
                       "localAddress"
                       "localAddress6"
@@ -158,7 +164,7 @@ let
               types.path
             ])
             "/nix/var/nix/profiles/web"
-            "A system that exists, or a link on the host that leads to one (`user.inx.system`).";
+            "The store path of a system, or a link on the host that leads to a system (`user.inx.system`).";
 
         flake = optional types.str "/etc/nixos#web" "The flake to build (`user.inx.flake`).";
 
@@ -182,49 +188,54 @@ let
         project = mkOption {
           type = types.str;
           default = "default";
-          description = "The project of Incus that it is in.";
+          description = "The project of the instance in Incus.";
         };
 
         description = mkOption {
           type = types.singleLineStr;
           default = "";
-          description = "What `incus list` shows as its description.";
+          description = "The description of the instance in Incus.";
         };
 
         profiles = mkOption {
           type = types.listOf types.str;
           default = [ "inx" ];
-          description = "Its profiles, in their order; one of them has the hooks of inx.";
+          description = "The profiles of the instance, in their order. One of them must have the hooks of inx.";
         };
 
         autoStart = mkOption {
           type = types.bool;
           default = false;
-          description = "Whether it is started with the host, and when it is declared.";
+          description = "Whether the container starts when the host boots, and when it is declared.";
         };
 
         ephemeral = mkOption {
           type = types.bool;
           default = false;
-          description = "Whether Incus deletes it when it stops; it is made anew at the next boot or switch.";
+          description = ''
+            Whether Incus deletes the container when it stops. The next boot or switch of the host creates the container
+            again.
+          '';
         };
 
         restartIfChanged = mkOption {
           type = types.bool;
           default = true;
           description = ''
-            Whether a changed system is activated while it runs, and the container restarted where a device cannot be changed
-            otherwise. A changed system does not restart it either way.
+            Whether a changed system is activated in the running container, and whether the container is restarted if Incus
+            cannot change a device of the running container. A changed system never restarts the container.
           '';
         };
 
         isolated = mkOption {
           type = types.bool;
           default = false;
-          description = "Whether it sees its own system alone of the store (`user.inx.store`).";
+          description = "Whether the container sees only the closure of its own system in the store (`user.inx.store`).";
         };
 
-        daemon = optional types.bool false "Whether it may use this host's Nix (`user.inx.daemon`).";
+        daemon =
+          optional types.bool false
+            "Whether the container may use the Nix of this host (`user.inx.daemon`).";
 
         settings = mkOption {
           type = types.attrsOf scalar;
@@ -233,7 +244,7 @@ let
             "limits.memory" = "2GiB";
             "user.inx.keep" = 10;
           };
-          description = "Keys of the instance's configuration in Incus.";
+          description = "Configuration keys of the instance in Incus.";
         };
 
         devices = mkOption {
@@ -253,32 +264,32 @@ let
           type = types.lines;
           default = "";
           example = "lxc.cap.drop = sys_chroot";
-          description = "What `raw.lxc` has in addition to the hooks.";
+          description = "Lines that are added to the hooks in `raw.lxc`.";
         };
 
         bindMounts = mkOption {
           type = types.attrsOf (types.submodule bindMount);
           default = { };
-          description = "Directories of the host that are mounted inside, with the owners that they have.";
+          description = "Directories of the host that are mounted in the container, with the same owners.";
         };
 
         tmpfs = mkOption {
           type = types.listOf types.str;
           default = [ ];
           example = [ "/var" ];
-          description = "Where a tmpfs is mounted.";
+          description = "Paths in the container where a tmpfs is mounted.";
         };
 
         forwardPorts = mkOption {
           type = types.listOf (types.submodule forwardedPort);
           default = [ ];
-          description = "Ports of the host that lead into the container.";
+          description = "Ports of the host that are forwarded to the container.";
         };
 
         allowedDevices = mkOption {
           type = types.listOf (types.submodule allowedDevice);
           default = [ ];
-          description = "Character devices of the host.";
+          description = "Character devices of the host that the container may use.";
         };
 
         interfaces = mkOption {
@@ -290,13 +301,15 @@ let
         macvlans = mkOption {
           type = types.listOf types.str;
           default = [ ];
-          description = "Interfaces of the host that it has a macvlan of, `mv-` before the name.";
+          description = ''
+            Interfaces of the host. For each of them, the container has a macvlan interface with the prefix `mv-`.
+          '';
         };
 
         extraVeths = mkOption {
           type = types.attrsOf (types.submodule { options = wire; });
           default = { };
-          description = "More interfaces, each on a bridge or on a wire to the host.";
+          description = "More interfaces. Each is connected to a bridge or to the host alone.";
         };
 
         privateUsers =
@@ -309,13 +322,13 @@ let
               ]
             ))
             "pick"
-            "Which ids of the host it has: Incus' range for all if null, `\"pick\"` a range of its own; `\"no\"` makes it privileged.";
+            "The IDs of the container on the host. null: the range that Incus has for all instances. `\"pick\"`: a range of its own. A number: the first ID of such a range. `\"identity\"`: the same IDs. `\"no\"`: the container is privileged.";
 
         assertions = mkOption {
           type = types.listOf types.unspecified;
           default = [ ];
           internal = true;
-          description = "Lifted into those of the host.";
+          description = "Assertions of this container, which become assertions of the host.";
         };
       }
       // wire;
@@ -358,7 +371,7 @@ in
     containers = mkOption {
       type = types.attrsOf (types.submodule container);
       default = { };
-      description = "Containers that this host has.";
+      description = "Containers that the configuration of this host declares.";
     };
 
     droppedContainers = mkOption {
@@ -368,8 +381,8 @@ in
       ];
       default = "keep";
       description = ''
-        What becomes of a container that is no longer declared: `keep` leaves it as it is, `delete` deletes it with its data.
-        Instances that were made by hand are never touched.
+        What happens to a container that is no longer declared. `keep` leaves the container unchanged. `delete` deletes the
+        container with its data. Instances that were made by hand are never changed.
       '';
     };
   };

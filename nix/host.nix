@@ -1,4 +1,4 @@
-# inx on a NixOS host: `virtualisation.inx.enable = true`, and containers as options.
+# The module for a NixOS host with inx: `virtualisation.inx.enable = true`, and options that declare containers.
 {
   config,
   lib,
@@ -24,7 +24,7 @@ let
   named = kind: name: lib.filter (entry: entry.name or null == name) (incus.preseed.${kind} or [ ]);
   allowedUsers = config.nix.settings.allowed-users or [ "*" ];
 
-  # Restarted in place: while a socket is away, no instance can start.
+  # A switch restarts these units in place: no instance can start between a stop and a start of them.
   unit = more: { stopIfChanged = false; } // more;
 in
 {
@@ -37,7 +37,7 @@ in
       type = types.package;
       default = pkgs.callPackage ./package.nix { };
       defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
-      description = "The inx to use.";
+      description = "The package of inx.";
     };
 
     settings = mkOption {
@@ -46,7 +46,7 @@ in
         options = import ./settings.nix { inherit lib; };
       };
       default = { };
-      description = "What stands in {file}`/etc/inx/config.toml`.";
+      description = "The settings of the host in {file}`/etc/inx/config.toml`.";
     };
 
     pool = mkOption {
@@ -64,15 +64,15 @@ in
     createPool = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether to make {option}`pool`, with the driver `dir`, if there is none.";
+      description = "Whether to make the storage pool {option}`pool`, with the driver `dir`, if the pool does not exist.";
     };
 
     createNetwork = mkOption {
       type = types.bool;
       default = true;
       description = ''
-        Whether to make {option}`network`, a bridge with addresses that Incus chooses, if there is none, and let
-        containers on it ask this host for addresses and names.
+        Whether to make the network {option}`network` if it does not exist. The network is a bridge with addresses that Incus
+        chooses. The firewall of the host then allows DHCP and DNS requests from containers on the bridge.
       '';
     };
   };
@@ -135,7 +135,7 @@ in
             driver = "dir";
           }
         ];
-        # Without keys, so that Incus' own choice stays when it is applied again.
+        # Without keys, so that the addresses that Incus has chosen stay when the preseed is applied again.
         networks = lib.mkIf cfg.createNetwork [
           {
             name = cfg.network;
@@ -165,7 +165,7 @@ in
     };
     users.groups.${cfg.settings.build_user} = { };
 
-    # Links that stay the same: what names them is kept in Incus' database and in the mounts of containers.
+    # These paths never change: the database of Incus and the mounts of containers name them.
     environment.etc = {
       "inx/hooks".source = "${cfg.package}/share/inx/hooks";
       "inx/profile.yaml".source = (pkgs.formats.yaml { }).generate "inx-profile.yaml" profile;
@@ -174,7 +174,7 @@ in
     };
     environment.systemPackages = [ cfg.package ];
 
-    # The units themselves are those of every other host, in the package.
+    # The package has the units, the same as on every other host.
     systemd.packages = [ cfg.package ];
     systemd.tmpfiles.rules = [
       "d /nix/var/nix/gc-socket 0755 root root -"
@@ -193,7 +193,7 @@ in
         ];
         environment =
           config.networking.proxy.envVars
-          # Builds of files look <nixpkgs> up as those by hand do.
+          # The build of a Nix file finds <nixpkgs> as a build by hand does.
           // lib.optionalAttrs (config.nix.nixPath != [ ]) {
             NIX_PATH = lib.concatStringsSep ":" config.nix.nixPath;
           };
@@ -205,7 +205,7 @@ in
         restartTriggers = [ declaration ];
       };
       "inx-nix-daemon@" = {
-        # One that runs may be building; the next one is of the new Nix.
+        # A daemon that runs may be building. The next start of an instance uses the new Nix.
         restartIfChanged = false;
         path = [
           config.nix.package

@@ -1,13 +1,14 @@
-# One of virtualisation.inx.containers as `inx-sidecar converge` reads it.
+# Translate one container of virtualisation.inx.containers into the instance that `inx-sidecar converge` reads.
 { lib, profile }:
 name: container:
 let
-  given = lib.filterAttrs (_: value: value != null);
+  dropNulls = lib.filterAttrs (_: value: value != null);
   known = lib.filter (value: value != null);
   joined = values: if known values == [ ] then null else lib.concatStringsSep "," (known values);
   flat = lib.replaceStrings [ "/" ] [ "-" ];
 
-  # A NIC, if anything is said of it, with the same options as one of extraVeths.
+  # The NIC device and the keys of one interface. `wire` has the options of extraVeths. eth0 of the profile stays if the
+  # container sets no option that needs another device.
   nic =
     interface: wire:
     let
@@ -16,7 +17,7 @@ let
         wire.hostAddress6
       ];
       private = ends != null;
-      here =
+      connection =
         if wire.hostBridge != null then
           {
             nictype = "bridged";
@@ -32,22 +33,22 @@ let
         lib.optionalAttrs
           (interface != "eth0" || private || wire.hostBridge != null || wire.localMacAddress != null)
           {
-            ${interface} = given (
+            ${interface} = dropNulls (
               {
                 type = "nic";
                 name = interface;
                 hwaddr = wire.localMacAddress;
               }
-              // here
+              // connection
             );
           };
-      config = given {
+      config = dropNulls {
         "user.inx.net.${interface}.address" = joined [
           wire.localAddress
           wire.localAddress6
         ];
         "user.inx.net.${interface}.host_address" = ends;
-        # As it is for `containers.NAME`; inx by itself knows which of several NICs only if it is told.
+        # eth0 has the default route, as for `containers.NAME`. With several NICs, inx does not choose one by itself.
         "user.inx.net.${interface}.gateway" = if interface == "eth0" then ends else null;
       };
     };
@@ -128,7 +129,7 @@ let
     + container.lxc;
 
   config =
-    given {
+    dropNulls {
       "boot.autostart" = container.autoStart;
       "raw.lxc" = if lxc == "" then null else "${profile.config."raw.lxc"}${lib.removeSuffix "\n" lxc}\n";
       "user.inx.activate" = if container.restartIfChanged then null else "boot";

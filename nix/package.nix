@@ -1,4 +1,4 @@
-# inx as a package of nixpkgs: what `pip install` installs, with absolute paths in hooks and units.
+# The package of inx for nixpkgs: the files that `pip install` installs, with absolute paths in hooks and units.
 {
   lib,
   coreutils,
@@ -29,13 +29,13 @@ buildPythonApplication {
 
   build-system = [ hatchling ];
 
-  # By their names in pyproject.toml, in the spelling of nixpkgs.
+  # pyproject.toml names the dependencies. nixpkgs has the same names in lower case.
   dependencies = map (
     requirement:
     python3.pkgs.${lib.toLower (lib.head (builtins.match "([A-Za-z0-9._-]+).*" requirement))}
   ) project.dependencies;
 
-  # What becomes PID 1 of a container until its system is there.
+  # The sidecar copies this busybox. It runs as PID 1 of a container until the system of the container exists.
   makeWrapperArgs = [
     "--suffix"
     "PATH"
@@ -43,10 +43,10 @@ buildPythonApplication {
     "${pkgsStatic.busybox}/bin"
   ];
 
-  # The hooks keep the host's /bin/sh, and init the busybox that is inside a container.
+  # The hooks keep /bin/sh of the host. `init` keeps the path of busybox in the container.
   dontPatchShebangs = true;
 
-  # A hook imports next to nothing, so it takes the bare interpreter and this one directory.
+  # A hook imports almost no module, so it needs only the plain interpreter and this one directory.
   postInstall = ''
     share=$out/share/inx
     chmod 755 $share/hooks/*
@@ -66,7 +66,7 @@ buildPythonApplication {
           "${python3.interpreter} -I $out/libexec/inx/hook"
     done
 
-    # raw.lxc of instances that were made by inx 0.1 names this hook so.
+    # inx 0.1 called this hook start-host, and raw.lxc of older instances uses that name.
     ln -s mount $share/hooks/start-host
 
     for unit in $share/systemd/*.service $share/systemd/*.socket; do
@@ -77,7 +77,7 @@ buildPythonApplication {
     install -D -m 644 $share/systemd/inx.tmpfiles.conf $out/lib/tmpfiles.d/inx.conf
   '';
 
-  # They boot hosts with Incus; the checks of the flake run them on NixOS.
+  # The tests boot hosts with Incus. The checks of the flake run tests on NixOS.
   doCheck = false;
   pythonImportsCheck = [
     "inx_sidecar.cli"

@@ -1,4 +1,4 @@
-# The Incus profile of profiles/inx.yaml, for the preseed of a NixOS host; a test keeps the two equal.
+# The Incus profile of profiles/inx.yaml, for the preseed of a NixOS host. A test checks that both are equal.
 {
   pool ? "default",
   network ? "incusbr0",

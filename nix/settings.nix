@@ -1,4 +1,4 @@
-# The settings of a host, as docs/keys.md lists them; a test keeps them and inx_sidecar/config/settings.py equal.
+# The settings of a host. A test checks that docs/keys.md and inx_sidecar/config/settings.py agree with them.
 { lib }:
 let
   inherit (lib) types;

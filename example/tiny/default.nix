@@ -1,4 +1,4 @@
-# The same systems without flakes: `nix-build -A web`.
+# The systems of flake.nix without flakes: `nix-build -A web`.
 let
   flake = (import ./flake.nix).outputs { self = flake; };
 in

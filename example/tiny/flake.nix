@@ -1,10 +1,11 @@
-# Small systems without nixpkgs and without network, for trying and testing inx. `./gather DIR` makes a copy of this flake in DIR and writes
-# deps.json there: where in the store this machine's busybox, Nix client and systemd lie.
+# Small systems, built without nixpkgs and without network, to try and to test inx. `./gather DIR` copies this flake to DIR,
+# and writes DIR/deps.json: the store paths of this machine's busybox, Nix client and systemd.
 {
   outputs =
     { self }:
     let
-      # The paths come as plain strings: the context makes them dependencies, while the flake itself stays a few kilobytes.
+      # deps.json has the store paths as plain strings. The string context makes them dependencies of the systems, and the
+      # flake itself stays a few kilobytes.
       inStore = path: builtins.appendContext path { ${path}.path = true; };
       gathered = builtins.fromJSON (builtins.readFile ./deps.json);
       deps = builtins.mapAttrs (name: value: if name == "system" then value else inStore value) gathered;

@@ -1,12 +1,12 @@
-# A complete small system: static busybox and a Nix client in the shape of a NixOS toplevel.
+# A complete small system: static busybox and a Nix client, with the layout of a NixOS toplevel.
 {
   deps, # store paths by name, and "system"
   name,
   version ? "1",
   extra ? { }, # more files in /etc: text by path
-  usr ? null, # what /usr is; null: no more than NixOS has there, /usr/bin/env, and sh
-  path ? [ ], # directories whose programs go before busybox's
-  activate ? "", # more of the activation
+  usr ? null, # the target of the link /usr; null: a /usr with bin/env, as NixOS has it, and bin/sh
+  path ? [ ], # directories with programs that take precedence over those of busybox
+  activate ? "", # more commands of the activation
   init ? null, # the program that is PID 1 once the system is activated; null: a shell
 }:
 let
@@ -14,10 +14,11 @@ let
   out = builtins.placeholder "out";
 
   files = {
-    # Names the system by its own path: PID 1 is started through a profile link.
+    # This script names the system by its store path, because a profile link starts it as PID 1.
     "init" = ''
       #!${busybox}/bin/sh
-      # Incus asks for a stop by SIGPWR, for systemd by SIGRTMIN+3 (37); busybox's halt and poweroff by USR1 and USR2.
+      # Incus sends SIGPWR to stop a container, or SIGRTMIN+3 (37) if PID 1 is systemd. halt and poweroff of busybox send
+      # USR1 and USR2.
       trap 'exit 0' PWR TERM USR1 USR2 37
       ${out}/activate
       ln -sfn ${out} /run/booted-system
@@ -26,7 +27,7 @@ let
       ${if init == null then shellInit else "exec ${init}"}
     '';
 
-    # Turns an empty root file system, or that of another of these systems, into this one's. Runs at boot and at every switch.
+    # This script runs at boot and at every switch. The root file system is empty, or has another of these systems.
     "activate" = ''
       #!${busybox}/bin/sh
       export PATH=${out}/sw/bin
@@ -61,7 +62,7 @@ let
       esac
     '';
 
-    # The program's libraries lie beside it, where only its own dynamic linker looks.
+    # The libraries lie beside nix. Only the dynamic linker beside them finds them there.
     "sw/bin/nix" = ''
       #!${busybox}/bin/sh
       exec ${nix}/lib/ld.so --argv0 "''${0##*/}" --library-path ${nix}/lib ${nix}/bin/nix "$@"
@@ -72,9 +73,9 @@ let
   }
   // (if init == null then shellFiles else { });
 
-  # For a shell as PID 1.
+  # Files of a system that has a shell as PID 1.
   shellFiles = {
-    # Called by udhcpc with the server's answer in the environment.
+    # udhcpc calls this script with the answer of the server in the environment.
     "lib/udhcpc" = ''
       #!${busybox}/bin/sh
       case $1 in
@@ -90,7 +91,7 @@ let
       esac
     '';
 
-    # Busybox's own would ask PID 1, and a shell cannot restart the container.
+    # reboot of busybox would send a signal to PID 1, and a shell cannot restart the container.
     "sw/bin/reboot" = ''
       #!${busybox}/bin/sh
       exec ${busybox}/bin/busybox reboot -f
@@ -99,11 +100,11 @@ let
 
   shellInit = ''
     ip link set lo up
-    # An address that it was given from outside stays.
+    # An address that inx has set stays.
     if [ -e /sys/class/net/eth0 ] && ! ip -4 address show dev eth0 | grep -q inet; then
       udhcpc -f -i eth0 -x "hostname:$(hostname)" -s ${out}/lib/udhcpc &
     fi
-    # `wait` also reaps the orphans that PID 1 inherits, but returns at once when it has no child.
+    # `wait` also reaps the orphans that PID 1 inherits. Without a child, `wait` returns at once.
     while :; do
       sleep 86400 &
       wait

@@ -1,4 +1,4 @@
-# A small system whose PID 1 is a real systemd (Debian's, as gathered) with D-Bus and networkd, because that is what NixOS boots.
+# A small system with the systemd of Debian (see gather) as PID 1, with D-Bus and networkd, as in NixOS.
 {
   deps,
   name,
@@ -17,7 +17,7 @@ import ./system.nix {
     "${systemd}/usr/sbin"
   ];
 
-  # Without a machine-id systemd takes the boot for the first one and asks questions on the console.
+  # Without a machine-id, systemd treats each boot as the first boot, and asks questions on the console.
   activate = ''
     for dir in lib lib64 sbin; do
       ln -sfn "usr/$dir" "/$dir"
@@ -51,15 +51,15 @@ import ./system.nix {
       Name=eth0
       [Network]
       DHCP=yes
-      # An address that it was given from outside stays.
+      # An address that inx has set stays.
       KeepConfiguration=static
       [DHCPv4]
-      # Not the machine-id, which a copied instance shares with its original.
+      # Not the machine-id: a copied instance has the machine-id of its original.
       ClientIdentifier=mac
       UseHostname=no
     '';
-    # Where networkd can write to /sys, as under Incus, it leaves eth0 "pending" until udev has announced it; there is no udev here.
-    # (ReadOnlyPaths= spares /sys.)
+    # Incus makes /sys writable. Then networkd leaves eth0 "pending" until udev has announced it. This system has no udev.
+    # (ReadOnlyPaths= does not change /sys.)
     "systemd/system/systemd-networkd.service.d/container.conf" = ''
       [Service]
       BindReadOnlyPaths=/sys
@@ -69,7 +69,8 @@ import ./system.nix {
       Wants=systemd-networkd.service
     '';
 
-    # Empty is masked: the first two need programs that are not gathered, the last adds the users that stand above.
+    # An empty unit file masks the unit. The first two units need programs that gather does not copy. The last unit adds the
+    # users that /etc/passwd above has already.
     "systemd/system/console-getty.service" = "";
     "systemd/system/ldconfig.service" = "";
     "systemd/system/systemd-sysusers.service" = "";

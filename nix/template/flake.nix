@@ -5,7 +5,7 @@
 {
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
-    inx.url = "git+file:///srv/inx"; # where this repository lies
+    inx.url = "git+file:///srv/inx"; # the path or URL of this repository
     inx.inputs.nixpkgs.follows = "nixpkgs";
   };
 
@@ -23,7 +23,7 @@
 
             virtualisation.inx.enable = true;
 
-            # Declared: made, started and changed by `nixos-rebuild switch` of the host.
+            # A declared container: `nixos-rebuild switch` of the host creates, starts and changes it.
             virtualisation.inx.containers.git = {
               autoStart = true;
               config = {
@@ -36,7 +36,7 @@
         ];
       };
 
-      # Launched by hand, and changed by `incus config set web user.inx.update="$(date)"`.
+      # A container that is launched by hand. `incus config set web user.inx.update="$(date)"` updates it.
       nixosConfigurations.web = nixpkgs.lib.nixosSystem {
         modules = [
           inx.nixosModules.container

@@ -1,7 +1,7 @@
 # Tests of NixOS containers on a NixOS host, for runNixOSTest: { by-hand, declared }.
 { self }:
 let
-  # A host with inx, whose store is on a file system that can map owners: neither 9p nor an overlay.
+  # A host with inx. Its store is on a file system that supports idmapped mounts: neither 9p nor an overlay.
   host =
     { pkgs, ... }:
     {
@@ -16,7 +16,7 @@ let
       };
       boot.loader.systemd-boot.enable = true;
       boot.growPartition = true;
-      # There is no network to fetch from.
+      # The test has no network, so no binary cache.
       nix.settings.substituters = pkgs.lib.mkForce [ ];
       nix.settings.experimental-features = [
         "nix-command"
@@ -25,7 +25,7 @@ let
       environment.systemPackages = [ pkgs.jq ];
     };
 
-  # The system of a container that says GREETING.
+  # The system of a container with the text `greeting` in /etc/greeting.
   container =
     pkgs: greeting: more:
     (import "${toString pkgs.path}/nixos/lib/eval-config.nix" {
@@ -40,7 +40,7 @@ let
           security.sudo.wheelNeedsPassword = false;
           users.users.alice.extraGroups = [ "wheel" ];
           services.nginx.enable = true;
-          # Sandboxing and a credential, as services have them.
+          # A unit with the sandboxing that services use.
           systemd.services.probe = {
             wantedBy = [ "multi-user.target" ];
             serviceConfig = {
@@ -82,7 +82,7 @@ in
       one = container pkgs "one" { };
       two = container pkgs "two" { };
       secret = pkgs.writeText "secret" "not in the closure of a container";
-      # Built inside, from what is in the store.
+      # The test builds this in the container, from paths of the store.
       expression = pkgs.writeText "built.nix" ''
         derivation {
           name = "built-inside";
@@ -143,7 +143,7 @@ in
             assert inside("web", "cat /etc/greeting").strip() == "one"
             inside("web", "nix-env -p /nix/var/nix/profiles/system --list-generations | grep current")
 
-        with subtest("a snapshot brings system and generations back"):
+        with subtest("a restored snapshot has its system and generations"):
             host.succeed("incus snapshot create web before")
             host.succeed("incus config set web user.inx.system=${two} user.inx.update=2")
             host.wait_until_succeeds("incus exec web -- grep -x two /etc/greeting")
@@ -151,7 +151,7 @@ in
             wait_ready("web")
             assert inside("web", "cat /etc/greeting").strip() == "one"
 
-        with subtest("an isolated container sees its own system alone"):
+        with subtest("an isolated container sees only the closure of its own system"):
             host.succeed(
                 "incus launch --empty vault --profile inx -c user.inx.system=${one} -c user.inx.store=isolated"
             )
@@ -160,7 +160,7 @@ in
             seen = int(inside("vault", "ls /nix/store | wc -l"))
             assert seen == int(host.succeed("nix-store -qR ${one} | wc -l"))
 
-        with subtest("containers come back with the host"):
+        with subtest("containers start again after a reboot of the host"):
             host.succeed("incus config set web boot.autostart=true")
             host.shutdown()
             host.start()
@@ -191,7 +191,7 @@ in
             autoStart = true;
             hostAddress = "10.231.136.1";
             localAddress = "10.231.136.2";
-            # Nobody gives addresses on a wire to the host.
+            # No DHCP server answers on a point-to-point link to the host.
             path = container pkgs "db" { virtualisation.inx.container.dhcp = [ ]; };
           };
         };
@@ -218,7 +218,7 @@ in
         ${helpers}
         switch = "/run/booted-system/specialisation/{}/bin/switch-to-configuration test"
 
-        with subtest("they come up with the host"):
+        with subtest("declared containers start with the host"):
             host.wait_for_unit("inx-instances.service")
             wait_ready("web")
             wait_ready("db")
@@ -226,13 +226,13 @@ in
             host.succeed("curl -sS -o /dev/null http://localhost:8080")
             host.succeed("ping -c1 10.231.136.2")
 
-        with subtest("a switch of the host changes them in place"):
+        with subtest("a switch of the host changes declared containers in place"):
             before = host.succeed("incus list web -f csv -c p").strip()
             host.succeed(switch.format("two"))
             host.wait_until_succeeds("incus exec web -- grep -x two /etc/greeting")
             assert host.succeed("incus list web -f csv -c p").strip() == before
 
-        with subtest("those that are dropped go, those made by hand stay"):
+        with subtest("containers that are no longer declared are deleted, instances made by hand stay"):
             host.succeed("incus init --empty mine --profile inx")
             host.succeed(switch.format("fewer"))
             left = json.loads(host.succeed("incus list -f json"))

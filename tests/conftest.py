@@ -1,4 +1,4 @@
-"""One disposable host for the whole run."""
+"""One disposable host for the whole test run."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,6 @@ from support.disposable import Host
 
 @pytest.fixture(scope="session")
 def host() -> Iterator[Host]:
-    """A host with inx installed and the example flake in /etc/nixos."""
+    """A host with inx. /etc/nixos has the example flake."""
     with Host.up(f"test-{os.getpid()}") as host:
         yield host

@@ -1,7 +1,7 @@
-"""GC roots: how long until a link that was registered is a root, what a comparison of everything
-takes, what it costs in memory, and what a build pays for the instance's own daemon.
+"""GC roots: the time until a registered link has a root, the time of a comparison of everything,
+the memory of the sidecar, and the time that the instance's own daemon adds to a build.
 
-The instances do nothing; clients on the host speak to their nix-daemons.
+The instances do nothing. Clients on the host connect to the nix-daemons of the instances.
 """
 
 import json
@@ -16,7 +16,7 @@ LINKS = (10, 100)
 ROUNDS = 300
 BUILDS = 20
 
-# All run in the host: entering it costs more than what is measured.
+# These programs run on the host: entering the host takes longer than the measured operations.
 LAUNCH = """
 exec </dev/null
 for number in $(seq "$1" "$2"); do
@@ -34,13 +34,13 @@ import json, os, socket, statistics, subprocess, sys, time
 sys.path[:0] = ["/root/inx/tests"]
 from support.nixworker import NixClient
 
-def said(*argv):
+def output(*argv):
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     done.check_returncode()
     return done.stdout.strip()
 
 def compared():
-    # What the barrier waits for when a collection begins.
+    # The barrier waits for this request when a collection begins.
     begin = time.perf_counter()
     with socket.socket(socket.AF_UNIX) as sidecar:
         sidecar.connect("/run/inx/sidecar.sock")
@@ -52,7 +52,7 @@ def compared():
 
 class Instance:
     def __init__(self, name):
-        uuid = said("incus", "config", "get", name, "volatile.uuid")
+        uuid = output("incus", "config", "get", name, "volatile.uuid")
         self.rootfs = f"/var/lib/incus/storage-pools/default/containers/{name}/rootfs"
         self.roots = f"/nix/var/nix/gcroots/inx/{name}.{uuid}/links"
         self.daemon = f"/run/inx/{uuid}/daemon-socket/socket"
@@ -88,7 +88,7 @@ for number in range(rounds):
             pass
         latencies.append(1000 * (time.perf_counter() - begin))
 answer["latencies"] = sorted(latencies)
-pid = said("systemctl", "show", "--property=MainPID", "--value", "inx-sidecar")
+pid = output("systemctl", "show", "--property=MainPID", "--value", "inx-sidecar")
 with open(f"/proc/{pid}/status") as status:
     answer["memory"] = next(int(line.split()[1]) / 1024 for line in status if "VmRSS" in line)
 for instance in instances:
@@ -100,8 +100,8 @@ print(json.dumps(answer))
 
 BUILD = """
 import json, os, subprocess, sys, time
-said = lambda *a: subprocess.run(a, capture_output=True, text=True, check=True).stdout.strip()
-uuid = said("incus", "config", "get", "b1", "volatile.uuid")
+output = lambda *a: subprocess.run(a, capture_output=True, text=True, check=True).stdout.strip()
+uuid = output("incus", "config", "get", "b1", "volatile.uuid")
 stores = {"host": "unix:///nix/var/nix/daemon-socket/socket",
           "instance": f"unix:///run/inx/{uuid}/daemon-socket/socket"}
 times = {name: [] for name in stores}
@@ -110,23 +110,23 @@ for number in range(int(sys.argv[1])):
         text = ('derivation { name = "bench"; system = builtins.currentSystem; builder = "/bin/sh";'
                 ' args = [ "-c" "echo >$out %s %d" ]; }' % (name, number))
         begin = time.perf_counter()
-        said("nix-build", "--store", store, "--no-out-link", "-E", text)
+        output("nix-build", "--store", store, "--no-out-link", "-E", text)
         times[name].append(1000 * (time.perf_counter() - begin))
 collect = {}
 for name, verb in (("barrier", "start"), ("no barrier", "stop")):
-    said("systemctl", verb, "inx-barrier")
+    output("systemctl", verb, "inx-barrier")
     collect[name] = []
     for _ in range(int(sys.argv[1])):
         begin = time.perf_counter()
-        said("nix-store", "--gc", "--print-roots")
+        output("nix-store", "--gc", "--print-roots")
         collect[name].append(1000 * (time.perf_counter() - begin))
-said("systemctl", "start", "inx-barrier")
+output("systemctl", "start", "inx-barrier")
 print(json.dumps(times | collect))
 """
 
 
 def measure(host: Host) -> dict[str, Any]:
-    """Milliseconds and MiB: by the number of instances, and of a build and of finding roots."""
+    """Milliseconds and MiB by the number of instances. Milliseconds of builds and root scans."""
     host.push(REPO / "tests", ["support"], "/root/inx/tests")
     counts: dict[str, Any] = {}
     running = 0
@@ -167,7 +167,7 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def plot(numbers: dict[str, Any], file: Path) -> None:
-    """Comparison time against instances and links; latency as a distribution."""
+    """Plot the comparison time by instances and links, and the distribution of the latency."""
     from matplotlib.figure import Figure  # only here: the benches need nothing else
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -1,7 +1,7 @@
-"""`incus start` with inx against the same system without hooks; and where the time goes.
+"""Compare `incus start` with inx and without hooks, for the same system, and measure the hook.
 
-The other container has the store by a static lxc.mount.entry and boots the same toplevel. Both
-start in turn, so that whatever else the machine does hits both.
+The container without hooks mounts the store by a static lxc.mount.entry, and boots the same
+toplevel. The containers start in turn, so that other load of the machine affects both.
 """
 
 import json
@@ -14,7 +14,7 @@ STATIC = """lxc.init.cmd = {system}/init
 lxc.mount.entry = /nix/store nix/store none bind,ro,create=dir,idmap=container 0 0
 """
 
-# Runs in the host: entering it costs more than what is measured.
+# This program runs on the host: entering the host takes longer than the measured operations.
 MEASURE = """
 import json, os, statistics, subprocess, sys, time
 names, rounds = json.load(sys.stdin)

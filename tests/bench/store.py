@@ -1,8 +1,8 @@
-"""The isolated store: how long its view takes to make, and what access through it costs.
+"""The isolated store: the time to make its view, and the time of file access through the view.
 
-Against it stand one bind mount per path, made in the same lock step, and for access the whole store
-as a shared container has it, by one plain mount. All three lie in one container, are used by one
-process and take turns, so that whatever else the machine does hits all of them.
+The view is compared with one bind mount for each path, made in the same lock step. File access is
+also compared with the whole store, which a shared container has by one plain mount. One process in
+one container uses all three in turn, so that other load of the machine affects all of them.
 """
 
 import json
@@ -27,8 +27,8 @@ GOALS = {
     "stat nested files": 1.6,
 }
 
-# The host's store gets paths like those of a NixOS system: a third are files, some are links. The
-# first ones are packages, the others small, for there are many.
+# Make paths in the store of the host, like those of a NixOS system: a third are files, some are
+# links. The first paths are like packages. The many others are small.
 MAKE = """
 import json, os, random, subprocess, sys
 counts, packages = json.load(sys.stdin)
@@ -80,7 +80,7 @@ subprocess.run(argv, input=text, text=True, check=True)
 print(json.dumps({"tops": tops, "nix": nix, "big": big}))
 """
 
-# What both measurements need.
+# Functions that both measurements need.
 COMMON = """
 import asyncio, gc, json, mmap, os, select, stat, statistics, subprocess, sys, tempfile, time
 from contextlib import contextmanager
@@ -197,7 +197,7 @@ asyncio.run(main())
 ACCESS = """
 top, nix, big, cold_rounds, warm_rounds = json.load(sys.stdin)
 gc.disable()
-variants = ("plain", "views", "binds")  # as long as each other: so are the paths in the container
+variants = ("plain", "views", "binds")  # of equal length, so that paths are of equal length
 
 found = asyncio.run(closure_of([top]))
 names = sorted(os.path.basename(path) for path in found)
@@ -278,7 +278,7 @@ def all_warm():
                     times[what][variant].append(taken)
     return times
 
-def look(variant):
+def content(variant):
     root = f"/{variant}/store"
     return set(os.listdir(root)), [os.stat(f"{root}/{file}").st_size for file in files]
 
@@ -288,11 +288,11 @@ with sandbox() as (inside, container):
         HostDirectory(STORE, "views/store", entries=frozenset(names)),
     ], None))
     asyncio.run(bind_each(container, names, "binds/store"))
-    with open(f"/proc/{inside.pid}/ns/pid") as processes:  # programs look at their /proc/self
+    with open(f"/proc/{inside.pid}/ns/pid") as processes:  # programs read their /proc/self
         setns(processes.fileno(), CLONE_NEWPID)
-    seen = {variant: inside.inside(partial(look, variant)) for variant in variants}
-    assert seen["views"] == seen["binds"] and seen["views"][0] == set(names)
-    assert seen["plain"][0] > set(names) and seen["plain"][1] == seen["views"][1]
+    contents = {variant: inside.inside(partial(content, variant)) for variant in variants}
+    assert contents["views"] == contents["binds"] and contents["views"][0] == set(names)
+    assert contents["plain"][0] > set(names) and contents["plain"][1] == contents["views"][1]
     times = {}
     first = {"first read, nothing in memory": "3", "first read, files in memory": "2"}
     for what, drop in first.items():
@@ -322,7 +322,7 @@ print(json.dumps({
 
 
 def measure(host: Host) -> dict[str, Any]:
-    """Milliseconds by the number of paths; microseconds of each access natively, and ratios."""
+    """Milliseconds by the number of paths. Microseconds of each native access, and ratios to it."""
     host.push(REPO / "tests", ["support"], "/root/inx/tests")
 
     def run(python: str, script: str, given: Any) -> Any:
@@ -353,7 +353,7 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def plot(numbers: dict[str, Any], file: Path) -> None:
-    """Time to make the view against its size; ratios of access to native."""
+    """Plot the time to make the view by its size, and the ratios of access to native access."""
     from matplotlib.figure import Figure  # only here: the benches need nothing else
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")

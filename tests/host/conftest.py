@@ -1,4 +1,4 @@
-"""Each test gets instance names of its own."""
+"""Fixtures of the host tests: each test has its own instance names."""
 
 import itertools
 from collections.abc import Generator, Iterator
@@ -12,7 +12,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def incus(host: Host, request: pytest.FixtureRequest) -> Iterator[Incus]:
-    """The verbs of incus; what a test launches is deleted after it."""
+    """Incus on the host. The instances of a test are deleted after the test."""
     incus = Incus(host, f"t{next(_numbers)}")
     yield incus
     if getattr(request.node, "failed", False):
@@ -22,7 +22,7 @@ def incus(host: Host, request: pytest.FixtureRequest) -> Iterator[Incus]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_traceback(host: Host) -> Iterator[None]:
-    """What the sidecar and the hooks did not foresee is a bug, whether or not a test saw it."""
+    """A traceback in the log of the sidecar or of the hooks is a bug, and fails the module."""
     script = """
         journalctl --quiet --no-pager --unit=inx-sidecar --cursor-file=/root/inx-seen
         cat /var/log/inx/hooks.log 2>/dev/null || :
@@ -30,8 +30,8 @@ def no_traceback(host: Host) -> Iterator[None]:
     """
     host.sh(script)
     yield
-    said = host.sh(script).stdout
-    assert "Traceback" not in said, said[said.index("Traceback") - 500 :][:4000]
+    logs = host.sh(script).stdout
+    assert "Traceback" not in logs, logs[logs.index("Traceback") - 500 :][:4000]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,17 +1,20 @@
 """Containers, directories of GC roots, and processes that open these directories."""
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from support.containers import FIRST_ID, Sandbox, make_rootfs, running
 from support.links import OUTSIDE, Web, started_web
 from support.openers import Opener, Start
+from support.registrations import NEVER, SHOP, WEB
 
 from inx_sidecar.base import paths
 from inx_sidecar.kernel.fanotify import PermissionGroup
+from inx_sidecar.roots import watch
 
 
 @pytest.fixture
@@ -68,6 +71,29 @@ def gcroots(tmp_path: Path) -> str:
 def temproots(tmp_path: Path) -> str:
     """The path of the directory of temporary roots, which does not exist yet."""
     return str(tmp_path / "temproots")
+
+
+@pytest.fixture
+def gc_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sidecar uses these paths for roots, and to tell a running collection."""
+    monkeypatch.setattr(paths, "GCROOTS", str(tmp_path / "gcroots"))
+    monkeypatch.setattr(paths, "GC_LOCK", str(tmp_path / "gc.lock"))
+    monkeypatch.setattr(paths, "GC_SOCKET", str(tmp_path / "socket"))
+
+
+@pytest.fixture
+def registrations(tmp_path: Path, gc_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories for the registrations of two instances. Polling is off."""
+    for name in ("STATE", "RUN"):
+        monkeypatch.setattr(paths, name, str(tmp_path / name))
+    monkeypatch.setattr(paths, "NIX_DB", str(tmp_path / "db.sqlite"))
+    with closing(sqlite3.connect(paths.NIX_DB)) as db:
+        db.execute("create table ValidPaths (path text unique not null)")
+    (tmp_path / "rootfs").mkdir()
+    for uuid in (WEB, SHOP):
+        os.makedirs(paths.auto_dir(uuid))
+        os.makedirs(paths.run_dir(uuid))
+    monkeypatch.setattr(watch, "_POLL_SECONDS", NEVER)
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from support.openers import SECONDS, Start, marks, open_requests, opens, until
+from support.openers import Start, marks, open_requests, opens
 from support.sidecar import Sidecar
+from support.waiting import SECONDS, until
 
 from inx_sidecar.base import paths, sidecar_client
 from inx_sidecar.kernel.fanotify import PermissionGroup
@@ -117,13 +118,13 @@ def test_an_opening_does_not_wait_after_an_error_of_the_sidecar(
 ) -> None:
     async def main() -> None:
         sidecar = Sidecar()
-        sidecar.answer = b"20\nthe store is on fire"
+        sidecar.answer = b"20\nthe disk is full"
         sidecar.answering.set()
         async with sidecar.running():
             assert await held(group, gcroots, start) < barrier.SECONDS - 1
 
     asyncio.run(main())
-    assert "goes on, not all roots stand: the store is on fire" in caplog.text
+    assert "goes on, not all roots stand: the disk is full" in caplog.text
 
 
 def test_a_sidecar_that_ends_before_it_answers_is_asked_again(

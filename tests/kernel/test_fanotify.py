@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from support.containers import MS_BIND, plain
-from support.openers import Start, eventually, marks, open_requests, opens
+from support.openers import Start, marks, open_requests, opens
+from support.waiting import eventually
 
 from inx_sidecar.kernel.fanotify import PermissionGroup
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
@@ -46,13 +47,13 @@ def test_closing_the_group_allows_all_opens(
     group: PermissionGroup, gcroots: str, start: Start
 ) -> None:
     group.mark(gcroots)
-    seen = start(opens(gcroots))
+    read = start(opens(gcroots))
     (opening,) = open_requests(group)
-    unseen = [start(opens(gcroots)) for _ in range(5)]
+    not_read = [start(opens(gcroots)) for _ in range(5)]
     time.sleep(0.05)
-    assert not any(opener.ended() for opener in (seen, *unseen))
+    assert not any(opener.ended() for opener in (read, *not_read))
     group.close()
-    for opener in (seen, *unseen):
+    for opener in (read, *not_read):
         eventually(opener.succeeded)
     os.close(opening.fd)
     eventually(start(opens(gcroots)).succeeded)

@@ -16,17 +16,17 @@ pytestmark = pytest.mark.gc
 
 def test_a_link_on_another_file_system_is_away(either: Web) -> None:
     either.inside(lambda: mount_disk("/mnt/disk"))
-    seen = either.resolve("/mnt/disk/result")
-    assert (seen.targets, seen.sure) == ({ONE: False}, True)
-    assert (seen.found, seen.missing) == (frozenset({f"{INIT}@2"}), frozenset())
+    link = either.resolve("/mnt/disk/result")
+    assert (link.targets, link.sure) == ({ONE: False}, True)
+    assert (link.found, link.missing) == (frozenset({f"{INIT}@2"}), frozenset())
 
 
 def test_a_link_is_missing_while_a_mount_covers_it(web: Web) -> None:
     web.link("/root/sub/result")
     web.inside(lambda: mount_tmpfs("/root"))
     for text in ("/root/result", "/root/sub/result", "/root/a/b/c/d/e"):
-        seen = web.resolve(text)
-        assert (seen.targets, seen.missing, seen.sure) == ({}, frozenset({f"{INIT}@1"}), True)
+        link = web.resolve(text)
+        assert (link.targets, link.missing, link.sure) == ({}, frozenset({f"{INIT}@1"}), True)
     assert web.resolve("/rooted/result").missing == {INIT}
     web.inside(lambda: umount("/root"))
     assert web.resolve("/root/sub/result").targets == {ONE: True}
@@ -35,8 +35,8 @@ def test_a_link_is_missing_while_a_mount_covers_it(web: Web) -> None:
 def test_a_link_on_a_disk_is_missing_while_the_disk_is_not_mounted(web: Web) -> None:
     web.inside(lambda: mount_disk("/mnt/disk"))
     web.inside(lambda: umount("/mnt/disk"))
-    seen = web.resolve("/mnt/disk/result")
-    assert (seen.targets, seen.missing, seen.sure) == ({}, frozenset({INIT}), True)
+    link = web.resolve("/mnt/disk/result")
+    assert (link.targets, link.missing, link.sure) == ({}, frozenset({INIT}), True)
 
 
 def held_after(web: Web, text: str, change: Callable[[], object]) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""The resolver finds the right target of a registered path, whatever the container has made there."""
+"""The resolver finds the right targets of registered paths, whatever the container has made."""
 
 import os
 import signal
@@ -52,8 +52,8 @@ def test_a_file_that_is_no_link_to_the_store_is_missing(web: Web, kind: str) -> 
                 os.symlink(ONE, "/y")
 
     web.inside(prepare)
-    seen = web.resolve("/x")
-    assert (seen.targets, seen.sure) == ({}, True) and seen.missing == {INIT}
+    link = web.resolve("/x")
+    assert (link.targets, link.sure) == ({}, True) and link.missing == {INIT}
 
 
 def test_a_link_below_a_linked_directory_is_found(web: Web) -> None:
@@ -91,8 +91,8 @@ def test_links_in_a_loop_are_missing(web: Web, text: str) -> None:
         os.symlink("/a", "/b")
 
     web.inside(prepare)
-    seen = web.resolve(text)
-    assert (seen.targets, seen.missing, seen.sure) == ({}, frozenset({INIT}), True)
+    link = web.resolve(text)
+    assert (link.targets, link.missing, link.sure) == ({}, frozenset({INIT}), True)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_a_path_with_dots_stays_below_the_root(web: Web, text: str) -> None:
 @pytest.mark.parametrize("text", ["", "/", ".", "..", "/..", "/root/", "/root/.", "/root/result/"])
 def test_a_path_that_cannot_be_a_link_is_missing(web: Web, text: str) -> None:
     web.link("/root/result")
-    seen = web.resolve(text)
-    assert (seen.targets, seen.sure) == ({}, True)
+    link = web.resolve(text)
+    assert (link.targets, link.sure) == ({}, True)
 
 
 def test_the_longest_names_and_paths_are_found(web: Web) -> None:
@@ -137,8 +137,8 @@ def test_the_longest_names_and_paths_are_found(web: Web) -> None:
 
 @pytest.mark.parametrize("text", ["/" + "n" * 256, "/" + "x/" * 2047 + "xx", "/x" * 3000])
 def test_a_path_that_no_link_can_have_is_missing(web: Web, text: str) -> None:
-    seen = web.resolve(text)
-    assert (seen.targets, seen.sure) == ({}, True) and seen.missing == {INIT}
+    link = web.resolve(text)
+    assert (link.targets, link.sure) == ({}, True) and link.missing == {INIT}
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_a_link_to_a_directory_outside_stays_below_the_root(
 
     web.inside(prepare)
     for text in ("/out/result", str(outside / "result"), f"/../..{outside}/result"):
-        seen = web.resolve(text)
-        assert (seen.targets, seen.found) == ({}, frozenset())
+        link = web.resolve(text)
+        assert (link.targets, link.found) == ({}, frozenset())
     # Below the container's root, the same path is another directory.
     web.link(str(outside / "result"), TWO)
     assert web.resolve("/out/result").targets == {TWO: True}
@@ -188,8 +188,8 @@ def test_the_magic_links_of_proc_are_not_followed(web: Web, outside: Path) -> No
             for pid in ("1", "self", "thread-self")
             for what in ("root", "cwd", f"fd/{fd}", "root/root", "task/1/root/root")
         ]
-        for text, seen in web.resolve_all(*texts).items():
-            assert (text, seen.targets) == (text, {})
+        for text, link in web.resolve_all(*texts).items():
+            assert (text, link.targets) == (text, {})
     finally:
         os.close(fd)
 
@@ -199,8 +199,8 @@ def test_the_resolver_is_not_sure_about_a_directory_that_it_may_not_search(web: 
     web.link("/closed/result")
     os.chown(web.rootfs / "closed", 0, 0)
     os.chmod(web.rootfs / "closed", 0o700)
-    seen = web.resolve("/closed/result")
-    assert (seen.targets, seen.sure, seen.missing) == ({}, False, frozenset())
+    link = web.resolve("/closed/result")
+    assert (link.targets, link.sure, link.missing) == ({}, False, frozenset())
 
 
 def _swap(one: str, two: str, place: str) -> None:
@@ -231,16 +231,16 @@ def test_a_link_that_changes_while_it_is_read_has_one_of_both_targets(web: Web) 
     web.link("/root/result")
     place = str(web.rootfs / "root/result")
     long = f"{TWO}/{'x' * 3000}"
-    seen: list[dict[str, bool]] = []
+    results: list[dict[str, bool]] = []
     with busy(lambda: _swap(ONE, long, place)):
         deadline = time.monotonic() + 60
-        while len(seen) < 1000 or {ONE: True} not in seen or {TWO: True} not in seen:
+        while len(results) < 1000 or {ONE: True} not in results or {TWO: True} not in results:
             # Many paths lead to the same link, so that one call reads the link often.
             links = web.resolve_all(*("/" * count + "root/result" for count in range(1, 101)))
             assert all(link.sure for link in links.values())
-            seen += [dict(link.targets) for link in links.values()]
+            results += [dict(link.targets) for link in links.values()]
             assert time.monotonic() < deadline
-    assert all(targets in ({ONE: True}, {TWO: True}) for targets in seen)
+    assert all(targets in ({ONE: True}, {TWO: True}) for targets in results)
 
 
 def test_a_directory_that_becomes_a_link_to_the_outside_is_never_left(
@@ -250,11 +250,11 @@ def test_a_directory_that_becomes_a_link_to_the_outside_is_never_left(
     web.link("/d", "real")
     place = str(web.rootfs / "d")
     upwards = "../" * 40 + str(outside).lstrip("/")
-    seen: list[dict[str, bool]] = []
+    results: list[dict[str, bool]] = []
     with busy(lambda: _swap("real", upwards, place)):
         deadline = time.monotonic() + 60
-        while len(seen) < 1000 or {ONE: True} not in seen or {} not in seen:
+        while len(results) < 1000 or {ONE: True} not in results or {} not in results:
             links = web.resolve_all(*("/" * count + "d/result" for count in range(1, 101)))
-            seen += [dict(link.targets) for link in links.values()]
+            results += [dict(link.targets) for link in links.values()]
             assert time.monotonic() < deadline
-    assert all(targets in ({ONE: True}, {}) for targets in seen)
+    assert all(targets in ({ONE: True}, {}) for targets in results)

@@ -21,13 +21,13 @@ PR_SET_DUMPABLE: Final = 4  # include/uapi/linux/prctl.h
 
 def test_a_link_that_a_service_with_a_private_tmp_made_is_found(either: Web) -> None:
     with either.service(lambda: mount_disk("/tmp")):
-        seen = either.resolve("/tmp/result")
-        assert seen.targets == {ONE: False} and seen.sure
-        assert len(seen.found) == 1 and INIT not in seen.found
-        assert seen.missing == {INIT}
+        link = either.resolve("/tmp/result")
+        assert link.targets == {ONE: False} and link.sure
+        assert len(link.found) == 1 and INIT not in link.found
+        assert link.missing == {INIT}
     ended = either.resolve("/tmp/result")
     assert ended == ResolvedLink({}, frozenset(), frozenset({INIT}), True)
-    assert paths_to_hold(ended, seen.targets, seen.found) == {ONE: False}, (
+    assert paths_to_hold(ended, link.targets, link.found) == {ONE: False}, (
         "the same file system may come back"
     )
 
@@ -47,9 +47,9 @@ def test_a_link_is_looked_up_below_each_root(web: Web) -> None:
         web.service(lambda: mount_disk("/tmp", target=TWO), below="a.service"),
         web.service(lambda: mount_disk("/tmp", target=ONE), below="b/c.service"),
     ):
-        seen = web.resolve("/tmp/result")
-        assert seen.targets == {ONE: True, TWO: False}
-        assert len(seen.found) == 3 and not seen.missing
+        link = web.resolve("/tmp/result")
+        assert link.targets == {ONE: True, TWO: False}
+        assert len(link.found) == 3 and not link.missing
 
 
 def test_processes_that_share_a_root_count_once(web: Web) -> None:
@@ -63,9 +63,9 @@ def test_processes_that_share_a_root_count_once(web: Web) -> None:
 def test_a_link_in_a_chroot_is_found_by_its_path_in_the_chroot(web: Web) -> None:
     web.link("/srv/jail/result")
     with web.service(lambda: os.chroot("/srv/jail"), own_mounts=False):
-        seen = web.resolve("/result")
-        assert seen.targets == {ONE: False} and seen.sure
-        assert seen.missing == {INIT} and len(seen.found) == 1
+        link = web.resolve("/result")
+        assert link.targets == {ONE: False} and link.sure
+        assert link.missing == {INIT} and len(link.found) == 1
 
 
 def test_the_root_of_a_process_of_another_cgroup_does_not_count(web: Web, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_root_of_a_process_with_its_own_user_namespace_counts(web: Web) -> N
 
     try:
         with web.service(prepare):
-            seen = web.resolve("/tmp/result")
-            assert seen.targets == {ONE: False} and seen.sure
+            link = web.resolve("/tmp/result")
+            assert link.targets == {ONE: False} and link.sure
     finally:
         os.close(proc)

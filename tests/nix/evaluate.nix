@@ -19,7 +19,7 @@ let
       ];
     }).config;
 
-  seen =
+  result =
     config: more:
     {
       wrong = map (check: check.message) (lib.filter (check: !check.assertion) config.assertions);
@@ -31,7 +31,7 @@ let
     let
       config = evaluated ../../nix/host.nix;
     in
-    seen config {
+    result config {
       etc = lib.mapAttrs (_: file: file.source) config.environment.etc;
       firewall = config.networking.firewall.interfaces;
       inherit (config.systemd) services sockets;
@@ -45,7 +45,7 @@ let
     let
       config = evaluated ../../nix/container.nix;
     in
-    seen config {
+    result config {
       inherit (config.boot) isContainer;
       nix = {
         inherit (config.nix) settings;

@@ -87,8 +87,8 @@ def test_pip_installs_hooks_profile_and_units_from_an_sdist(host: Host, site_pac
     found = host.run(["find", place, "-name", "*.py", "-printf", "%P\n"]).stdout
     ours = REPO / "inx_sidecar"
     assert {path.relative_to(ours).as_posix() for path in ours.rglob("*.py")} == set(found.split())
-    said = host.run([f"{PREFIX}/bin/inx-sidecar", "--version"]).stdout
-    assert said == "inx-sidecar, version 0.1.0\n"
+    version = host.run([f"{PREFIX}/bin/inx-sidecar", "--version"]).stdout
+    assert version == "inx-sidecar, version 0.1.0\n"
 
 
 def test_the_install_script_installs_and_removes_every_unit() -> None:
@@ -118,8 +118,8 @@ def test_the_nix_package_installs_the_same_files_with_other_paths(
         assert text == (REPO / f"systemd/inx.{kind}.conf").read_text()
     services = [f"{PREFIX}/lib/systemd/system/{name}" for name in sorted(wanted) if "@" not in name]
     services = [path for path in services if path.endswith(".service")]
-    said = host.run(["systemd-analyze", "verify", "--recursive-errors=no", *services])
-    assert PREFIX not in said.stderr, said.stderr
+    output = host.run(["systemd-analyze", "verify", "--recursive-errors=no", *services])
+    assert PREFIX not in output.stderr, output.stderr
 
     # A hook reaches the sidecar. The sidecar refuses an instance that does not exist.
     facts = {"LXC_NAME": "none", "LXC_ROOTFS_PATH": "/srv/none/rootfs", "PYTHONPATH": "/srv"}

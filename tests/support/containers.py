@@ -1,4 +1,4 @@
-"""Processes in namespaces of their own: what a container is to the sidecar, and what it may try."""
+"""Processes in namespaces of their own, which the sidecar treats as containers."""
 
 import ctypes
 import os
@@ -50,7 +50,7 @@ def umount(path: str, flags: int = 0) -> None:
 
 
 def clear_attributes(mount_fd: int, attributes: int) -> None:
-    """mount_setattr(2) that takes attributes of a mount away."""
+    """Remove attributes of a mount, by mount_setattr(2)."""
     attr = (ctypes.c_uint64 * 4)(0, attributes, 0, 0)
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     done = _libc.syscall(ctypes.c_long(442), mount_fd, b"", AT_EMPTY_PATH, attr, size)
@@ -58,7 +58,7 @@ def clear_attributes(mount_fd: int, attributes: int) -> None:
 
 
 def apart(function: Callable[[], T]) -> T:
-    """The result of `function`, or what it raises, in a forked child."""
+    """Call `function` in a forked child. Return its result, or raise its exception."""
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -84,7 +84,7 @@ def apart(function: Callable[[], T]) -> T:
 
 
 class Sandbox:
-    """A running container with `rootfs` as its root; `pid` is its init, which only waits."""
+    """A running container. `rootfs` is its root, `pid` is the PID of its init, which only waits."""
 
     def __init__(self, rootfs: Path, pid: int, privileged: bool) -> None:
         self.rootfs = rootfs
@@ -93,7 +93,7 @@ class Sandbox:
         self.first_id = 0 if privileged else FIRST_ID
 
     def inside(self, function: Callable[[], T]) -> T:
-        """What `function` gives as the container's root, with all its capabilities."""
+        """Call `function` as the container's root, with all capabilities, and return its result."""
 
         def enter() -> T:
             with (
@@ -112,7 +112,7 @@ class Sandbox:
 
 
 def make_rootfs(path: Path, first_id: int = FIRST_ID) -> Path:
-    """An empty root file system, as `incus launch --empty` leaves it, with /dev, /mnt and /proc."""
+    """An empty root file system with /dev, /mnt and /proc, as `incus launch --empty` makes it."""
     for directory in ("", "dev", "mnt", "proc"):
         (path / directory).mkdir(parents=True, exist_ok=True)
         os.chown(path / directory, first_id, first_id)
@@ -121,68 +121,68 @@ def make_rootfs(path: Path, first_id: int = FIRST_ID) -> Path:
 
 @contextmanager
 def running(rootfs: Path, *, privileged: bool = False) -> Iterator[Sandbox]:
-    """A container as LXC has it when it runs the hook mount: after pivot_root, before init."""
-    told, tell = os.pipe()  # child to parent
-    heard, say = os.pipe()  # parent to child
+    """A container as it is when LXC runs the hook `mount`: after pivot_root, before init."""
+    from_child, to_parent = os.pipe()
+    from_parent, to_child = os.pipe()
     child = os.fork()
     if child == 0:
-        for fd in (told, say):
+        for fd in (from_child, to_child):
             os.close(fd)
-        _start(rootfs, tell, heard, privileged)
-    os.close(tell)
-    os.close(heard)
+        _start(rootfs, to_parent, from_parent, privileged)
+    os.close(to_parent)
+    os.close(from_parent)
     try:
         if not privileged:
-            assert os.read(told, 1) == b"u"
+            assert os.read(from_child, 1) == b"u"
             for kind in ("uid_map", "gid_map"):
                 Path(f"/proc/{child}/{kind}").write_text(f"0 {FIRST_ID} 65536")
-            os.write(say, b"m")
-        # Its number, and "r" when it is ready; either may come first.
+            os.write(to_child, b"m")
+        # The child writes the PID of init, and init writes "r" when it is ready, in any order.
         words = b""
         while len(words) < 21:
-            word = os.read(told, 21)
+            word = os.read(from_child, 21)
             assert word, "the container did not start"
             words += word
         pid = int(words.replace(b"r", b""))
         yield Sandbox(rootfs, pid, privileged)
     finally:
-        os.close(say)  # its init reads the end, and ends
-        os.close(told)
+        os.close(to_child)  # init reads the end of the pipe, and ends
+        os.close(from_child)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def _start(rootfs: Path, tell: int, heard: int, privileged: bool) -> NoReturn:
+def _start(rootfs: Path, to_parent: int, from_parent: int, privileged: bool) -> NoReturn:
     try:
-        os.chdir(rootfs)  # a parent of it may be closed to the container's root
+        os.chdir(rootfs)  # the container's root may have no access to a parent directory
         if not privileged:
             unshare(CLONE_NEWUSER)
-            os.write(tell, b"u")
-            assert os.read(heard, 1) == b"m"
+            os.write(to_parent, b"u")
+            assert os.read(from_parent, 1) == b"m"
             os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
         unshare(CLONE_NEWNS | CLONE_NEWPID)
         pid = os.fork()
         if pid:
-            os.write(tell, f"{pid:020}".encode())
+            os.write(to_parent, f"{pid:020}".encode())
             os.waitpid(pid, 0)
             os._exit(0)
         _pivot()
-        os.write(tell, b"r")
-        os.read(heard, 1)
+        os.write(to_parent, b"r")
+        os.read(from_parent, 1)
     except BaseException:
         traceback.print_exc()
     os._exit(0)
 
 
 def _pivot() -> None:
-    """Make the working directory the root, and let go of the old one."""
+    """Make the working directory the root directory, and unmount the old root."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     with opened(open_tree(AT_FDCWD, ".")) as tree, opened(os.open(".", os.O_PATH)) as here:
         move_mount(tree, here)
         os.fchdir(tree)
-        # The kernel allows a new proc only to those who see one (mount_namespaces(7)).
+        # The kernel allows a new proc only while another one is visible (mount_namespaces(7)).
         mount("proc", "proc", "proc", 0)
         mount("tmpfs", "dev", "tmpfs", 0, "mode=755")
         _checked(_libc.pivot_root(b".", b"."), "pivot_root")
@@ -191,5 +191,5 @@ def _pivot() -> None:
 
 
 def plain(path: str, source: str = "none", flags: int = 0) -> None:
-    """mount(2) with flags and no file system: remount or bind."""
+    """mount(2) without a file system type: a remount or a bind mount."""
     mount(source, path, "", flags)

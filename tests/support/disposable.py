@@ -1,54 +1,29 @@
-"""Disposable hosts: Debian with systemd, Incus and Nix, booted by nspawn and thrown away after.
+"""Disposable hosts: Debian with systemd, Incus and Nix, booted by systemd-nspawn.
 
-A host is a directory of the cache and a control group. The group is the proof of what belongs to
-it: killed as a whole, it can hit no process of another run and leave none of this one.
+A host is a directory of the cache and a cgroup. The cgroup has exactly the processes of the host:
+killing the cgroup kills all of them, and no process of another run.
 """
 
 import contextlib
-import fcntl
-import hashlib
-import json
 import logging
 import os
-import platform
 import re
 import select
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
-REPO = Path(__file__).resolve().parent.parent.parent
-CACHE = Path(os.environ.get("INX_TESTBED_CACHE", "/var/cache/inx-testbed")).absolute()
-HOSTS = CACHE / "hosts"
+from support.cache import CACHE, REPO, HostError, locked, remove, step, tool
+from support.host_files import install_tools, project_files, tree, wheels
 
-SUITE = "trixie"
-TARGET_PYTHON = "3.13"  # what SUITE ships: wheels are chosen for it
-PACKAGES = (
-    "systemd systemd-sysv dbus udev procps kmod iproute2 iputils-ping ca-certificates curl git "
-    "attr xz-utils incus-base incus-client lxcfs dnsmasq-base uidmap nix-bin nix-setup-systemd "
-    "python3 python3-venv busybox-static"
-).split()
-# Nothing of this machine's network or name; an empty machine-id is made up anew at each first boot.
-CUSTOMISE = """
-echo "substituters =" >>"$1/etc/nix/nix.conf"
-rm -f "$1/etc/resolv.conf" "$1/etc/hostname"
-: >"$1/etc/machine-id"
-"""
-# Programs needed here, and what Debian calls them; mmdebstrap finds the archive's keys with gpg.
-TOOLS = {
-    "mmdebstrap": "mmdebstrap",
-    "gpg": "gpg",
-    "systemd-nspawn": "systemd-container",
-    "pip3": "python3-pip",
-}
+__all__ = ["REPO", "Host", "HostError", "Process", "project_files", "tree"]
+
+HOSTS = CACHE / "hosts"
 
 ENVIRONMENT = {
     "HOME": "/root",
@@ -65,19 +40,15 @@ NSPAWN_ENVIRONMENT = {
 logger = logging.getLogger("testbed")
 
 
-class HostError(Exception):
-    """What failed, in one sentence; output that explains it follows on lines of its own."""
-
-
 class Process(NamedTuple):
-    """A process for certain: its number may come again, but not with the same start time."""
+    """A process, identified by its PID and its start time: a PID can be used again."""
 
     pid: int
     started: str
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        # Fields 3 and 22, counted from behind the name, which may hold anything.
+        # Fields 3 and 22. The name, field 2, may have any character, so the fields after it count.
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if state == "Z":
             raise ProcessLookupError(f"process {pid} has ended")
@@ -101,153 +72,6 @@ class Process(NamedTuple):
             return False
 
 
-@contextlib.contextmanager
-def step(what: str) -> Iterator[None]:
-    begin = time.monotonic()
-    yield
-    logger.info("%-36s %5.1f s", what, time.monotonic() - begin)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
-
-
-def tool(
-    argv: Sequence[str | Path],
-    *,
-    log: Path | None = None,
-    stdin: int | IO[bytes] = subprocess.DEVNULL,
-    lock: int | None = None,
-) -> None:
-    """Run a program of this machine; its output is shown only if it fails.
-
-    It holds `lock` too: should this process be killed, the lock lasts until the program is gone.
-    """
-    done = subprocess.run(
-        argv,
-        check=False,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=() if lock is None else (lock,),
-    )
-    text = done.stdout.decode(errors="replace")
-    if log:
-        log.write_text(text)
-    if done.returncode:
-        where = f" (all of it: {log})" if log else ""
-        told = "\n".join(text.splitlines()[-20:])
-        begin = " ".join(map(str, argv[:3]))
-        raise HostError(f"'{begin} ...' ended with status {done.returncode}{where}\n{told}")
-
-
-def remove(path: Path) -> None:
-    tool(["rm", "-rf", "--one-file-system", "--", path])
-
-
-def cached(name: str, key: object, make: Callable[[Path, int], None]) -> Path:
-    """CACHE/NAME-KEY, made once: a killed maker leaves no half of it, a second one waits."""
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    path = CACHE / f"{name}-{digest}"
-    if path.exists():
-        return path
-    with locked(path.with_suffix(".lock")) as lock, step(f"make {path.name}"):
-        if not path.exists():
-            fresh = path.with_suffix(".new")
-            remove(fresh)
-            make(fresh, lock)
-            fresh.rename(path)
-    return path
-
-
-def install_tools() -> None:
-    missing = [package for name, package in TOOLS.items() if not shutil.which(name)]
-    if not missing:
-        return
-    if not shutil.which("apt-get"):
-        raise HostError(f"this machine has no apt-get: install {' and '.join(missing)} by hand")
-    log = CACHE / "apt.log"
-    with locked(CACHE / "apt.lock") as lock, step(f"install {' '.join(missing)} here"):
-        if not any(Path("/var/lib/apt/lists").glob("*_Packages*")):
-            tool(["apt-get", "-q", "update"], log=log, lock=lock)
-        install = ["apt-get", "-qy", "install", "--no-install-recommends"]
-        tool([*install, *missing], log=log, lock=lock)
-
-
-def find_mirror() -> str:
-    """Where this machine gets Debian itself from: no security archive, nobody else's packages."""
-    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "stable")
-    apt = Path("/etc/apt")
-    extra = sorted(apt.glob("sources.list.d/*.list")) + sorted(apt.glob("sources.list.d/*.sources"))
-    for path in filter(Path.exists, [apt / "sources.list", *extra]):
-        text = path.read_text()
-        entries = re.findall(r"(?m)^deb(?: +\[.*?\])? +(\S+) +(.+)", text)
-        for stanza in text.split("\n\n"):
-            field = dict(re.findall(r"(?m)^(\w+): *(.+)", stanza))
-            if "URIs" in field:
-                suites = f"{field.get('Suites')} {field.get('Components')}"
-                entries.append((field["URIs"], suites))
-        for uris, suites in entries:
-            if {release, "main"} <= set(suites.split()):
-                return str(uris.split()[0])
-    raise HostError(f"no Debian archive of {release} is named below /etc/apt")
-
-
-def tree() -> Path:
-    """The file system of every host, itself never booted or changed."""
-
-    def make(fresh: Path, lock: int) -> None:
-        what = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
-        # It mounts; should it be killed, its mounts vanish with a namespace of its own.
-        argv = ["unshare", "--mount", "mmdebstrap", *what, f"--customize-hook={CUSTOMISE}", SUITE]
-        tool([*argv, fresh, find_mirror()], log=CACHE / "tree.log", lock=lock)
-
-    return cached("tree", [SUITE, PACKAGES, CUSTOMISE], make)
-
-
-def requirements(*extras: str, build: bool = False) -> list[str]:
-    pyproject = tomllib.loads((REPO / "pyproject.toml").read_text())
-    project = pyproject["project"]
-    wanted: list[str] = [*project["dependencies"]]
-    for extra in extras:
-        wanted += project["optional-dependencies"][extra]
-    if build:
-        wanted += pyproject["build-system"]["requires"]
-    return sorted(wanted)
-
-
-def wheels() -> Path:
-    """All that installing the project takes from a Python package index."""
-    wanted, machine = requirements(build=True), platform.machine()
-
-    def make(fresh: Path, lock: int) -> None:
-        target = ["--implementation", "cp", "--python-version", TARGET_PYTHON]
-        for libc in "manylinux2014", "manylinux_2_28":
-            target += ["--platform", f"{libc}_{machine}"]
-        argv = ["pip3", "download", "-q", "--only-binary=:all:", *target]
-        tool([*argv, "--dest", fresh, *wanted], log=CACHE / "wheels.log", lock=lock)
-
-    return cached("wheels", [TARGET_PYTHON, machine, wanted], make)
-
-
-def project_files() -> list[str]:
-    """The project as git sees it, uncommitted work included; all of it where git sees nothing."""
-    git = ["git", "-c", "safe.directory=*", "-C", os.fspath(REPO)]
-    listing = [*git, "ls-files", "-co", "--exclude-standard", "-z"]
-    try:
-        listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
-        names = {name for name in listed.split("\0") if name and os.path.lexists(REPO / name)}
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        files = (path for path in REPO.rglob("*") if path.is_symlink() or path.is_file())
-        found = (path.relative_to(REPO) for path in files)
-        names = {os.fspath(path) for path in found if path.parts[0] != ".git"}
-    return sorted(names)
-
-
 class Host:
     def __init__(self, name: str) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
@@ -260,7 +84,7 @@ class Host:
     def up(
         cls, name: str, *, bare: bool = False, overlay_store: bool = False, owner: bool = True
     ) -> Self:
-        """A new host, ready. With `owner`, the next up anywhere removes it once we are gone."""
+        """Make and boot a host. With `owner`, a later up removes the host if this process ended."""
         if os.geteuid():
             raise HostError("a disposable host needs root")
         host = cls(name)
@@ -302,14 +126,14 @@ class Host:
 
     @property
     def pid(self) -> int:
-        """The host's PID 1, as numbered on this machine."""
+        """The PID of the host's init, on this machine."""
         leader = Process.read(self.directory / "leader")
         if leader is None or not leader.alive():
             raise HostError(f"host '{self.name}' is not up")
         return leader.pid
 
     def enter(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
-        """The command line that runs ARGV in the host."""
+        """The command line that runs `argv` in the host."""
         inside = [*"-m -u -i -n -p -C --root --wdns=/ -t".split(), str(self.pid)]
         variables = [f"{key}={value}" for key, value in (ENVIRONMENT | dict(env or {})).items()]
         return ["nsenter", *inside, "env", "-i", *variables, *argv]
@@ -330,7 +154,7 @@ class Host:
             stderr=subprocess.PIPE,
             text=True,
             errors="surrogateescape",
-            start_new_session=True,  # nsenter's child can then be killed with it, as one group
+            start_new_session=True,  # a process group: killpg kills nsenter and its child
         ) as process:
             late, out, err = False, "", ""
             try:
@@ -338,22 +162,23 @@ class Host:
             except subprocess.TimeoutExpired:
                 late = True
                 os.killpg(process.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):  # a daemon may hold the pipes
+                # A daemon may still have the pipes open.
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     out, err = process.communicate(timeout=1)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
         if late or (check and process.returncode):
             how = f"took over {timeout} s" if late else f"ended with status {process.returncode}"
-            told = "".join(f"\n{text.rstrip()}" for text in (out, err) if text.strip())
-            raise HostError(f"'{shlex.join(argv)}' on host '{self.name}' {how}{told}")
+            output = "".join(f"\n{text.rstrip()}" for text in (out, err) if text.strip())
+            raise HostError(f"'{shlex.join(argv)}' on host '{self.name}' {how}{output}")
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
     def sh(self, script: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.run(["bash", "-euc", script], **options)
 
     def push(self, base: Path, names: Sequence[str], into: str) -> None:
-        """Copy BASE/NAMES into a directory of the host, mounts that `root` does not show too."""
+        """Copy files of `base` into a directory of the host, on whatever mount it is."""
         with tempfile.NamedTemporaryFile() as listed, tempfile.NamedTemporaryFile() as archive:
             listed.write("\0".join(names).encode())
             listed.flush()
@@ -371,24 +196,24 @@ class Host:
             tool(self.enter(["tar", "-x", f"--one-top-level={into}"]), stdin=archive.file)
 
     def reinstall(self) -> None:
-        """Install the project as it stands now."""
+        """Install the project in its present state."""
         self.run(["rm", "-rf", "/root/inx"])
         self.push(REPO, project_files(), "/root/inx")
         self.run(["/root/inx/install", "--wheels", "/root/wheels"], timeout=300)
 
     def reboot(self) -> None:
-        """Shut down in order and boot again: nspawn leaves the second half to its caller."""
+        """Shut the host down and boot it again: nspawn only shuts it down."""
         with self._ending(120):
-            self.run(["systemctl", "reboot"], check=False)  # may be killed by what it asks for
+            self.run(["systemctl", "reboot"], check=False)  # the shutdown may kill systemctl
         self._boot()
 
     def down(self) -> None:
-        """End every process of the host and remove it; repeat it if it was cut short."""
+        """Kill every process of the host, and remove the host. It can be called again."""
         with self._ending(30):
             with contextlib.suppress(FileNotFoundError):
                 (self._cgroups()[0] / "cgroup.kill").write_text("1")
         if os.path.ismount(self.root):
-            # nspawn, killed, leaves these two behind.
+            # A killed nspawn leaves this lock and this directory.
             root = self.root.stat()
             Path(f"/run/systemd/nspawn/locks/inode-{root.st_dev}:{root.st_ino}").unlink(True)
             with contextlib.suppress(FileNotFoundError):
@@ -422,11 +247,12 @@ class Host:
         groups = self._cgroups()
         for group in groups:
             group.mkdir()
-        with contextlib.suppress(OSError):  # what the machine does not delegate, Incus goes without
+        with contextlib.suppress(OSError):  # Incus works without controllers that are not delegated
             controllers = (groups[0].parent / "cgroup.controllers").read_text().split()
             delegate = " ".join(f"+{name}" for name in controllers)
             (groups[0].parent / "cgroup.subtree_control").write_text(delegate)
-        # Idmapped mounts need the machine's own file system below them: overlayfs has none.
+        # overlayfs does not support idmapped mounts. So these directories are bind mounts from the
+        # file system of the machine.
         binds = [f"--bind={self.directory}/incus:/var/lib/incus"]
         if (self.directory / "nix").exists():
             binds += [f"--bind={self.directory}/nix:/nix"]
@@ -437,32 +263,32 @@ class Host:
         ).split()
         enter = "".join(f"echo $$ >{shlex.quote(str(group))}/cgroup.procs\n" for group in groups)
         launch = f'{enter}exec setsid --fork "$@" </dev/null >>"$0" 2>&1'
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as news:
-            news.bind("")  # the kernel chooses an abstract name
-            name = news.getsockname()[1:].decode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind("")  # the kernel chooses an abstract name
+            name = notify.getsockname()[1:].decode()
             subprocess.run(
                 ["sh", "-euc", launch, self._console, *nspawn, "-D", self.root, *binds],
                 env=NSPAWN_ENVIRONMENT | {"NOTIFY_SOCKET": f"@{name}"},
                 check=True,
             )
-            self._wait_for_boot(news)
+            self._wait_for_boot(notify)
         state = self.run(["systemctl", "is-system-running", "--wait"], check=False).stdout.strip()
         if state != "running":
             failed = self.run(["systemctl", "--failed", "--no-pager", "--plain"]).stdout
             raise HostError(f"host '{self.name}' came up {state}\n{failed}")
 
-    def _wait_for_boot(self, news: socket.socket) -> None:
+    def _wait_for_boot(self, notify: socket.socket) -> None:
         with (self._cgroups()[0] / "cgroup.events").open() as events:
             poll = select.poll()
-            poll.register(news, select.POLLIN)
+            poll.register(notify, select.POLLIN)
             poll.register(events, select.POLLPRI)
             ready = False
             while not ready:
                 if not poll.poll(60_000) or not _populated(events):
-                    told = "\n".join(self._console.read_text(errors="replace").splitlines()[-20:])
-                    raise HostError(f"host '{self.name}' did not boot\n{told}")
+                    end = "\n".join(self._console.read_text(errors="replace").splitlines()[-20:])
+                    raise HostError(f"host '{self.name}' did not boot\n{end}")
                 with contextlib.suppress(BlockingIOError):
-                    for line in news.recv(4096, socket.MSG_DONTWAIT).decode().splitlines():
+                    for line in notify.recv(4096, socket.MSG_DONTWAIT).decode().splitlines():
                         key, _, value = line.partition("=")
                         if key == "X_NSPAWN_LEADER_PID":
                             Process.of(int(value)).write(self.directory / "leader")
@@ -470,17 +296,17 @@ class Host:
 
     @contextlib.contextmanager
     def _ending(self, timeout: float) -> Iterator[None]:
-        """Around what ends the host: wait until its last process is gone, then drop its groups."""
+        """After the block, wait until the last process has ended, then remove the cgroups."""
         groups = self._cgroups()
         with contextlib.ExitStack() as stack:
-            ends = []
+            leaders = []
             with contextlib.suppress(HostError):
                 leader = os.pidfd_open(self.pid)
                 stack.callback(os.close, leader)
-                ends.append(leader)
+                leaders.append(leader)
             yield
-            # The group is empty a moment before PID 1 has seen all others of its namespace go.
-            if ends and not select.select(ends, [], [], timeout)[0]:
+            # init ends last: it waits for all other processes of its PID namespace.
+            if leaders and not select.select(leaders, [], [], timeout)[0]:
                 raise HostError(f"host '{self.name}' did not end in {timeout} s")
             with contextlib.suppress(FileNotFoundError):
                 events = stack.enter_context((groups[0] / "cgroup.events").open())
@@ -498,9 +324,9 @@ class Host:
         return self.directory / "console.log"
 
     def _cgroups(self) -> list[Path]:
-        """A group of our own in each hierarchy that nspawn uses; two hosts in one would share it.
+        """A cgroup for this host alone in each hierarchy that nspawn uses.
 
-        The first is of version 2, which holds every process of the host whatever it is inside.
+        The first is in the hierarchy of version 2, which has every process of the host.
         """
         found: dict[str, Path] = {}
         for line in Path("/proc/self/mounts").read_text().splitlines():

@@ -1,5 +1,5 @@
-"""Some clients of each of several instances register GC roots as fast as a host takes it, while all
-kinds of collections run back to back: no path may be lost. Copied to a host and run there.
+"""Clients of several instances register GC roots as fast as possible, while all kinds of
+collections run one after another. No path may be lost. This program is copied to a host.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from support.nixworker import NixClient, make_link
 
 @dataclass
 class Figures:
-    """What a run came to."""
+    """The results of a run."""
 
     registered: int = 0
     verified: int = 0
@@ -30,7 +30,7 @@ class Figures:
     collections: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     deleted: int = 0
-    kept: int = 0  # paths whose link was removed, and which the last collection spared
+    kept: int = 0  # paths whose link was removed, but which the last collection did not delete
     kills: int = 0
     seconds: float = 0.0
 
@@ -43,10 +43,10 @@ class Registration:
 
 
 class Stress:
-    """Clients of all instances register, collections run, and what was promised is looked at.
+    """Clients of all instances register links, collections run, and each path is verified.
 
-    A path counts as verified if it was there after a collection that began when its client had
-    gone; then its link is removed, so that the next collections find something to delete.
+    A path is verified after a collection that began after its client had disconnected: the path
+    must exist. Then its link is removed, so that the next collections have paths to delete.
     """
 
     def __init__(self, instances: list[tuple[str, str]], clients: int, live: int) -> None:
@@ -81,13 +81,13 @@ class Stress:
             thread.start()
         while time.monotonic() < begin + seconds or self.figures.registered < at_least:
             if time.monotonic() > begin + 4 * seconds:
-                break  # the caller sees how many there were
+                break  # the figures tell the caller how many links were registered
             self._stop.wait(0.1)
         self._stop.set()
         for thread in workers + others:
             thread.join()
         self.figures.seconds = time.monotonic() - begin
-        # No link is left, and nothing is busy: all of it is garbage now.
+        # No link is left, and no client runs: all paths are garbage now.
         self._store_gc()
         self.figures.kept = sum(map(os.path.lexists, self._removed))
 
@@ -164,17 +164,17 @@ class Stress:
         with self._lock:
             self.figures.collections[kind] = self.figures.collections.get(kind, 0) + 1
             if done.returncode:
-                told = done.stderr.strip().splitlines()[-1:]
-                self.figures.failed.append(f"{kind}: {done.returncode} {told}")
+                last_line = done.stderr.strip().splitlines()[-1:]
+                self.figures.failed.append(f"{kind}: {done.returncode} {last_line}")
             elif collects:
                 self._collected_since = max(self._collected_since, begin)
             self.figures.deleted += done.stderr.count("deleting '/nix/store/")
 
     def _kill(self, seconds: float) -> None:
-        """The sidecar, each time so long after it has come up."""
+        """Kill the sidecar again and again, each time `seconds` after its start."""
         show = ["systemctl", "show", "-P", "MainPID", "inx-sidecar.service"]
         while True:
-            # Waits until a start that goes on has ended.
+            # systemctl waits until a start that is in progress has ended.
             subprocess.run(["systemctl", "start", "inx-sidecar.service"], check=False)
             if self._stop.wait(seconds):
                 return
@@ -187,7 +187,7 @@ class Stress:
 
 @contextlib.contextmanager
 def gc_service() -> Iterator[None]:
-    """nix-gc.service as NixOS has it, but as often as one likes."""
+    """nix-gc.service as NixOS has it, without a limit of starts."""
     unit = "/run/systemd/system/nix-gc.service"
     with open(unit, "w") as file:
         file.write(

@@ -1,7 +1,7 @@
-"""A Nix client without Nix: the worker protocol on a daemon's socket, step by step and fast.
+"""A client for the socket of a nix-daemon: single steps of the worker protocol, without Nix itself.
 
-For tests, and for programs that are copied to a host: starting Nix's own client takes longer than
-what they look at.
+Tests and programs that are copied to a host use it: to start Nix's own client takes longer than the
+operations that they test.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ _NUMBER: Final = struct.Struct("<Q")
 
 
 class NixError(Exception):
-    """What the daemon answered."""
+    """The error message of the daemon."""
 
 
 class NixClient:
-    """A connection to a Nix daemon. When it is closed, its temporary roots are gone."""
+    """A connection to a nix-daemon. Closing the connection removes its temporary roots."""
 
     def __init__(self, path: str, seconds: float = 60) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -44,7 +44,7 @@ class NixClient:
         self._await_answer()
 
     def add_text(self, name: str, text: str) -> str:
-        """The store path of a file."""
+        """Add a file with this text to the store, and return its store path."""
         self._send(_ADD_TEXT_TO_STORE, name, text, 0)
         self._await_answer()
         return self._text()
@@ -60,13 +60,16 @@ class NixClient:
         assert self._number() == 1
 
     def register(self, store_path: str, rootfs: str, link: str) -> None:
-        """As `nix build -o` below `rootfs` (libstore/indirect-root-store.cc, addPermRoot)."""
+        """Do what `nix build -o` does, for a link below `rootfs`.
+
+        See addPermRoot in libstore/indirect-root-store.cc.
+        """
         self.add_temp_root(store_path)
         make_link(store_path, f"{rootfs}{link}")
         self.add_indirect_root(link)
 
     def close(self) -> None:
-        """Wait for the end of the daemon's process for this connection."""
+        """Close the connection, and wait until the daemon's process for it has ended."""
         self._socket.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while self._file.read(4096):
@@ -112,7 +115,7 @@ class NixClient:
 
 
 def make_link(target: str, link: str) -> None:
-    """As Nix does (makeSymlink)."""
+    """Make or replace a link in one step, as makeSymlink of Nix does."""
     temporary = f"{link}.tmp-{os.getpid()}-{threading.get_ident()}"
     os.symlink(target, temporary)
     os.rename(temporary, link)

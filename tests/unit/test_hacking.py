@@ -29,7 +29,7 @@ NAMES = sorted(
 )
 
 
-def test_the_walks_name_many_places() -> None:
+def test_many_names_and_files_are_found() -> None:
     assert len(NAMES) > 50 and len(FILES) > 20
 
 

@@ -1,4 +1,4 @@
-"""What LXC runs: it hands on facts, and makes the answer a status and a line in the log."""
+"""A hook sends the variables of LXC to the sidecar. The answer is its exit status and its log."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ HANG = None
 
 
 class Sidecar:
-    """A socket that answers each connection with the next of `answers`; HANG answers never."""
+    """A server that answers each connection with the next of `answers`. It never answers HANG."""
 
     def __init__(self, path: str) -> None:
         self.answers: list[bytes | None] = []
@@ -49,7 +49,7 @@ class Sidecar:
             if answer is HANG:
                 self._hung.append(channel)
                 continue
-            with channel, contextlib.suppress(BrokenPipeError):  # it may have given up
+            with channel, contextlib.suppress(BrokenPipeError):  # the hook may have ended
                 channel.sendall(answer)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ def sidecar(lxc_log: Path) -> Iterator[Sidecar]:
 
 @pytest.fixture(autouse=True)
 def _own_output() -> Iterator[None]:
-    """A hook turns fd 1 and 2 to its own log; the test run wants them back."""
+    """A hook redirects the descriptors 1 and 2 to its own log. Restore them after the test."""
     saved = os.dup(1), os.dup(2)
     yield
     for fd, number in zip(saved, (1, 2), strict=True):
@@ -99,7 +99,7 @@ def run(monkeypatch: pytest.MonkeyPatch, kind: str = "pre-start") -> int:
     with monkeypatch.context() as patch, open(2, "w", closefd=False) as stderr:
         patch.setattr(sys, "argv", ["hook", kind])
         patch.setattr(sys, "stderr", stderr)
-        stderr.reconfigure(errors="backslashreplace")  # as Python's own
+        stderr.reconfigure(errors="backslashreplace")  # as sys.stderr of Python has it
         return hook.main()
 
 
@@ -107,7 +107,9 @@ def own_log() -> str:
     return Path(paths.LOG, "hooks.log").read_text()
 
 
-def test_a_hook_hands_on_what_lxc_says(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_sends_the_variables_of_lxc(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sidecar.answers = [b"0\n"]
     assert run(monkeypatch, "mount") == 0
     kind, *facts = sidecar.requests[0].decode().split("\0")
@@ -121,7 +123,7 @@ def test_a_hook_hands_on_what_lxc_says(sidecar: Sidecar, monkeypatch: pytest.Mon
     }
 
 
-def test_a_hook_is_silent_when_all_is_well(
+def test_a_successful_hook_writes_no_log(
     sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sidecar.answers = [b"0\n"]
@@ -129,7 +131,7 @@ def test_a_hook_is_silent_when_all_is_well(
     assert lxc_log.read_text() == "earlier\n" and own_log() == ""
 
 
-def test_a_refusal_is_the_status_and_a_line_in_the_instances_log(
+def test_a_refusal_is_the_exit_status_and_a_line_in_the_log_of_the_instance(
     sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sidecar.answers = ["20\nuser.inx.flake is 'é'".encode()]
@@ -139,7 +141,7 @@ def test_a_refusal_is_the_status_and_a_line_in_the_instances_log(
     assert re.fullmatch(line, own_log())
 
 
-def test_a_long_answer_arrives_whole(
+def test_a_long_answer_is_complete(
     sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sidecar.answers = [b"24\n" + b"x" * 200_000]
@@ -147,7 +149,7 @@ def test_a_long_answer_arrives_whole(
     assert "x" * 200_000 in lxc_log.read_text()
 
 
-def test_a_sidecar_that_dies_meanwhile_is_asked_again(
+def test_a_sidecar_that_ends_before_it_answers_is_asked_again(
     sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sidecar.answers = [b"", b"", b"0\n"]
@@ -158,7 +160,7 @@ def test_a_sidecar_that_dies_meanwhile_is_asked_again(
 def test_a_sidecar_that_resets_the_connection_is_asked_again(
     lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It dies with the request unread, and the socket lives on in systemd."""
+    """The sidecar ends before it has read the request. systemd keeps the socket."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(paths.SOCKET)
         listener.listen()
@@ -177,14 +179,14 @@ def test_a_sidecar_that_resets_the_connection_is_asked_again(
         thread.join()
 
 
-def test_without_a_socket_the_advice_is_to_start_it(
+def test_without_a_socket_the_log_names_the_command_that_starts_it(
     lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(monkeypatch) == hook.UNREACHABLE
     assert "run 'systemctl start inx-sidecar.socket'" in lxc_log.read_text()
 
 
-def test_a_socket_that_nobody_serves_is_not_waited_for(
+def test_a_hook_does_not_wait_for_a_socket_without_a_server(
     lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
@@ -194,7 +196,7 @@ def test_a_socket_that_nobody_serves_is_not_waited_for(
     assert time.monotonic() - begin < 1
 
 
-def test_a_start_does_not_wait_for_ever(
+def test_a_start_has_a_deadline(
     sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hook, "DEADLINE_SECONDS", 0.2)
@@ -203,7 +205,7 @@ def test_a_start_does_not_wait_for_ever(
     assert "did not answer within" in lxc_log.read_text()
 
 
-def test_a_sidecar_that_always_dies_is_given_up_at_the_deadline(
+def test_a_sidecar_that_ends_again_and_again_is_asked_until_the_deadline(
     sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hook, "DEADLINE_SECONDS", 0.2)
@@ -228,7 +230,7 @@ def test_a_stop_without_a_socket_does_not_fail(
 
 
 @pytest.mark.parametrize("config", [None, "", "/gone/lxc.conf", "/"])
-def test_without_a_log_the_status_still_comes_through(
+def test_without_a_log_the_hook_has_the_exit_status(
     sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch, config: str | None
 ) -> None:
     sidecar.answers = [b"22\nbroken"]
@@ -240,7 +242,7 @@ def test_without_a_log_the_status_still_comes_through(
     assert "broken" in own_log()
 
 
-def test_a_configuration_that_names_no_log_is_fine(
+def test_a_configuration_without_a_log_is_no_error(
     sidecar: Sidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lxc.conf").write_text("lxc.log.level = warn\nlxc.log.file =\n")
@@ -248,10 +250,10 @@ def test_a_configuration_that_names_no_log_is_fine(
     assert run(monkeypatch) == 22
 
 
-def test_a_configuration_that_is_no_text_is_read_all_the_same(
+def test_a_configuration_that_is_not_utf_8_is_read(
     sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """raw.lxc and environment.* stand in it too."""
+    """The configuration has raw.lxc and environment.* of the instance."""
     config = Path(os.environ["LXC_CONFIG_FILE"])
     config.write_bytes(b"lxc.environment = A=\xff\n" + config.read_bytes())
     sidecar.answers = [b"22\nbroken"]
@@ -259,7 +261,7 @@ def test_a_configuration_that_is_no_text_is_read_all_the_same(
     assert "inx - broken\n" in lxc_log.read_text()
 
 
-def test_a_log_directory_that_cannot_be_made_stops_no_hook(
+def test_a_hook_runs_without_its_log_directory(
     sidecar: Sidecar, tmp_path: Path, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "log").write_text("a file")
@@ -269,13 +271,15 @@ def test_a_log_directory_that_cannot_be_made_stops_no_hook(
     assert "broken" in lxc_log.read_text()
 
 
-def test_the_own_log_is_for_root_alone(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_root_can_read_the_log_of_the_hooks(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sidecar.answers = [b"0\n"]
     run(monkeypatch)
     assert Path(paths.LOG, "hooks.log").stat().st_mode & 0o777 == 0o600
 
 
-def test_an_environment_that_is_no_text_is_handed_on(
+def test_an_environment_that_is_not_utf_8_is_sent(
     sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "LXC_NAME", "w\udcff\n")
@@ -287,7 +291,7 @@ def test_an_environment_that_is_no_text_is_handed_on(
 
 
 def test_a_hook_as_lxc_runs_it(sidecar: Sidecar, lxc_log: Path, processes: None) -> None:
-    """With no locale, a name that is no text, and fd 1 and 2 closed to it."""
+    """LXC sets no locale. The name is not UTF-8. The hook writes nothing to descriptors 1 and 2."""
     code = """if True:
         import sys
         sys.path.insert(0, sys.argv.pop())

@@ -1,4 +1,4 @@
-"""HACKING.md's table of packages is the code's: imports go only downwards, and a hook is light."""
+"""The code follows the table of packages in HACKING.md, and a hook imports few modules."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from support.disposable import REPO
 pytestmark = pytest.mark.main
 
 SOURCE = REPO / "inx_sidecar"
-# A module by its path below SOURCE, without the ending: "roots/mirror", or "cli" at the top.
+# Modules by their paths below SOURCE, without the suffix: "roots/mirror", or "cli" at the top.
 MODULES = sorted(
     path.relative_to(SOURCE).with_suffix("").as_posix()
     for path in SOURCE.rglob("*.py")
@@ -25,7 +25,7 @@ HEAVY = {
 
 
 def packages() -> dict[str, list[str]]:
-    """The table of HACKING.md, from the top: a package, and its modules."""
+    """The table of HACKING.md, from the top: packages, and their modules."""
     text = (REPO / "HACKING.md").read_text()
     _, _, section = text.partition("### Packages\n")
     rows = re.findall(r"^\| `([a-z_]+)/` \|[^|]*\|((?: `[a-z_]+`)+) \|$", section, re.MULTILINE)
@@ -36,7 +36,7 @@ def packages() -> dict[str, list[str]]:
 
 
 PACKAGES = packages()
-# From the top; each package imports only from those behind it.
+# From the top: a package imports only from packages below it.
 ORDER = list(PACKAGES)
 
 
@@ -45,7 +45,7 @@ def package_of(module: str) -> str:
 
 
 def imports(module: str) -> set[str]:
-    """The modules of ours that `module` imports anywhere, also within a function."""
+    """The modules of inx that `module` imports, also in a function."""
     found: set[str] = set()
     for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -62,7 +62,7 @@ def imports(module: str) -> set[str]:
 
 
 def below(module: str) -> set[str]:
-    """All that `module` imports, directly or not."""
+    """The modules that `module` imports, directly or indirectly."""
     found: set[str] = set()
     todo = imports(module)
     while todo:
@@ -81,7 +81,7 @@ def test_a_module_imports_only_downwards(module: str) -> None:
     own = ORDER.index(package_of(module))
     for imported in imports(module):
         assert ORDER.index(package_of(imported)) >= own, f"{module} imports {imported}"
-    assert module not in below(module), "it imports itself by way of others"
+    assert module not in below(module), "the module imports itself indirectly"
 
 
 @pytest.mark.parametrize("init", sorted(SOURCE.rglob("__init__.py")), ids=lambda p: p.parent.name)
@@ -89,15 +89,15 @@ def test_a_package_itself_is_empty(init: Path) -> None:
     assert init.read_bytes() == b""
 
 
-def test_every_package_is_one() -> None:
-    """pip and nixpkgs install what has an __init__.py."""
+def test_every_directory_with_modules_is_a_package() -> None:
+    """pip and nixpkgs install only directories with an __init__.py."""
     assert {path.parent for path in SOURCE.rglob("*.py")} == {
         path.parent for path in SOURCE.rglob("__init__.py")
     }
 
 
-def test_a_hook_imports_nothing_heavy(processes: None) -> None:
-    """LXC waits for it at each start: every module counts."""
+def test_a_hook_imports_no_slow_module(processes: None) -> None:
+    """LXC waits for the hook at each start, so each imported module costs time."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import inx_sidecar.hook; print(*sys.modules)"
     )
@@ -113,19 +113,19 @@ def test_a_hook_imports_nothing_heavy(processes: None) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_fits_in_one_head(module: str) -> None:
+def test_a_module_is_short_and_has_a_docstring(module: str) -> None:
     text = (SOURCE / f"{module}.py").read_text()
     assert len(text.splitlines()) <= 300
-    assert ast.get_docstring(ast.parse(text)), "its first line tells its idea"
+    assert ast.get_docstring(ast.parse(text)), "the first line of a module says its idea"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_left_undone_and_nothing_sleeps(module: str) -> None:
+def test_a_module_has_no_open_task_no_sleep_and_no_shell(module: str) -> None:
     text = (SOURCE / f"{module}.py").read_text()
     assert not re.findall(r"time\.sleep|\bTODO\b|\bFIXME\b|\bXXX\b|shell=True", text)
 
 
-def test_only_its_own_module_spells_out_a_path_of_the_host() -> None:
+def test_only_the_module_paths_has_literal_paths_of_the_host() -> None:
     texts = {module: (SOURCE / f"{module}.py").read_text() for module in MODULES}
     named = {
         module

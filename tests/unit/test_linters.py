@@ -1,4 +1,4 @@
-"""ruff, mypy and sh find nothing to say about the checkout."""
+"""ruff, mypy and sh accept the checkout."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def run(*argv: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_ruff_finds_nothing(processes: None) -> None:
+def test_ruff_finds_no_problem(processes: None) -> None:
     run(sys.executable, "-m", "ruff", "check", ".")
 
 
@@ -25,12 +25,12 @@ def test_the_code_is_formatted(processes: None) -> None:
     run(sys.executable, "-m", "ruff", "format", "--check", ".")
 
 
-def test_the_types_are_right(processes: None) -> None:
+def test_mypy_finds_no_problem(processes: None) -> None:
     run(sys.executable, "-m", "mypy")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(REPO)))
-def test_a_shell_script_can_be_parsed(script: Path, processes: None) -> None:
+def test_a_shell_script_has_no_syntax_error(script: Path, processes: None) -> None:
     if not script.exists():
         pytest.skip(f"there is no {script.relative_to(REPO)}")
     first = script.read_text().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Whatever arrives at the socket, one status and one line go back."""
+"""The answer to any request on the socket is one status and one line."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,9 @@ from inx_sidecar.server import Request, _answer, parse
 
 pytestmark = pytest.mark.main
 
-FACTS = "\0".join(f"{name}=" for name in ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH"))
+LXC_VARIABLES = "\0".join(
+    f"{name}=" for name in ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH")
+)
 MALFORMED = {
     "nothing": b"",
     "a kind alone": b"pre-start",
@@ -30,8 +32,8 @@ MALFORMED = {
     "a word and more": b"drain\0",
     "a word in capitals": b"SYNC",
     "two words": b"sync\ndrain",
-    "an unknown kind": f"umount\n\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
-    "a kind in capitals": f"STOP\0{FACTS}\0LXC_CONFIG_FILE=".encode(),
+    "an unknown kind": f"umount\n\0{LXC_VARIABLES}\0LXC_CONFIG_FILE=".encode(),
+    "a kind in capitals": f"STOP\0{LXC_VARIABLES}\0LXC_CONFIG_FILE=".encode(),
     "too much": b"x" * 65536,
     "too much in a fact": b"stop\0LXC_TARGET=\0LXC_CONFIG_FILE=\0LXC_ROOTFS_PATH=/x\0LXC_NAME="
     + b"x" * 65000,
@@ -53,21 +55,21 @@ def answer(request: bytes) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_request_is_answered(request_: bytes) -> None:
+def test_a_malformed_request_gets_an_error(request_: bytes) -> None:
     assert answer(request_)[0] > 0
 
 
 @pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_request_is_no_bug_of_the_sidecar(
+def test_a_malformed_request_is_not_logged_as_a_bug(
     request_: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Hooks and sidecar of different versions, or a hand at work."""
+    """Hooks and sidecar may have different versions, or an administrator sent the request."""
     assert answer(request_)[0] >= 20
     assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("word", ["sync", "drain"])
-def test_a_word_is_a_request_of_its_own(word: str) -> None:
+def test_a_single_word_is_a_request(word: str) -> None:
     assert parse(word.encode()) == word
 
 
@@ -79,25 +81,29 @@ def test_a_word_is_a_request_of_its_own(word: str) -> None:
         (b"stop\0LXC_PID=7\0LXC_TARGET=reboot", 0, "reboot"),
     ],
 )
-def test_a_hook_tells_what_its_kind_needs(request_: bytes, pid: int, target: str) -> None:
+def test_the_request_of_a_hook_has_the_variables_of_its_kind(
+    request_: bytes, pid: int, target: str
+) -> None:
     facts = b"\0LXC_NAME=web\0LXC_ROOTFS_PATH=/a\0LXC_CONFIG_FILE=/b"
     kind = request_.partition(b"\0")[0].decode()
     assert parse(request_ + facts) == Request(kind, LxcFacts("web", "/a", "/b"), pid, target)
 
 
-def test_a_hook_that_ran_before_an_upgrade_is_still_understood() -> None:
+def test_the_former_name_of_the_hook_mount_is_understood() -> None:
     """The hook `mount` was called `start-host`, and still sends that name."""
     facts = b"\0LXC_PID=7\0LXC_NAME=web\0LXC_ROOTFS_PATH=/a\0LXC_CONFIG_FILE=/b"
     assert parse(b"start-host" + facts) == parse(b"mount" + facts)
 
 
-def test_an_unknown_kind_is_named() -> None:
+def test_the_error_names_an_unknown_kind() -> None:
     status, message = answer(MALFORMED["an unknown kind"])
     assert status == UnsupportedError.status and "unknown hook 'umount'" in message
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"container: []", b"\xff\0", b"{", b"a: *x"])
-def test_an_instance_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_the_error_names_an_instance_that_cannot_be_read(
+    tmp_path: Path, content: bytes | None
+) -> None:
     if content is not None:
         (tmp_path / "backup.yaml").write_bytes(content)
     facts = f"LXC_NAME=web\0LXC_ROOTFS_PATH={tmp_path}/rootfs\0LXC_CONFIG_FILE=\0LXC_TARGET="
@@ -110,7 +116,9 @@ def test_an_instance_that_cannot_be_read_is_named(tmp_path: Path, content: bytes
 @pytest.mark.parametrize(
     "expanded", ["[]", "{}", "null", "{volatile.uuid: x}", "{volatile.uuid: ../../etc}", "x"]
 )
-def test_a_backup_file_that_incus_never_wrote_is_named(tmp_path: Path, expanded: str) -> None:
+def test_the_error_names_a_backup_file_that_incus_did_not_write(
+    tmp_path: Path, expanded: str
+) -> None:
     text = f"container: {{name: web, project: default, expanded_config: {expanded}}}"
     (tmp_path / "backup.yaml").write_text(text)
     facts = f"LXC_NAME=web\0LXC_ROOTFS_PATH={tmp_path}/rootfs\0LXC_CONFIG_FILE="

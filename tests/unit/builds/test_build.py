@@ -24,12 +24,12 @@ def test_a_file_is_built_without_flakes() -> None:
     assert found == [["nix-build", "--out-link", LINK, "--attr", "hosts.web", "--", "/srv/x.nix"]]
 
 
-def test_what_is_missing_is_fetched_before_it_is_built() -> None:
+def test_a_missing_system_is_fetched_before_it_is_built() -> None:
     fetch = ["nix-store", "--realise", "--add-root", LINK, "--", MISSING]
     found = commands(NixFile("/srv/x.nix", "web", attr_given=False), MISSING, LINK)
     assert found[0] == fetch and found[1][0] == "nix-build"
 
 
-def test_a_system_is_only_ever_fetched() -> None:
+def test_a_system_without_a_source_is_only_fetched() -> None:
     found = commands(System(MISSING), MISSING, LINK)
     assert [argv[0] for argv in found] == ["nix-store"]

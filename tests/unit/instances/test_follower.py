@@ -1,4 +1,4 @@
-"""Which instances an event of Incus concerns."""
+"""Which instances are checked after an event of Incus."""
 
 import pytest
 
@@ -10,23 +10,23 @@ pytestmark = pytest.mark.life
 ALL = ("", "")
 
 
-def test_without_an_event_all_instances_are_looked_at() -> None:
+def test_without_an_event_all_instances_are_checked() -> None:
     """None stands for events that may have been lost."""
     assert affected_by(None) == ALL
 
 
 @pytest.mark.parametrize("action", ["profile-updated", "profile-renamed", "project-updated"])
-def test_a_profile_or_a_project_concerns_all_instances(action: str) -> None:
+def test_after_a_change_of_a_profile_or_a_project_all_instances_are_checked(action: str) -> None:
     assert affected_by(Event(action, "default", "inx")) == ALL
 
 
 @pytest.mark.parametrize("action", ["instance-updated", "instance-started", "instance-restarted"])
-def test_an_instance_that_was_changed_or_started_is_looked_at(action: str) -> None:
+def test_an_instance_that_was_changed_or_started_is_checked(action: str) -> None:
     assert affected_by(Event(action, "shop", "web")) == ("shop", "web")
 
 
 @pytest.mark.parametrize(
     "action", ["instance-stopped", "instance-deleted", "instance-exec", "image-created", ""]
 )
-def test_other_events_concern_no_instance(action: str) -> None:
+def test_after_other_events_no_instance_is_checked(action: str) -> None:
     assert affected_by(Event(action, "default", "web")) is None

@@ -1,4 +1,4 @@
-"""What a start does, for every state of the links, the store and the spec."""
+"""The plan of a start, for every state of the generations, the store and the spec."""
 
 from collections.abc import Set
 
@@ -16,11 +16,11 @@ def store(name: str) -> str:
     return f"/nix/store/{'0' * 32}-{name}"
 
 
-ONE, TWO, THREE, LED = map(store, ("one", "two", "three", "led"))
+ONE, TWO, THREE, LINKED = map(store, ("one", "two", "three", "led"))
 FLAKE = InstanceSpec(Flake("/etc/nixos", "web", attr_given=False))
 OTHER = InstanceSpec(Flake("/etc/other", "web", attr_given=False))
 LINK = InstanceSpec(System("/srv/result"))
-ALL = {ONE, TWO, THREE, LED}
+ALL = {ONE, TWO, THREE, LINKED}
 
 
 def three(
@@ -28,14 +28,14 @@ def three(
 ) -> Generations:
     """Generations 1 to 3, built last from the source of `spec`."""
     links = {1: ONE, 2: TWO, 3: THREE}
-    return Generations(links, current, spec.fingerprint(LED), pinned)
+    return Generations(links, current, spec.fingerprint(LINKED), pinned)
 
 
 def plan(
     spec: InstanceSpec,
     present: Generations,
     valid: Set[str] = ALL,
-    leads_to: str = LED,
+    leads_to: str = LINKED,
     *,
     keep: bool = False,
 ) -> Plan:
@@ -56,7 +56,7 @@ def test_the_first_start_builds() -> None:
     assert plan(FLAKE, Generations()) == Build(FLAKE.fingerprint())
 
 
-def test_an_unchanged_source_boots_what_is_there_and_writes_nothing() -> None:
+def test_an_unchanged_source_boots_the_current_generation_and_writes_nothing() -> None:
     assert plan(FLAKE, three()) == Boot(THREE)
 
 
@@ -65,7 +65,7 @@ def test_a_changed_source_is_built_and_falls_back_to_the_current_generation() ->
     assert plan(OTHER, three()) == wanted
 
 
-def test_a_changed_source_falls_back_to_the_newest_generation_that_is_there() -> None:
+def test_a_changed_source_falls_back_to_the_newest_generation_in_the_store() -> None:
     wanted = Build(OTHER.fingerprint(), fallback=Select(1, pinned=False))
     assert plan(OTHER, three(), valid={ONE}) == wanted
 
@@ -81,61 +81,63 @@ def test_a_new_update_value_builds_the_same_source_again() -> None:
     assert plan(again, three(again)) == Boot(THREE)
 
 
-def test_a_system_that_is_gone_is_fetched_before_it_is_built() -> None:
+def test_a_system_that_was_collected_is_fetched_before_it_is_built() -> None:
     wanted = Build(FLAKE.fingerprint(), missing=THREE, fallback=Select(2, pinned=False))
     assert plan(FLAKE, three(), valid={ONE, TWO}) == wanted
 
 
-def test_links_without_a_current_one_are_built() -> None:
+def test_without_a_current_generation_the_source_is_built() -> None:
     wanted = Build(FLAKE.fingerprint(), fallback=Select(3, pinned=False))
     assert plan(FLAKE, three(current=None)) == wanted
 
 
-def test_a_switch_inside_the_container_is_respected() -> None:
-    """nixos-rebuild inside wrote generation 3; the source is the one that gave generation 2."""
+def test_a_switch_inside_the_container_is_kept() -> None:
+    """nixos-rebuild inside wrote generation 3. The source that gave generation 2 is unchanged."""
     assert plan(FLAKE, three(current=3)) == Boot(THREE)
 
 
-def test_a_rollback_inside_the_container_is_respected() -> None:
+def test_a_rollback_inside_the_container_is_kept() -> None:
     assert plan(FLAKE, three(current=1)) == Boot(ONE)
 
 
-def test_a_changed_source_after_a_rollback_falls_back_to_what_was_rolled_back_to() -> None:
+def test_a_changed_source_after_a_rollback_falls_back_to_the_current_generation() -> None:
     wanted = Build(OTHER.fingerprint(), fallback=Select(1, pinned=False))
     assert plan(OTHER, three(current=1)) == wanted
 
 
 def test_a_system_is_linked_and_not_built() -> None:
-    wanted = Boot(LED, Append(LED, LINK.fingerprint(LED), 5))
+    wanted = Boot(LINKED, Append(LINKED, LINK.fingerprint(LINKED), 5))
     assert plan(LINK, Generations()) == wanted
     assert plan(LINK, three()) == wanted
 
 
 def test_a_link_is_followed_at_every_start() -> None:
-    present = Generations({1: LED}, 1, LINK.fingerprint(LED))
-    assert plan(LINK, present) == Boot(LED)
+    present = Generations({1: LINKED}, 1, LINK.fingerprint(LINKED))
+    assert plan(LINK, present) == Boot(LINKED)
     wanted = Boot(TWO, Append(TWO, LINK.fingerprint(TWO), 5))
     assert plan(LINK, present, leads_to=TWO) == wanted
 
 
-def test_a_link_that_still_leads_there_respects_a_rollback() -> None:
-    present = Generations({1: ONE, 2: LED}, 1, LINK.fingerprint(LED))
+def test_a_link_with_the_same_target_keeps_a_rollback() -> None:
+    present = Generations({1: ONE, 2: LINKED}, 1, LINK.fingerprint(LINKED))
     assert plan(LINK, present) == Boot(ONE)
 
 
 def test_a_system_that_is_not_in_the_store_is_fetched() -> None:
-    assert plan(LINK, Generations(), valid=set()) == Build(LINK.fingerprint(LED), missing=LED)
-    wanted = Build(LINK.fingerprint(LED), missing=LED, fallback=Select(3, pinned=False))
+    assert plan(LINK, Generations(), valid=set()) == Build(LINK.fingerprint(LINKED), missing=LINKED)
+    wanted = Build(LINK.fingerprint(LINKED), missing=LINKED, fallback=Select(3, pinned=False))
     assert plan(LINK, three(), valid={THREE}) == wanted
 
 
 def test_a_linked_system_that_was_collected_is_linked_anew_or_fetched() -> None:
-    present = Generations({1: ONE}, 1, LINK.fingerprint(LED))
-    assert plan(LINK, present, valid={LED}) == Boot(LED, Append(LED, LINK.fingerprint(LED), 5))
-    assert plan(LINK, present, valid=set()) == Build(LINK.fingerprint(LED), missing=LED)
+    present = Generations({1: ONE}, 1, LINK.fingerprint(LINKED))
+    assert plan(LINK, present, valid={LINKED}) == Boot(
+        LINKED, Append(LINKED, LINK.fingerprint(LINKED), 5)
+    )
+    assert plan(LINK, present, valid=set()) == Build(LINK.fingerprint(LINKED), missing=LINKED)
 
 
-def test_a_link_that_leads_nowhere_starts_what_is_there_and_says_why() -> None:
+def test_a_broken_link_boots_the_current_generation_and_gives_the_reason() -> None:
     def fail(_path: str, _instance: str) -> str:
         raise SystemMissingError("no such link")
 
@@ -152,7 +154,7 @@ def test_a_pinned_generation_is_selected_once() -> None:
     assert plan(pinned_to(1), three(current=1, pinned=True)) == Boot(ONE)
 
 
-def test_pinning_the_current_generation_is_written_down() -> None:
+def test_pinning_the_current_generation_is_recorded() -> None:
     assert plan(pinned_to(3), three()) == Boot(THREE, Select(3, pinned=True))
 
 
@@ -161,12 +163,12 @@ def test_another_pin_replaces_the_first() -> None:
     assert plan(pinned_to(2), three(current=1, pinned=True)) == wanted
 
 
-def test_a_pinned_generation_is_started_whatever_the_source() -> None:
+def test_a_pinned_generation_boots_with_any_source() -> None:
     changed = InstanceSpec(OTHER.source, generation=2)
     assert plan(changed, three()) == Boot(TWO, Select(2, pinned=True))
 
 
-def test_a_pinned_generation_that_never_was_is_an_error_that_tells_which_are() -> None:
+def test_a_pinned_generation_that_does_not_exist_is_an_error_that_lists_the_generations() -> None:
     with pytest.raises(SystemMissingError, match=r"generation is 7, but 'web'.*\(it has 1, 2, 3\)"):
         plan(pinned_to(7), three())
     with pytest.raises(SystemMissingError, match=r"\(it has none\)"):
@@ -178,11 +180,11 @@ def test_a_pinned_generation_that_was_collected_is_an_error() -> None:
         plan(pinned_to(1), three(), valid={TWO, THREE})
 
 
-def test_a_pin_that_is_released_goes_to_the_newest() -> None:
+def test_a_released_pin_boots_the_newest_generation() -> None:
     assert plan(FLAKE, three(current=1, pinned=True)) == Boot(THREE, Select(3, pinned=False))
 
 
-def test_a_pin_of_the_newest_is_released_too() -> None:
+def test_a_pin_of_the_newest_generation_is_released() -> None:
     assert plan(FLAKE, three(current=3, pinned=True)) == Boot(THREE, Select(3, pinned=False))
 
 
@@ -191,7 +193,7 @@ def test_a_pin_released_together_with_a_new_source_falls_back_to_the_newest() ->
     assert plan(OTHER, three(current=1, pinned=True)) == wanted
 
 
-def test_a_plan_tells_what_it_does() -> None:
+def test_a_plan_describes_its_action() -> None:
     assert Boot(ONE).describe() == f"boot {ONE}"
     assert Build("f").describe() == "build"
     assert Build("f", missing=ONE).describe() == f"fetch {ONE}"

@@ -1,4 +1,4 @@
-"""What `user.inx.status` says, and which system and generation it names."""
+"""The text of `user.inx.status`, and the system and the generation that the status names."""
 
 from dataclasses import replace
 from typing import Final
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.life
 
 ONE, TWO, TRIAL = (f"/nix/store/{digit * 32}-system" for digit in "012")
 PRESENT: Final = Generations({1: ONE, 2: TWO}, current=2)
-# It booted generation 2, which the profile led to then.
+# The instance booted generation 2, the current generation at that time.
 RUNNING: Final = Running(
     LxcFacts("web", "/rootfs", "/lxc.conf"), 1, 1, True, booted=TWO, profile_system=TWO
 )
 
 
-def test_a_store_without_mapped_owners_is_told() -> None:
+def test_the_status_reports_a_store_without_mapped_owners() -> None:
     assert ready_text(mapped=True) == "ready"
     assert ready_text(mapped=False) == f"ready ({UNMAPPED})"
 
@@ -43,7 +43,7 @@ def test_a_system_on_trial_has_no_generation() -> None:
     assert running_status("ready", PRESENT, trial) == Status("ready", TRIAL, None)
 
 
-def test_a_generation_that_was_selected_inside_since_counts() -> None:
+def test_a_generation_that_was_selected_inside_is_named() -> None:
     selected = replace(PRESENT, current=1)
     assert running_status("ready", selected, RUNNING) == Status("ready", ONE, 1)
     assert running_status("ready", selected, replace(RUNNING, active=TRIAL)).system == ONE
@@ -53,14 +53,14 @@ def test_without_a_current_generation_the_system_that_runs_is_named() -> None:
     assert running_status("ready", Generations(), RUNNING) == Status("ready", TWO, None)
 
 
-def test_of_two_generations_with_one_system_the_current_counts_then_the_newest() -> None:
+def test_of_two_generations_with_one_system_the_current_or_else_the_newest_is_named() -> None:
     twice = Generations({1: ONE, 2: TWO, 3: ONE}, current=1)
     assert generation_of(ONE, twice) == 1
     assert generation_of(ONE, replace(twice, current=2)) == 3
     assert generation_of(TRIAL, twice) is None
 
 
-def test_a_failed_update_says_what_still_runs() -> None:
+def test_a_failed_update_names_the_generation_that_still_runs() -> None:
     assert failed_update_text("no", PRESENT, RUNNING) == "failed: no; generation 2 runs on"
     assert failed_update_text("no", PRESENT, None) == "failed: no"
     trial = replace(RUNNING, active=TRIAL)

@@ -1,4 +1,4 @@
-"""What an update of an instance that runs has to do."""
+"""Which step an update of a running instance needs."""
 
 from dataclasses import replace
 from typing import Final
@@ -18,7 +18,7 @@ SYSTEM: Final = f"/nix/store/{'0' * 32}-system"
 BUILD: Final = Build("fingerprint")
 UNCHANGED: Final = Boot(SYSTEM)
 CHANGED: Final = Boot(SYSTEM, Select(2, pinned=False))
-# The spec BEFORE was carried out, and nothing was tried since.
+# The spec BEFORE was deployed, and no other spec was tried after it.
 DONE: Final = Running(LxcFacts("web", "/rootfs", "/lxc.conf"), 1, 1, True, spec_digest=BEFORE)
 
 
@@ -34,11 +34,11 @@ def test_a_new_spec_is_deployed(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("plan", [BUILD, CHANGED, UNCHANGED])
-def test_a_spec_that_was_carried_out_or_has_failed_is_left_alone(plan: Plan) -> None:
+def test_a_spec_that_was_deployed_or_has_failed_needs_no_step(plan: Plan) -> None:
     assert step(plan, replace(DONE, spec_digest=NOW)) is UpdateStep.NOTHING
 
 
-def test_a_spec_that_asks_for_what_is_current_is_only_recorded() -> None:
+def test_a_spec_whose_system_is_current_is_only_recorded() -> None:
     assert step(UNCHANGED) is UpdateStep.RECORD
 
 
@@ -53,7 +53,7 @@ def test_the_other_modes_deploy(mode: str) -> None:
 
 
 @pytest.mark.parametrize("plan", [BUILD, CHANGED, UNCHANGED])
-def test_an_activation_of_another_spec_that_was_cut_short_is_repaired_by_another(
+def test_after_an_interrupted_activation_of_another_spec_this_spec_is_deployed(
     plan: Plan,
 ) -> None:
     half_done = replace(DONE, attempted_digest=OTHER)
@@ -71,7 +71,7 @@ def test_a_build_for_this_spec_goes_on() -> None:
     assert step(BUILD, replace(DONE, attempted_digest=OTHER), building=NOW) is UpdateStep.CONTINUE
 
 
-def test_a_build_for_another_spec_is_overtaken() -> None:
+def test_a_build_for_another_spec_is_replaced() -> None:
     assert step(BUILD, building=OTHER) is UpdateStep.DEPLOY
-    # The operator took the change back.
+    # The operator has set the spec back.
     assert step(UNCHANGED, replace(DONE, spec_digest=NOW), building=OTHER) is UpdateStep.NOTHING

@@ -1,4 +1,4 @@
-"""A new sidecar knows where links were last found."""
+"""A restarted sidecar knows the places where links were last found."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def saved(name: str, *links: ResolvedLink) -> frozenset[str]:
-    """What the next sidecar knows after this one saw `links`."""
+    """The places that the next sidecar knows after this one resolved `links`."""
     away = AwayLinks(UUID)
     for link in links:
         away.remember(name, link)
@@ -37,15 +37,15 @@ def test_the_next_sidecar_knows_the_places() -> None:
     assert saved("one", AWAY) == AWAY.found
 
 
-def test_a_link_that_is_missing_was_last_found_where_it_was() -> None:
+def test_a_missing_link_keeps_the_places_where_it_was_last_found() -> None:
     assert saved("one", AWAY, NOWHERE) == AWAY.found
 
 
-def test_a_link_that_came_home_is_not_away() -> None:
+def test_a_link_that_is_found_at_home_has_no_places() -> None:
     assert saved("one", AWAY, HOME) == frozenset()
 
 
-def test_what_was_forgotten_is_gone() -> None:
+def test_a_forgotten_link_has_no_places() -> None:
     saved("one", AWAY)
     away = AwayLinks(UUID)
     away.forget("one")
@@ -54,12 +54,12 @@ def test_what_was_forgotten_is_gone() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]x", '{"one": [', "\0"])
-def test_a_file_that_cannot_be_read_is_as_if_it_were_not_there(file: Path, text: str) -> None:
+def test_a_damaged_file_counts_as_missing(file: Path, text: str) -> None:
     file.write_text(text)
     assert AwayLinks(UUID).last_found("one") == frozenset()
 
 
-def test_nothing_is_written_without_a_change(file: Path) -> None:
+def test_the_file_is_not_written_without_a_change(file: Path) -> None:
     saved("one", AWAY)
     before = file.stat().st_ino
     saved("one", AWAY)

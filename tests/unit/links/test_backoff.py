@@ -1,4 +1,4 @@
-"""A file system that does not answer is looked at ever more rarely."""
+"""After a file system did not answer, each next pause is longer."""
 
 import asyncio
 import time
@@ -21,12 +21,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def child() -> Iterator[asyncio.Future[None]]:
-    """Done when the child that got no answer has exited."""
+    """A future that is done when the previous child has exited."""
     with closing(asyncio.new_event_loop()) as loop:
         yield loop.create_future()
 
 
-def test_at_first_nothing_is_waited_for() -> None:
+def test_at_first_there_is_no_pause() -> None:
     assert not Backoff().lasts()
 
 
@@ -40,7 +40,7 @@ def test_each_backoff_is_twice_as_long_up_to_ten_minutes(
     assert seconds == [15, 30, 60, 120, 240, 480, 600, 600]
 
 
-def test_it_ends_after_its_time(clock: list[float], child: asyncio.Future[None]) -> None:
+def test_a_backoff_ends_after_its_time(clock: list[float], child: asyncio.Future[None]) -> None:
     child.set_result(None)
     backoff = Backoff().longer(child)
     clock[0] += 14.9
@@ -49,7 +49,7 @@ def test_it_ends_after_its_time(clock: list[float], child: asyncio.Future[None])
     assert not backoff.lasts()
 
 
-def test_it_never_ends_before_the_previous_child_has_exited(
+def test_a_backoff_does_not_end_before_the_previous_child_has_exited(
     clock: list[float], child: asyncio.Future[None]
 ) -> None:
     backoff = Backoff().longer(child)

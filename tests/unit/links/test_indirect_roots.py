@@ -1,4 +1,4 @@
-"""Registered paths are found under the names that Nix gives them."""
+"""Registered paths have the names that Nix gives them."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from inx_sidecar.links import indirect_roots
 pytestmark = pytest.mark.gc
 
 UUID = "11111111-2222-3333-4444-555555555555"
-# As `nix-hash --type sha1 --base32 --flat` says of these bytes.
+# The output of `nix-hash --type sha1 --base32 --flat` for these bytes.
 NAMES = {
     b"/root/result": "7h9kz6xpi43rhva1alqny0hi54w6203b",
     b"/root/result-1": "awi741v15jjzvr4mszxgjj5pg2b64arq",
@@ -52,8 +52,8 @@ def test_without_a_directory_nothing_is_registered(
     indirect_roots.forget(UUID, [RESULT])
 
 
-def test_what_is_registered_has_a_name_as_nix_gives_it(auto: Path) -> None:
-    """Nix makes links with other names first and renames them."""
+def test_only_entries_with_a_name_of_nix_are_registrations(auto: Path) -> None:
+    """Nix makes a link with another name first, and renames it."""
     for name in (RESULT, f".tmp-123-{RESULT}", f"{RESULT}.tmp-1-2", "e" * 32, RESULT[1:], "x"):
         (auto / name).symlink_to("/root/result")
     assert indirect_roots.names(UUID).keys() == {RESULT}
@@ -61,7 +61,7 @@ def test_what_is_registered_has_a_name_as_nix_gives_it(auto: Path) -> None:
     assert indirect_roots.names(UUID) == indirect_roots.marks(UUID, [RESULT])
 
 
-def test_paths_are_read_as_they_are(auto: Path) -> None:
+def test_registered_paths_are_read_unchanged(auto: Path) -> None:
     for path, name in NAMES.items():
         if 0 < len(path) < 4096:
             os.symlink(path, auto / name)
@@ -70,20 +70,20 @@ def test_paths_are_read_as_they_are(auto: Path) -> None:
     assert indirect_roots.read(UUID, names) == expected
 
 
-def test_what_is_no_link_is_not_read(auto: Path) -> None:
+def test_only_links_are_read(auto: Path) -> None:
     (auto / RESULT).mkdir()
     (auto / ("1" * 32)).touch()
     assert indirect_roots.read(UUID, [RESULT, "1" * 32]) == {}
 
 
-def test_a_path_is_put_as_nix_would(auto: Path) -> None:
+def test_a_path_is_registered_as_nix_does(auto: Path) -> None:
     for _ in range(2):
         indirect_roots.put(UUID, "/root/result")
         assert os.listdir(auto) == [RESULT]
         assert indirect_roots.read(UUID, [RESULT]) == {RESULT: "/root/result"}
 
 
-def test_only_what_is_named_is_forgotten(auto: Path) -> None:
+def test_only_the_named_registrations_are_forgotten(auto: Path) -> None:
     for path in ("/root/result", "/root/result-1"):
         indirect_roots.put(UUID, path)
     indirect_roots.forget(UUID, [RESULT, "1" * 32])
@@ -91,14 +91,16 @@ def test_only_what_is_named_is_forgotten(auto: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 4])
-def test_a_path_that_was_registered_again_is_told_from_before(auto: Path, times: int) -> None:
-    """However often meanwhile: the number of a file that is gone may be given to the next."""
+def test_a_path_that_was_registered_again_has_another_mark(auto: Path, times: int) -> None:
+    """The number of registrations does not matter: a new file can have the inode number of an
+    earlier one.
+    """
     indirect_roots.put(UUID, "/root/result")
     before = indirect_roots.names(UUID)
     assert indirect_roots.names(UUID) == before
     changed = (auto / RESULT).lstat().st_ctime_ns
     while time.time_ns() < changed + 20_000_000:
-        pass  # the clock of file systems ticks a hundred times a second at least
+        pass  # the clock of file systems has at least a hundred ticks a second
     for _ in range(times):
         indirect_roots.put(UUID, "/root/result")
     assert indirect_roots.names(UUID) != before

@@ -1,4 +1,4 @@
-"""A complaint is logged once, as long as comparison after comparison has it."""
+"""A complaint is logged once, until a comparison does not have it."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_another_complaint_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     ]  # fmt: skip
 
 
-def test_each_complaint_is_shown_and_the_first_one_of_this_comparison_is_told() -> None:
+def test_each_complaint_is_shown_and_the_first_one_of_a_comparison_is_kept() -> None:
     shown: list[tuple[str, str]] = []
     complaints = Complaints(lambda uuid, text: shown.append((uuid, text)))
     assert complaints.first == ""

@@ -1,4 +1,4 @@
-"""Which roots and which state belong to no instance any more."""
+"""Which roots and which state belong to no instance of Incus."""
 
 import pytest
 
@@ -19,29 +19,29 @@ def test_a_listed_instance_keeps_its_roots() -> None:
     assert owners_without_instance({("web", ONE)}, inventory(web=ONE), frozenset({"web"})) == set()
 
 
-def test_the_roots_of_a_deleted_instance_go() -> None:
+def test_the_roots_of_a_deleted_instance_are_found() -> None:
     owners = {("web", ONE), ("old", TWO)}
     assert owners_without_instance(owners, inventory(web=ONE), frozenset({"web"})) == {("old", TWO)}
 
 
-def test_a_new_instance_does_not_keep_the_roots_of_a_former_one_of_its_name() -> None:
+def test_a_new_instance_does_not_keep_the_roots_of_a_deleted_one_with_its_name() -> None:
     owners = {("web", ONE), ("web", TWO)}
     found = owners_without_instance(owners, inventory(web=TWO), frozenset({"web"}))
     assert found == {("web", ONE)}
 
 
-def test_a_renamed_instance_leaves_the_roots_of_its_former_name() -> None:
+def test_a_renamed_instance_does_not_keep_the_roots_of_its_former_name() -> None:
     owners = {("old", ONE), ("new", ONE)}
     found = owners_without_instance(owners, inventory(new=ONE), frozenset({"new"}))
     assert found == {("old", ONE)}
 
 
-def test_an_instance_that_is_just_being_made_keeps_its_roots() -> None:
-    """It is on the disk before Incus lists it."""
+def test_an_instance_that_is_being_created_keeps_its_roots() -> None:
+    """Its directory exists before Incus lists the instance."""
     assert owners_without_instance({("web", ONE)}, inventory(), frozenset({"web"})) == set()
 
 
-def test_only_names_that_are_uuids_are_state_of_instances() -> None:
+def test_only_directories_named_by_a_uuid_are_state_of_instances() -> None:
     names = [ONE, TWO, "seal.key", "busybox", "sidecar.sock", ONE.upper() + "x", f"{ONE}.new"]
     assert uuids_without_instance(names, inventory(web=ONE)) == {TWO}
     assert uuids_without_instance([], inventory(web=ONE)) == set()

@@ -1,4 +1,4 @@
-"""Roots of an instance lie in a directory that tells its name and its uuid."""
+"""The roots of an instance are in a directory whose name has the name and uuid of the instance."""
 
 from pathlib import Path
 
@@ -12,12 +12,14 @@ pytestmark = pytest.mark.main
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
-def test_the_directory_tells_name_and_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_has_the_name_and_the_uuid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paths, "GCROOTS", str(tmp_path))
     assert direct_roots.directory("project_web", UUID) == f"{tmp_path}/project_web.{UUID}"
 
 
-def test_owners_are_those_that_have_a_directory(
+def test_each_instance_with_a_directory_is_an_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paths, "GCROOTS", str(tmp_path / "inx"))
@@ -40,7 +42,7 @@ def test_without_a_directory_there_are_no_roots(tmp_path: Path) -> None:
     assert direct_roots.read(str(tmp_path), "links/") == {}
 
 
-def test_roots_are_read_with_their_directories_or_within_one(tmp_path: Path) -> None:
+def test_all_roots_or_the_roots_of_one_directory_are_read(tmp_path: Path) -> None:
     everything = {
         "system-1": "/nix/store/a",
         "links/one": "/nix/store/b",
@@ -60,7 +62,7 @@ def test_roots_are_read_with_their_directories_or_within_one(tmp_path: Path) -> 
         assert direct_roots.read(str(tmp_path), within) == expected
 
 
-def test_a_link_to_a_directory_is_a_root_and_not_followed(tmp_path: Path) -> None:
+def test_a_link_to_a_directory_is_a_root_and_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/x").symlink_to("/nix/store/x")
     (tmp_path / "roots").mkdir()

@@ -1,4 +1,4 @@
-"""When the root file system of an instance is read for roots, and whose roots it takes over."""
+"""When the root file system of an instance is read, and when roots of a former name are moved."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_an_instance_without_roots_is_read(runs: bool, last_read: tuple[int, int
         (True, OLD, False),
     ],
 )
-def test_an_instance_with_roots_is_read_when_it_was_written_anew_and_does_not_run(
+def test_an_instance_with_roots_is_read_after_a_new_file_system_while_it_does_not_run(
     runs: bool, last_read: tuple[int, int] | None, expected: bool
 ) -> None:
     assert must_read(False, runs, last_read, NEW) is expected
@@ -39,7 +39,7 @@ def test_a_renamed_instance_takes_over_the_roots_of_its_former_name() -> None:
     assert former_names(new, owners, {("new", UUID), ("web", OTHER)}) == ["old"]
 
 
-def test_an_import_takes_nothing_of_the_instance_that_was_exported() -> None:
-    """Both have one uuid, and both are listed."""
+def test_an_imported_instance_takes_over_no_roots_of_the_exported_one() -> None:
+    """Both have the same uuid, and Incus lists both."""
     imported = ListedInstance("new", UUID, ours=True, ran=True)
     assert former_names(imported, {("old", UUID)}, {("old", UUID), ("new", UUID)}) == []

@@ -1,4 +1,4 @@
-"""An instance that Incus lists is told by its LXC name and its uuid."""
+"""The LXC name, the uuid and the state of an instance that Incus lists."""
 
 from typing import Any
 
@@ -17,26 +17,26 @@ def listed(name: str = "web", project: str = "default", **config: str) -> Listed
     return ListedInstance.of(api)
 
 
-def test_a_project_is_part_of_the_name_that_lxc_knows() -> None:
+def test_the_lxc_name_has_the_project() -> None:
     assert listed().lxc_name == "web"
     assert listed(project="shop").lxc_name == "shop_web"
     assert listed("default_web").lxc_name == "default_web"
 
 
-def test_an_instance_is_ours_by_its_hooks() -> None:
+def test_an_instance_with_the_hooks_is_an_instance_of_inx() -> None:
     assert listed(**{"raw.lxc": HOOKS}).ours
     assert not listed().ours
     assert not listed(**{"raw.lxc": "lxc.hook.mount = /etc/inx/hooksmith"}).ours
     assert not listed(**{"raw.lxc": "lxc.environment = A=/etc/inx"}).ours
 
 
-def test_an_instance_ran_if_it_has_a_status() -> None:
-    """Or what it was copied from did, which has the same need."""
+def test_an_instance_with_a_status_has_run() -> None:
+    """Or the instance ran from which it was copied. A copy needs roots as well."""
     assert listed(**{"user.inx.status": "running"}).ran
     assert not listed(**{"user.inx.status": ""}).ran
     assert not listed(**{"user.inx.system": "x"}).ran
 
 
-def test_the_uuid_is_the_one_that_incus_made() -> None:
+def test_the_uuid_is_volatile_uuid() -> None:
     assert listed(**{"volatile.uuid": UUID}).uuid == UUID
     assert listed().uuid == ""

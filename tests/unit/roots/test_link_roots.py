@@ -117,8 +117,7 @@ def test_a_found_path_is_held_as_it_was_found(
     resolved: ResolvedLink, held: dict[str, bool], last: frozenset[str], half_full: bool
 ) -> None:
     assert (
-        resolved.targets.items()
-        <= paths_to_hold(resolved, held, last, half_full=half_full).items()
+        resolved.targets.items() <= paths_to_hold(resolved, held, last, half_full=half_full).items()
     )
 
 

@@ -1,4 +1,4 @@
-"""`inx-sidecar roots` tells what each root holds, how much and since when, in plain text."""
+"""`inx-sidecar roots` lists each root with its age, the size of its closure and its store path."""
 
 import os
 import sqlite3
@@ -67,7 +67,7 @@ def link(
 
 
 def rows(instance: str | None = None) -> list[list[str]]:
-    """The columns of each line but the heading."""
+    """The columns of each line, without the heading."""
     heading, *lines = list_roots.lines(instance)
     assert heading.split() == ["INSTANCE", "AGE", "SIZE", "PATH", "WHAT", "HOLDS", "IT"]
     assert all(line.isprintable() and line.isascii() for line in lines)
@@ -75,15 +75,15 @@ def rows(instance: str | None = None) -> list[list[str]]:
 
 
 def ends() -> list[str]:
-    """What follows the age, with single blanks."""
+    """The columns after the age, with single spaces."""
     return [" ".join(row[2].split()) for row in rows()]
 
 
-def test_without_roots_there_is_a_heading_alone() -> None:
+def test_without_roots_only_the_heading_is_printed() -> None:
     assert rows() == []
 
 
-def test_every_kind_of_root_says_what_it_is_for() -> None:
+def test_the_last_column_names_the_owner_of_each_kind_of_root() -> None:
     link("/root/result", TWO)
     link("/mnt/disk/result", TWO, home=False)
     root("system-1", TWO)
@@ -97,7 +97,7 @@ def test_every_kind_of_root_says_what_it_is_for() -> None:
     )  # fmt: skip
 
 
-def test_instances_are_listed_by_name_or_all() -> None:
+def test_all_instances_or_one_are_listed() -> None:
     root("system-1", ONE)
     root("system-1", TWO, instance="shop_web", uuid=SHOP)
     root("system-1", TWO, uuid=SHOP)
@@ -107,11 +107,11 @@ def test_instances_are_listed_by_name_or_all() -> None:
 
 
 @pytest.mark.parametrize("name", ["we", "WEB", "web.", "", "*", f"web.{WEB}"])
-def test_an_instance_that_has_no_roots_is_named_before_anything_is_said(name: str) -> None:
+def test_an_instance_without_roots_is_an_error_before_the_first_line(name: str) -> None:
     root("system-1", ONE)
-    said = list_roots.lines(name)
+    lines = list_roots.lines(name)
     with pytest.raises(InstanceError, match=f"no instance {name!r}".replace("*", r"\*")):
-        next(said)
+        next(lines)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_an_instance_that_has_no_roots_is_named_before_anything_is_said(name: st
         ("x", "lost"),
     ],
 )
-def test_the_size_is_that_of_all_a_path_needs(path: str, size: str) -> None:
+def test_the_size_is_that_of_the_closure(path: str, size: str) -> None:
     root("system-1", path)
     assert ends()[0].startswith(f"{size} ")
 
@@ -153,7 +153,7 @@ def test_an_age_is_short(seconds: int, shown: str) -> None:
     assert list_roots._age(seconds) == shown
 
 
-def test_the_age_is_that_of_the_root() -> None:
+def test_the_age_is_the_age_of_the_root() -> None:
     root("system-1", ONE, age=3 * 86400)
     root("system-2", ONE, age=2 * 3600 + 60)
     root("system-3", ONE, age=-500)
@@ -175,7 +175,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_what_a_container_chose_is_shown_as_plain_text(text: str, shown: str) -> None:
+def test_a_text_from_a_container_is_shown_as_plain_text(text: str, shown: str) -> None:
     link(text, TWO)
     assert ends() == [f"512 B {TWO} {shown}"]
 
@@ -194,20 +194,20 @@ def test_a_snapshot_is_named_as_incus_does_and_in_plain_text(key: str, shown: st
     assert ends() == [f"512 B {TWO} snapshot {shown}"]
 
 
-def test_a_root_whose_registration_is_gone_is_listed() -> None:
+def test_a_root_without_a_registration_is_listed() -> None:
     link("/root/result", TWO)
     indirect_roots.forget(WEB, [indirect_roots.name_of("/root/result")])
     assert ends() == [f"512 B {TWO} ?"]
 
 
-def test_what_a_crash_left_is_listed() -> None:
+def test_an_unfinished_link_of_a_crash_is_listed() -> None:
     root("links/.0123456789abcdef", TWO)
     root(".0123456789abcdef", TWO)
     assert sorted(ends()) == [f"512 B {TWO} .0123456789abcdef", f"512 B {TWO} ?"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 100])
-def test_a_database_that_cannot_be_read_is_named(content: bytes | None) -> None:
+def test_a_database_that_cannot_be_read_is_an_error(content: bytes | None) -> None:
     root("system-1", ONE)
     os.unlink(paths.NIX_DB)
     if content is not None:

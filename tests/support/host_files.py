@@ -1,0 +1,119 @@
+"""The files of disposable hosts: a Debian tree, the wheels of the project, the project itself."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+from support.cache import CACHE, REPO, HostError, cached, locked, step, tool
+
+SUITE = "trixie"
+TARGET_PYTHON = "3.13"  # the version in SUITE, for which pip selects wheels
+PACKAGES = (
+    "systemd systemd-sysv dbus udev procps kmod iproute2 iputils-ping ca-certificates curl git "
+    "attr xz-utils incus-base incus-client lxcfs dnsmasq-base uidmap nix-bin nix-setup-systemd "
+    "python3 python3-venv busybox-static"
+).split()
+# The tree has no name and no network configuration of this machine. systemd replaces an empty
+# machine-id at the first boot of each host.
+CUSTOMISE = """
+echo "substituters =" >>"$1/etc/nix/nix.conf"
+rm -f "$1/etc/resolv.conf" "$1/etc/hostname"
+: >"$1/etc/machine-id"
+"""
+# Programs that this machine needs, and their Debian packages. mmdebstrap reads the keys of the
+# archive with gpg.
+TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "gpg": "gpg",
+    "systemd-nspawn": "systemd-container",
+    "pip3": "python3-pip",
+}
+
+
+def install_tools() -> None:
+    missing = [package for name, package in TOOLS.items() if not shutil.which(name)]
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise HostError(f"this machine has no apt-get: install {' and '.join(missing)} by hand")
+    log = CACHE / "apt.log"
+    with locked(CACHE / "apt.lock") as lock, step(f"install {' '.join(missing)} here"):
+        if not any(Path("/var/lib/apt/lists").glob("*_Packages*")):
+            tool(["apt-get", "-q", "update"], log=log, lock=lock)
+        install = ["apt-get", "-qy", "install", "--no-install-recommends"]
+        tool([*install, *missing], log=log, lock=lock)
+
+
+def find_mirror() -> str:
+    """The URI of the Debian archive of this machine, not of a security or third-party archive."""
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "stable")
+    apt = Path("/etc/apt")
+    extra = sorted(apt.glob("sources.list.d/*.list")) + sorted(apt.glob("sources.list.d/*.sources"))
+    for path in filter(Path.exists, [apt / "sources.list", *extra]):
+        text = path.read_text()
+        entries = re.findall(r"(?m)^deb(?: +\[.*?\])? +(\S+) +(.+)", text)
+        for stanza in text.split("\n\n"):
+            field = dict(re.findall(r"(?m)^(\w+): *(.+)", stanza))
+            if "URIs" in field:
+                suites = f"{field.get('Suites')} {field.get('Components')}"
+                entries.append((field["URIs"], suites))
+        for uris, suites in entries:
+            if {release, "main"} <= set(suites.split()):
+                return str(uris.split()[0])
+    raise HostError(f"no Debian archive of {release} is named below /etc/apt")
+
+
+def tree() -> Path:
+    """The lower layer of the root of every host. It is never booted and never changed."""
+
+    def make(fresh: Path, lock: int) -> None:
+        options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        # mmdebstrap mounts file systems. In a mount namespace of its own, they end with mmdebstrap.
+        argv = ["unshare", "--mount", "mmdebstrap", *options]
+        argv += [f"--customize-hook={CUSTOMISE}", SUITE]
+        tool([*argv, fresh, find_mirror()], log=CACHE / "tree.log", lock=lock)
+
+    return cached("tree", [SUITE, PACKAGES, CUSTOMISE], make)
+
+
+def requirements(*extras: str, build: bool = False) -> list[str]:
+    pyproject = tomllib.loads((REPO / "pyproject.toml").read_text())
+    project = pyproject["project"]
+    wanted: list[str] = [*project["dependencies"]]
+    for extra in extras:
+        wanted += project["optional-dependencies"][extra]
+    if build:
+        wanted += pyproject["build-system"]["requires"]
+    return sorted(wanted)
+
+
+def wheels() -> Path:
+    """A directory with all packages that the installation of the project needs."""
+    wanted, machine = requirements(build=True), platform.machine()
+
+    def make(fresh: Path, lock: int) -> None:
+        target = ["--implementation", "cp", "--python-version", TARGET_PYTHON]
+        for libc in "manylinux2014", "manylinux_2_28":
+            target += ["--platform", f"{libc}_{machine}"]
+        argv = ["pip3", "download", "-q", "--only-binary=:all:", *target]
+        tool([*argv, "--dest", fresh, *wanted], log=CACHE / "wheels.log", lock=lock)
+
+    return cached("wheels", [TARGET_PYTHON, machine, wanted], make)
+
+
+def project_files() -> list[str]:
+    """The files of the project that git does not ignore, or all files if git does not work."""
+    git = ["git", "-c", "safe.directory=*", "-C", os.fspath(REPO)]
+    listing = [*git, "ls-files", "-co", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+        names = {name for name in listed.split("\0") if name and os.path.lexists(REPO / name)}
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        files = (path for path in REPO.rglob("*") if path.is_symlink() or path.is_file())
+        found = (path.relative_to(REPO) for path in files)
+        names = {os.fspath(path) for path in found if path.parts[0] != ".git"}
+    return sorted(names)

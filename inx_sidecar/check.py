@@ -16,7 +16,7 @@ from inx_sidecar.config.settings import load_settings
 from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
 from inx_sidecar.incus import api as incus
 from inx_sidecar.kernel import forked
-from inx_sidecar.nix.store import valid_paths
+from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import barrier
 
 _KERNEL: Final = (5, 12)

@@ -64,10 +64,10 @@ def sync() -> None:
 @click.argument("instance", required=False)
 def roots(instance: str | None) -> None:
     """List what instances keep from the garbage collector: path, age, size of the closure, link."""
-    from inx_sidecar.roots import list_roots
+    from inx_sidecar.roots import roots_command
 
     with _report_errors("inx: error: "):
-        for line in list_roots.lines(instance):
+        for line in roots_command.lines(instance):
             click.echo(line)
 
 

@@ -17,7 +17,7 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.systemd_notify import notify, send_keep_alives
 from inx_sidecar.container import bootstrap
 from inx_sidecar.incus.instance import LxcFacts
-from inx_sidecar.instances.follower import Follower
+from inx_sidecar.instances.config_watch import ConfigWatch
 from inx_sidecar.instances.lifecycle import Lifecycle
 
 _REQUEST_MAX: Final = 1 << 16
@@ -52,7 +52,7 @@ async def serve(listener: socket.socket) -> None:
         log.error("%s", error)
     await lifecycle.resume()
     lifecycle.reconciler.begin()
-    follower = Follower(lifecycle)
+    follower = ConfigWatch(lifecycle)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
 

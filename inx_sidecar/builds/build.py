@@ -10,12 +10,12 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError
 from inx_sidecar.base.process import find_program, run
-from inx_sidecar.builds.build_failure import failure_reason
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.builds.build_user import BuildUser, build_user_of
+from inx_sidecar.builds.failure_reason import failure_reason
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, Source, System
-from inx_sidecar.nix.store import STORE_PATH, check_toplevel, valid_paths
+from inx_sidecar.nix.store_paths import STORE_PATH, check_toplevel, valid_paths
 
 # Variables that builds need and that the administrator may set for the sidecar's unit.
 _PASSED_ON: Final = (

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from inx_sidecar.base.errors import ConfigError, not_allowed, quoted
-from inx_sidecar.config.addresses import NIC_KEY, parse_nics
+from inx_sidecar.config.nic_keys import NIC_KEY, parse_nics
 from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
-from inx_sidecar.nix.store import STORE_PATH, split_store_paths
+from inx_sidecar.nix.store_paths import STORE_PATH, split_store_paths
 
 PREFIX: Final = "user.inx."
 

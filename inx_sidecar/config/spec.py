@@ -4,7 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from inx_sidecar.config.addresses import Nic
+from inx_sidecar.config.nic_keys import Nic
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import UnsupportedError, one_line
 from inx_sidecar.base.process import find_program
-from inx_sidecar.nix.store import redact_store_paths
+from inx_sidecar.nix.store_paths import redact_store_paths
 
 _READY: Final = "ready"
 _FAILED: Final = "failed"

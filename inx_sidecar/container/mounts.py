@@ -16,11 +16,11 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import MountError
-from inx_sidecar.container.inside import apply_change
+from inx_sidecar.container.files import apply_change
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.overlay import mount_entries
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.rootfs import open_directory
+from inx_sidecar.kernel.safe_open import open_directory
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
     CLONE_NEWNS,

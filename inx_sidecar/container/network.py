@@ -1,4 +1,4 @@
-"""Set up the static addresses of a container that starts: its end of each wire, then the host's.
+"""Set up the static addresses of a container that starts: its end of each setup, then the host's.
 
 The kernel removes both ends when the container stops: the container's interfaces with its network
 namespace, and the host's end of a veth pair with its peer. So inx never removes an address.
@@ -14,13 +14,13 @@ from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, Final
 
 from inx_sidecar.base.errors import NetworkError
-from inx_sidecar.config.addresses import (
+from inx_sidecar.config.nic_keys import (
     Interface,
     is_link_local,
     is_single_host,
     networks_overlap,
 )
-from inx_sidecar.config.wires import End, Route, Wire
+from inx_sidecar.config.nic_setup import End, NicSetup, Route
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.syscalls import CLONE_NEWNET, CLONE_NEWUSER, opened, setns
@@ -28,38 +28,38 @@ from inx_sidecar.kernel.syscalls import CLONE_NEWNET, CLONE_NEWUSER, opened, set
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-# IFA_F_NODAD: no duplicate address detection on a wire where inx sets the addresses of both ends.
+# IFA_F_NODAD: no duplicate address detection on a setup where inx sets the addresses of both ends.
 _NODAD: Final = 0x02
 # RT_TABLE_MAIN and RT_SCOPE_LINK (rtnetlink(7)).
 _MAIN_TABLE: Final = 254
 _LINK: Final = 253
 
 
-async def refuse_conflicts(name: str, wires: Sequence[Wire]) -> None:
-    """NetworkError if the host already uses an address or a route that `wires` need.
+async def refuse_conflicts(name: str, setups: Sequence[NicSetup]) -> None:
+    """NetworkError if the host already uses an address or a route that `setups` need.
 
     This check runs before there is a container, which LXC would take seconds to end. `name` is that
     of the instance.
     """
-    if wires:
+    if setups:
         _import_pyroute2()
         action = f"looking for the addresses of {name!r}"
-        await forked.run_in_child(lambda: _check_host(name, wires), action)
+        await forked.run_in_child(lambda: _check_host(name, setups), action)
 
 
-async def set_up(container: Container, wires: Sequence[Wire], lock: asyncio.Lock) -> None:
-    """Set the addresses and routes of both ends of `wires`; the container's init has not begun.
+async def set_up(container: Container, setups: Sequence[NicSetup], lock: asyncio.Lock) -> None:
+    """Set the addresses and routes of both ends of `setups`; the container's init has not begun.
 
     NetworkError if the kernel refuses them, or the host already uses one of them. The call can be
     repeated. `lock` keeps two instances from finding the same address free.
     """
-    if not wires:
+    if not setups:
         return
     action = f"setting up the network of {container.name!r}"
     _import_pyroute2()
     async with lock:
-        peers, _ = await forked.run_in_child(lambda: _set_up_inside(container, wires), action)
-        await forked.run_in_child(lambda: _set_up_host(container, wires, peers), action)
+        peers, _ = await forked.run_in_child(lambda: _set_up_inside(container, setups), action)
+        await forked.run_in_child(lambda: _set_up_host(container, setups, peers), action)
 
 
 def _import_pyroute2() -> None:
@@ -85,11 +85,11 @@ def _netlink(name: str) -> Iterator["IPRoute"]:
         ) from None
 
 
-def _set_up_inside(container: Container, wires: Sequence[Wire]) -> forked.Result:
+def _set_up_inside(container: Container, setups: Sequence[NicSetup]) -> forked.Result:
     """In a child: set up the container's ends.
 
-    The result has, for each wire, the index of the host's interface at the other end; 0 if inx does
-    not set up that end.
+    The result has, for each setup, the index of the host's interface at the other end; 0 if inx
+    does not set up that end.
     """
     with opened(os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as network:
         if not container.privileged:
@@ -97,44 +97,44 @@ def _set_up_inside(container: Container, wires: Sequence[Wire]) -> forked.Result
         setns(network, CLONE_NEWNET)
     peers = []
     with _netlink(container.name) as netlink:
-        for wire in wires:
-            found = netlink.link_lookup(ifname=wire.name) if wire.name else []
+        for setup in setups:
+            found = netlink.link_lookup(ifname=setup.name) if setup.name else []
             if not found:
                 raise NetworkError(
-                    f"{container.name!r} has no interface {wire.name!r} for {wire.nic.key}; look "
+                    f"{container.name!r} has no interface {setup.name!r} for {setup.nic.key}; look "
                     f"at its NIC with 'incus config show {container.name} --expanded'"
                 )
             (link,) = netlink.get_links(found[0])
-            _set_up_end(netlink, container.name, wire, found[0], wire.inside)
+            _set_up_end(netlink, container.name, setup, found[0], setup.inside)
             # The link of a macvlan is its parent, which inx does not set up.
-            peers.append(int(link.get("link") or 0) if wire.host is not None else 0)
+            peers.append(int(link.get("link") or 0) if setup.host is not None else 0)
     return peers, []
 
 
-def _check_host(name: str, wires: Sequence[Wire]) -> forked.Result:
-    """In a child: NetworkError if the host uses an address or a route that `wires` need."""
+def _check_host(name: str, setups: Sequence[NicSetup]) -> forked.Result:
+    """In a child: NetworkError if the host uses an address or a route that `setups` need."""
     with _netlink(name) as netlink:
-        # Incus has made the wire, and also routes to it if the device has ipv4.routes.
+        # Incus has made the setup, and also routes to it if the device has ipv4.routes.
         peers = [
-            next(iter(netlink.link_lookup(ifname=wire.host_name)), 0) if wire.host_name else 0
-            for wire in wires
+            next(iter(netlink.link_lookup(ifname=setup.host_name)), 0) if setup.host_name else 0
+            for setup in setups
         ]
-        _refuse_taken(netlink, name, wires, peers)
-        for wire, peer in zip(wires, peers, strict=True):
-            for route in () if wire.host is None else wire.host.routes:
-                _refuse_routed(netlink, name, wire, route, peer)
+        _refuse_taken(netlink, name, setups, peers)
+        for setup, peer in zip(setups, peers, strict=True):
+            for route in () if setup.host is None else setup.host.routes:
+                _refuse_routed(netlink, name, setup, route, peer)
     return None, []
 
 
 def _set_up_host(
-    container: Container, wires: Sequence[Wire], peers: Sequence[int]
+    container: Container, setups: Sequence[NicSetup], peers: Sequence[int]
 ) -> forked.Result:
     """In a child: refuse addresses that the host uses, then set up the host's ends, `peers`."""
     with _netlink(container.name) as netlink:
-        _refuse_taken(netlink, container.name, wires, peers)
-        for wire, peer in zip(wires, peers, strict=True):
-            if wire.host is not None:
-                _set_up_end(netlink, container.name, wire, peer, wire.host)
+        _refuse_taken(netlink, container.name, setups, peers)
+        for setup, peer in zip(setups, peers, strict=True):
+            if setup.host is not None:
+                _set_up_end(netlink, container.name, setup, peer, setup.host)
     return None, []
 
 
@@ -145,55 +145,55 @@ def _interface(entry: Any) -> Interface:
 
 
 def _refuse_taken(
-    netlink: "IPRoute", name: str, wires: Sequence[Wire], peers: Sequence[int]
+    netlink: "IPRoute", name: str, setups: Sequence[NicSetup], peers: Sequence[int]
 ) -> None:
-    """NetworkError if an interface of the host that is no peer has an address of `wires`.
+    """NetworkError if an interface of the host that is no peer has an address of `setups`.
 
-    Also if such an interface is connected to a network of `wires`.
+    Also if such an interface is connected to a network of `setups`.
     """
     present = [(entry["index"], _interface(entry)) for entry in netlink.get_addr()]
-    for wire in wires:
+    for setup in setups:
         # The NIC shares a link only with its bridge or parent. The host routes to a p2p NIC, so
         # there all interfaces of the host count.
-        same_link = set(netlink.link_lookup(ifname=wire.network))
+        same_link = set(netlink.link_lookup(ifname=setup.network))
         others = [
             (index, interface)
             for index, interface in present
-            if index not in peers and (wire.host is not None or index in same_link)
+            if index not in peers and (setup.host is not None or index in same_link)
         ]
-        _refuse_taken_of_wire(netlink, name, wire, others)
+        _refuse_taken_addresses(netlink, name, setup, others)
 
 
-def _refuse_taken_of_wire(
-    netlink: "IPRoute", name: str, wire: Wire, present: Sequence[tuple[int, Interface]]
+def _refuse_taken_addresses(
+    netlink: "IPRoute", name: str, setup: NicSetup, present: Sequence[tuple[int, Interface]]
 ) -> None:
     for index, interface in present:
-        for own in wire.nic.addresses:
+        for own in setup.nic.addresses:
             if own.ip == interface.ip:
                 raise NetworkError(
-                    f"{own.ip} in {wire.nic.key}.address of {name!r} is this host's own "
+                    f"{own.ip} in {setup.nic.key}.address of {name!r} is this host's own "
                     f"address on {_interface_name(netlink, index)}; change one"
                 )
-            if wire.host is not None and own.ip in interface.network and not is_link_local(own.ip):
+            if setup.host is not None and own.ip in interface.network and not is_link_local(own.ip):
                 raise NetworkError(
-                    f"{own.ip} in {wire.nic.key}.address of {name!r} is in the network "
+                    f"{own.ip} in {setup.nic.key}.address of {name!r} is in the network "
                     f"{interface.network} on {_interface_name(netlink, index)}; take another, or "
                     "connect the NIC to that network"
                 )
-        for host in wire.nic.host_addresses:
+        for host in setup.nic.host_addresses:
             if not is_single_host(host) and networks_overlap(host, interface):
                 raise NetworkError(
-                    f"{host} in {wire.nic.key}.host_address of {name!r} overlaps with "
+                    f"{host} in {setup.nic.key}.host_address of {name!r} overlaps with "
                     f"{interface} on {_interface_name(netlink, index)}; leave out "
                     f"/{host.network.prefixlen} or take another network"
                 )
 
 
-def _set_up_end(netlink: "IPRoute", name: str, wire: Wire, index: int, end: End) -> None:
+def _set_up_end(netlink: "IPRoute", name: str, setup: NicSetup, index: int, end: End) -> None:
     """Add the addresses and routes of `end` to interface `index`; other ones of it stay."""
     netlink.link("set", index=index, state="up")
     for interface in end.addresses:
-        flags = {"flags": _NODAD} if wire.host is not None and interface.version == 6 else {}
+        flags = {"flags": _NODAD} if setup.host is not None and interface.version == 6 else {}
         netlink.addr(
             "replace", index=index, address=str(interface.ip),
             prefixlen=interface.network.prefixlen, **flags,
@@ -204,11 +204,11 @@ def _set_up_end(netlink: "IPRoute", name: str, wire: Wire, index: int, end: End)
             wanted["gateway"] = str(route.gateway)
         elif route.target.version == 4:
             wanted["scope"] = _LINK
-        _add_route(netlink, name, wire, route, index, wanted)
+        _add_route(netlink, name, setup, route, index, wanted)
 
 
 def _add_route(
-    netlink: "IPRoute", name: str, wire: Wire, route: Route, index: int, wanted: dict[str, Any]
+    netlink: "IPRoute", name: str, setup: NicSetup, route: Route, index: int, wanted: dict[str, Any]
 ) -> None:
     from pyroute2 import NetlinkError
 
@@ -217,10 +217,12 @@ def _add_route(
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise
-        _refuse_routed(netlink, name, wire, route, index)
+        _refuse_routed(netlink, name, setup, route, index)
 
 
-def _refuse_routed(netlink: "IPRoute", name: str, wire: Wire, route: Route, index: int) -> None:
+def _refuse_routed(
+    netlink: "IPRoute", name: str, setup: NicSetup, route: Route, index: int
+) -> None:
     """NetworkError if the main table has a route to the same target by another interface."""
     family = socket.AF_INET if route.target.version == 4 else socket.AF_INET6
     # All routes are read: for one target, the kernel would return the route that it would choose.
@@ -232,7 +234,7 @@ def _refuse_routed(netlink: "IPRoute", name: str, wire: Wire, route: Route, inde
     if holders and index not in holders:
         names = ", ".join(_interface_name(netlink, holder) for holder in holders if holder)
         raise NetworkError(
-            f"{route.target} of {wire.nic.key} of {name!r} is already routed to "
+            f"{route.target} of {setup.nic.key} of {name!r} is already routed to "
             f"{names or 'elsewhere'} on this host; change the address, or remove that route"
         )
 

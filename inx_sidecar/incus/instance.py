@@ -15,7 +15,7 @@ import yaml
 
 from inx_sidecar.base.errors import InstanceError
 from inx_sidecar.incus.api import is_true
-from inx_sidecar.nix.store import split_store_paths
+from inx_sidecar.nix.store_paths import split_store_paths
 
 # Every scalar is read as text: YAML 1.1 takes "no" for a boolean and "=" for a type of its own.
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)

@@ -16,7 +16,7 @@ from inx_sidecar.base.errors import InxError, one_line
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.nix.store import redact_store_paths
+from inx_sidecar.nix.store_paths import redact_store_paths
 
 _TEXT_KEY: Final = "user.inx.status"
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")

@@ -7,15 +7,15 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
-from inx_sidecar.container.inside import write_generation
+from inx_sidecar.container.files import write_generation
 from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.status import Status, StatusWriter
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
+from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot, Build
 from inx_sidecar.instances.starting import Starter
-from inx_sidecar.instances.state import InstanceState
 from inx_sidecar.instances.status_text import BUG, UNMAPPED, fallback_text
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Append

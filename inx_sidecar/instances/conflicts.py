@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from inx_sidecar.base.errors import InstanceError, NetworkError
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.running import Running
-from inx_sidecar.instances.state import InstanceState
+from inx_sidecar.incus.running_record import Running
+from inx_sidecar.instances.instance_state import InstanceState
 
 
 def other_with_uuid(instance: Instance) -> str | None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError
 from inx_sidecar.config.keys import parse_spec
+from inx_sidecar.config.nic_setup import NicSetup, plan_nic_setups
 from inx_sidecar.config.settings import Settings, load_settings
 from inx_sidecar.config.spec import InstanceSpec, System
-from inx_sidecar.config.wires import Wire, plan_wires
 from inx_sidecar.container.mounts import HostDirectory
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.instances.plan import Boot, Build, Plan, choose_plan
@@ -21,7 +21,7 @@ from inx_sidecar.nix.closure import closure_of
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.seals import trusted_generations
-from inx_sidecar.nix.store import check_toplevel, resolve_toplevel, valid_paths
+from inx_sidecar.nix.store_paths import check_toplevel, resolve_toplevel, valid_paths
 from inx_sidecar.roots.system_roots import add_system_roots
 
 
@@ -74,7 +74,7 @@ def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
     """Parse the spec of `instance`, look at its generations and decide; nothing is written."""
     settings = load_settings()
     spec = parse_spec(instance.config, instance.name, settings.default_flake)
-    static_wires(instance, spec)
+    static_nic_setups(instance, spec)
     every = generations.read(instance.rootfs, instance.name)
     # An isolated container sees what it boots, so it must not choose a system by itself.
     present = trusted_generations(every, spec.isolated)
@@ -115,9 +115,9 @@ def check_deployment(deployment: Deployment) -> None:
             )
 
 
-def static_wires(instance: Instance, spec: InstanceSpec) -> tuple[Wire, ...]:
+def static_nic_setups(instance: Instance, spec: InstanceSpec) -> tuple[NicSetup, ...]:
     """The NICs with static addresses. The names of their interfaces are known once LXC starts."""
-    return plan_wires(spec.nics, instance.nics, instance.name)
+    return plan_nic_setups(spec.nics, instance.nics, instance.name)
 
 
 def _digest(spec: InstanceSpec, instance: str) -> str:

@@ -15,13 +15,13 @@ from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus.instance import Instance, LxcFacts, read_instance
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.instances.boot_build import BootBuilder
 from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
 from inx_sidecar.instances.deployment import deploy
+from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.starting import Starter
-from inx_sidecar.instances.state import InstanceState
 from inx_sidecar.instances.takeover import take_over_all
 from inx_sidecar.instances.updates import Updater
 from inx_sidecar.nix.daemon import NixDaemon

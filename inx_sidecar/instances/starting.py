@@ -4,20 +4,20 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import InxError, SystemMissingError
+from inx_sidecar.base.errors import InxError, NetworkError, SystemMissingError
 from inx_sidecar.base.journal import instance_log
-from inx_sidecar.config.wires import claims, excluded_claims
+from inx_sidecar.config.nic_setup import claims, excluded_claims
 from inx_sidecar.container import bootstrap, network
 from inx_sidecar.container.mounts import HostDirectory, attach_mounts
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import Status, StatusWriter
 from inx_sidecar.instances.conflicts import check_addresses
-from inx_sidecar.instances.deployment import Deployment, deploy, static_wires
+from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setups
 from inx_sidecar.instances.failure_log import log_failure
+from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot
-from inx_sidecar.instances.state import InstanceState
 from inx_sidecar.instances.status_text import (
     UNMAPPED,
     fallback_text,
@@ -27,7 +27,7 @@ from inx_sidecar.instances.status_text import (
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.seals import add_seal
-from inx_sidecar.nix.store import redact_store_paths
+from inx_sidecar.nix.store_paths import redact_store_paths
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.system_roots import ACTIVE, NEXT, add_system_roots
 
@@ -51,9 +51,14 @@ class Starter:
         """Decide what the start does, refuse it if it is not possible, and make what the container
         needs; `states` are those of all instances. InxError is the reason of a refusal."""
         deployment = await deploy(self._gc, instance)
-        wires = static_wires(instance, deployment.spec)
-        check_addresses(instance, excluded_claims(wires), states)
-        await network.refuse_conflicts(instance.lxc_name, wires)
+        setups = static_nic_setups(instance, deployment.spec)
+        check_addresses(instance, excluded_claims(setups), states)
+        try:
+            await network.refuse_conflicts(instance.lxc_name, setups)
+        except NetworkError:
+            # Another instance that starts may have claimed the address meanwhile: then say so.
+            check_addresses(instance, excluded_claims(setups), states)
+            raise
         await self.make_ready(state, deployment)
 
     async def make_ready(self, state: InstanceState, deployment: Deployment) -> None:
@@ -88,10 +93,10 @@ class Starter:
         assert deployment is not None
         state.container = Container(pid, instance.lxc_name)
         try:
-            wires = static_wires(instance, deployment.spec)
-            check_addresses(instance, excluded_claims(wires), states)
-            state.claims = dict.fromkeys(claims(wires), instance.lxc_name)
-            await network.set_up(state.container, wires, self._network_lock)
+            setups = static_nic_setups(instance, deployment.spec)
+            check_addresses(instance, excluded_claims(setups), states)
+            state.claims = dict.fromkeys(claims(setups), instance.lxc_name)
+            await network.set_up(state.container, setups, self._network_lock)
             await state.daemon.wait_until_done()
             state.mapped = await self._attach(state.container, deployment)
             running = Running.of(deployment.instance, pid, state.mapped, state.claims)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import Status
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.nix.generations import Generations, Select

@@ -10,7 +10,7 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.builds import build
 from inx_sidecar.container import bootstrap
 from inx_sidecar.incus.instance import LxcFacts
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.status_text import BUG
 
 

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.plan import Boot, Plan
 
 

@@ -15,18 +15,18 @@ from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.instances.activate_update import activate_update, undo_generation
 from inx_sidecar.instances.deployment import Deployment, deploy
+from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot
-from inx_sidecar.instances.state import InstanceState
 from inx_sidecar.instances.status_text import (
     BUG,
     failed_update_text,
     ready_text,
     running_status,
 )
-from inx_sidecar.instances.switching import switch, undo_generation
 from inx_sidecar.instances.update_decision import UpdateStep, update_needed
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
@@ -96,7 +96,7 @@ class Updater:
         try:
             system, change = await self._system_and_change(deployment)
             state.activating = True
-            text = await switch(self._gc, state, deployment, system, change)
+            text = await activate_update(self._gc, state, deployment, system, change)
             present = generations.read(instance.rootfs, instance.name)
             await system_roots.add_system_roots(self._gc, instance, present, None)
             direct_roots.drop_if_there(*owner, system_roots.NEXT)

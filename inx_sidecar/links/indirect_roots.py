@@ -14,7 +14,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.kernel.rootfs import open_directory, replace_link
+from inx_sidecar.kernel.safe_open import open_directory, replace_link
 from inx_sidecar.kernel.syscalls import opened
 
 NAME: Final = re.compile(r"[0-9a-df-np-sv-z]{32}")

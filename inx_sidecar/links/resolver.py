@@ -28,8 +28,8 @@ from inx_sidecar.kernel.syscalls import (
     opened,
 )
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.links.process_roots import ProcessRoot, process_roots_of
-from inx_sidecar.nix.store import store_path_of
+from inx_sidecar.links.root_directories import RootDirectory, root_directories_of
+from inx_sidecar.nix.store_paths import store_path_of
 
 # After so many seconds a file system counts as one that does not answer: what was found there
 # before is kept.
@@ -104,7 +104,7 @@ async def resolve_links_offline(name: str, rootfs: str, texts: Sequence[str]) ->
     is written. TookTooLongError if no path was resolved in time."""
 
     def inside(answers: int) -> list[str]:
-        root = ProcessRoot.at(rootfs)
+        root = RootDirectory.at(rootfs)
         for text in texts:
             _answer(answers, text, [root], True)
         return []
@@ -143,11 +143,11 @@ async def _resolve_in_child(
         return Resolution(_read_answers(texts, answers), problem="; ".join(filter(None, problems)))
 
 
-def _become_root(name: str, process: InitProcess) -> tuple[list[ProcessRoot], bool]:
+def _become_root(name: str, process: InitProcess) -> tuple[list[RootDirectory], bool]:
     """In the child: all process roots, and whether they are complete."""
     with Container(process.pid, name) as container:
         try:
-            roots = process_roots_of(process.pid, process.started)
+            roots = root_directories_of(process.pid, process.started)
         except (FileNotFoundError, ProcessLookupError):
             raise InstanceError(f"process {process.pid} of {name!r} is gone") from None
         container.become_root()
@@ -167,7 +167,7 @@ def _keep_copy(root: int, name: str, add: Iterable[str] = (), remove: Iterable[s
 
 
 def _answer(
-    answers: int, text: str, roots: Sequence[ProcessRoot], complete: bool
+    answers: int, text: str, roots: Sequence[RootDirectory], complete: bool
 ) -> dict[str, Any]:
     os.write(answers, _ANSWER_BEGINS)
     answer = _resolve(text, roots, complete)
@@ -175,7 +175,7 @@ def _answer(
     return answer
 
 
-def _resolve(text: str, roots: Sequence[ProcessRoot], complete: bool) -> dict[str, Any]:
+def _resolve(text: str, roots: Sequence[RootDirectory], complete: bool) -> dict[str, Any]:
     """The fields of a ResolvedLink, as JSON carries them."""
     targets: dict[str, bool] = {}
     found, missing = [], []
@@ -198,7 +198,7 @@ def _resolve(text: str, roots: Sequence[ProcessRoot], complete: bool) -> dict[st
     return {"targets": targets, "found": found, "missing": missing, "sure": sure}
 
 
-def _place(root: ProcessRoot, text: str, mount: int) -> str:
+def _place(root: RootDirectory, text: str, mount: int) -> str:
     """The process root, and the component of `text` at which `mount` begins, if not at the root."""
     if mount == root.mount:
         return root.identity

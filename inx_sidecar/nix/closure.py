@@ -13,7 +13,7 @@ from contextlib import closing
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
 from inx_sidecar.base.process import run
-from inx_sidecar.nix.store import CLOSURE_QUERY, STORE_PATH
+from inx_sidecar.nix.store_paths import CLOSURE_QUERY, STORE_PATH
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.kernel.rootfs import open_directory, replace_link
+from inx_sidecar.kernel.safe_open import open_directory, replace_link
 from inx_sidecar.kernel.syscalls import opened
-from inx_sidecar.nix.store import STORE_PATH
+from inx_sidecar.nix.store_paths import STORE_PATH
 
 _LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
 _LAST: Final = 999_999_999

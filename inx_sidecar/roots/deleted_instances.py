@@ -7,7 +7,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.journal import instance_log
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.inventory import Inventory, Owner, container_entries, take_inventory
 

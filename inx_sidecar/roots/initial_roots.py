@@ -11,7 +11,7 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.config import settings
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots, system_roots
-from inx_sidecar.roots.complaints import Complaints
+from inx_sidecar.roots.comparison_errors import ComparisonErrors
 from inx_sidecar.roots.inventory import Inventory, ListedInstance, Owner
 from inx_sidecar.roots.link_roots import LINKS
 from inx_sidecar.roots.offline_roots import offline_roots
@@ -24,7 +24,7 @@ class InitialRoots:
     """`runs` tells whether the links of an instance are mirrored."""
 
     def __init__(
-        self, gc: GcClient, complaints: Complaints, runs: Callable[[ListedInstance], bool]
+        self, gc: GcClient, complaints: ComparisonErrors, runs: Callable[[ListedInstance], bool]
     ) -> None:
         self._gc = gc
         self._complaints = complaints

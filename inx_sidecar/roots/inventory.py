@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api as incus
-from inx_sidecar.nix.store import split_store_paths
+from inx_sidecar.nix.store_paths import split_store_paths
 
 # Name, as LXC has it, and uuid: both, since an import may have the uuid of another instance, and a
 # new instance the name of one that was deleted.

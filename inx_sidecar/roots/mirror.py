@@ -11,11 +11,11 @@ from itertools import islice
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import quoted
 from inx_sidecar.links import indirect_roots, resolver
-from inx_sidecar.links.away_links import AwayLinks
-from inx_sidecar.links.patient_resolver import PatientResolver
+from inx_sidecar.links.backoff_resolver import BackoffResolver
+from inx_sidecar.links.link_places import LinkPlaces
 from inx_sidecar.links.resolver import InitProcess
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.nix.store import valid_paths
+from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.link_log import LinkLog
 from inx_sidecar.roots.link_roots import (
@@ -39,7 +39,7 @@ class Mirror:
         self.rootfs = rootfs
         self.process = process
         self.most = most
-        self.resolver = PatientResolver(lxc_name, rootfs, process)
+        self.resolver = BackoffResolver(lxc_name, rootfs, process)
         # The last error of a comparison, in one sentence; empty when a comparison succeeds.
         self.problem = ""
         # The number of registrations that were refused, as there were too many.
@@ -48,7 +48,7 @@ class Mirror:
         self._log = LinkLog(lxc_name)
         self._lock = asyncio.Lock()
         self._known: dict[str, indirect_roots.Mark] = {}
-        self._away = AwayLinks(uuid)
+        self._away = LinkPlaces(uuid)
         self._lost: set[str] = set()
         self._held: set[str] = set()
         self._compared = False

@@ -13,7 +13,7 @@ from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.links.resolver import resolve_links_offline
 from inx_sidecar.nix import generations
-from inx_sidecar.nix.store import valid_paths
+from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots.link_roots import batches, root_name
 from inx_sidecar.roots.system_roots import system_roots
 

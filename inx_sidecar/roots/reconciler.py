@@ -15,22 +15,22 @@ from inx_sidecar.base.errors import InstanceError, InxError, RootError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.config import settings
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.links.resolver import InitProcess
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.comparison import Outcome, compare_running
-from inx_sidecar.roots.complaints import Complaints
+from inx_sidecar.roots.comparison_errors import ComparisonErrors
 from inx_sidecar.roots.deleted_instances import remove_deleted
 from inx_sidecar.roots.initial_roots import InitialRoots
 from inx_sidecar.roots.inventory import Inventory, ListedInstance, take_inventory
 from inx_sidecar.roots.link_roots import LINKS
 from inx_sidecar.roots.mirror import Mirror
+from inx_sidecar.roots.registration_watch import RegistrationWatch
+from inx_sidecar.roots.repeat_temp_roots import repeat_temp_roots
 from inx_sidecar.roots.stopped_instances import StoppedInstances
-from inx_sidecar.roots.temp_roots import repeat_temp_roots
-from inx_sidecar.roots.watch import RegistrationWatch
 
 _PERIOD_SECONDS: Final = 600.0
 _BURST_SECONDS: Final = 1.0
@@ -51,7 +51,7 @@ class RootReconciler:
         self._forget_instance = forget
         self._instances: dict[str, Instance] = {}
         self._watch = RegistrationWatch(self._add_registered)
-        self._complaints = Complaints(self._show_complaint)
+        self._complaints = ComparisonErrors(self._show_complaint)
         self._initial = InitialRoots(gc, self._complaints, self._runs)
         self._stopped = StoppedInstances(gc)
         self._tasks: set[asyncio.Task[None]] = set()

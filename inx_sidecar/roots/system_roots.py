@@ -10,7 +10,7 @@ from inx_sidecar.incus.instance import Instance
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
-from inx_sidecar.nix.store import valid_paths
+from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots
 
 # The system that PID 1 runs.

@@ -14,7 +14,7 @@ from support.registrations import NEVER, SHOP, WEB
 
 from inx_sidecar.base import paths
 from inx_sidecar.kernel.fanotify import PermissionGroup
-from inx_sidecar.roots import watch
+from inx_sidecar.roots import registration_watch
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def registrations(tmp_path: Path, gc_paths: None, monkeypatch: pytest.MonkeyPatc
     for uuid in (WEB, SHOP):
         os.makedirs(paths.auto_dir(uuid))
         os.makedirs(paths.run_dir(uuid))
-    monkeypatch.setattr(watch, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr(registration_watch, "_POLL_SECONDS", NEVER)
 
 
 @pytest.fixture

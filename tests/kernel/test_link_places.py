@@ -8,7 +8,7 @@ from support.containers import apart, umount
 from support.links import ONE, Web, mount_disk, mount_tmpfs
 
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, setns
-from inx_sidecar.links.process_roots import INIT
+from inx_sidecar.links.root_directories import INIT
 from inx_sidecar.roots.link_roots import paths_to_hold
 
 pytestmark = pytest.mark.gc

@@ -11,8 +11,8 @@ import pytest
 from support.links import COPY, ONE, TWO, Web, store
 
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.links.process_roots import INIT
 from inx_sidecar.links.resolver import ResolvedLink
+from inx_sidecar.links.root_directories import INIT
 
 pytestmark = pytest.mark.gc
 

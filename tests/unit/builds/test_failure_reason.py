@@ -3,7 +3,7 @@
 import pytest
 
 from inx_sidecar.base.process import Completed
-from inx_sidecar.builds.build_failure import failure_reason
+from inx_sidecar.builds.failure_reason import failure_reason
 
 pytestmark = pytest.mark.main
 

@@ -10,7 +10,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.links.resolver import ResolvedLink
 
 
-class AwayLinks:
+class LinkPlaces:
     """The places of each link, by the name of its registration."""
 
     def __init__(self, uuid: str) -> None:

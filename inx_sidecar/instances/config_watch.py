@@ -15,7 +15,7 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.events import Event, listen
 from inx_sidecar.incus.instance import Instance, parse_instance
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.lifecycle import Lifecycle
 
 # After so many seconds without an event all instances are looked at: an event may have been lost.
@@ -38,7 +38,7 @@ _CHANGES: Final = ("instance-updated", "instance-started", "instance-restarted")
 log = logging.getLogger(__name__)
 
 
-class Follower:
+class ConfigWatch:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
         self._changed: set[_Key] = set()

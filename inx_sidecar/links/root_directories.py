@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Final, Self
 
-from inx_sidecar.incus.running import process_start_time
+from inx_sidecar.incus.running_record import process_start_time
 from inx_sidecar.kernel.syscalls import mount_id, opened
 
 # The identity of the root of the container's init.
@@ -25,7 +25,7 @@ _PAYLOAD: Final = "lxc.payload"
 
 
 @dataclass(frozen=True)
-class ProcessRoot:
+class RootDirectory:
     """An O_PATH descriptor of a root directory, its mount, and what distinguishes it."""
 
     fd: int
@@ -39,14 +39,14 @@ class ProcessRoot:
         return cls(root, f"{namespace}:{status.st_dev}:{status.st_ino}", mount_id(root))
 
 
-def process_roots_of(pid: int, started: int) -> tuple[list[ProcessRoot], bool]:
+def root_directories_of(pid: int, started: int) -> tuple[list[RootDirectory], bool]:
     """The root directories in the container whose init is `pid`, that of init first; True if these
     are all.
 
     ProcessLookupError if the process that began at `started` has ended.
     """
     own = _root_of(pid)
-    roots = [ProcessRoot(own.fd, INIT, own.mount)]
+    roots = [RootDirectory(own.fd, INIT, own.mount)]
     cgroup = _payload_cgroup(pid)
     if process_start_time(pid) != started:
         raise ProcessLookupError(f"process {pid} is another's")
@@ -76,8 +76,8 @@ def process_roots_of(pid: int, started: int) -> tuple[list[ProcessRoot], bool]:
     return roots, complete
 
 
-def _root_of(pid: int) -> ProcessRoot:
-    return ProcessRoot.at(f"/proc/{pid}/root", _mount_namespace(pid))
+def _root_of(pid: int) -> RootDirectory:
+    return RootDirectory.at(f"/proc/{pid}/root", _mount_namespace(pid))
 
 
 def _mount_namespace(pid: int) -> str:

@@ -1,6 +1,6 @@
 """The addresses and routes of both ends of each NIC, as they follow from the `user.inx.net` keys.
 
-A wire joins a NIC of an instance to the host or to a network. Everything here is pure.
+Everything here is pure: the kernel gets what these functions say from container/network.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from itertools import permutations
 from typing import Final
 
 from inx_sidecar.base.errors import ConfigError, quoted
-from inx_sidecar.config.addresses import (
+from inx_sidecar.config.nic_keys import (
     Address,
     Interface,
     Network,
@@ -26,7 +26,7 @@ _P2P: Final = "p2p/"
 
 @dataclass(frozen=True)
 class Route:
-    """A route to `target` through the NIC; without `gateway`, the target is on the wire itself."""
+    """A route to `target` through the NIC; without `gateway`, the target is on the NIC's link."""
 
     target: Network
     gateway: Address | None = None
@@ -34,14 +34,15 @@ class Route:
 
 @dataclass(frozen=True)
 class End:
-    """What one end of the wire gets; the routes are in the order in which they can be added."""
+    """What one end of the link gets, the NIC or its peer on the host. The routes are in an order in
+    which they can be added."""
 
     addresses: tuple[Interface, ...]
     routes: tuple[Route, ...]
 
 
 @dataclass(frozen=True)
-class Wire:
+class NicSetup:
     """A NIC of one instance as it will be set up.
 
     `name` is the name of the interface inside, `host_name` that of its peer on the host. `host` is
@@ -60,44 +61,44 @@ class Wire:
         return _on_network(self.network, self.nic.addresses)
 
     def shared_addresses(self) -> tuple[str, ...]:
-        """The host's addresses on the wire: wires may share them, but no instance may claim
-        them."""
+        """The host's addresses on this link: several links may share them, but no instance may
+        claim them."""
         return _on_network(self.network, self.nic.host_addresses)
 
 
 def _on_network(network: str, interfaces: Iterable[Interface]) -> tuple[str, ...]:
-    # Each wire has link-local addresses of its own (RFC 4291, 2.5.6).
+    # Each link has link-local addresses of its own (RFC 4291, 2.5.6).
     return tuple(f"{i.ip} {network}" for i in interfaces if not is_link_local(i.ip))
 
 
-def claims(wires: Iterable[Wire]) -> frozenset[str]:
+def claims(setups: Iterable[NicSetup]) -> frozenset[str]:
     """The addresses of an instance, each with its network: no two instances may share one."""
-    return frozenset(claim for wire in wires for claim in wire.claims())
+    return frozenset(claim for setup in setups for claim in setup.claims())
 
 
-def excluded_claims(wires: Sequence[Wire]) -> frozenset[str]:
-    """What no other instance may claim while an instance with `wires` runs."""
-    return claims(wires) | {address for wire in wires for address in wire.shared_addresses()}
+def excluded_claims(setups: Sequence[NicSetup]) -> frozenset[str]:
+    """What no other instance may claim while an instance with `setups` runs."""
+    return claims(setups) | {address for setup in setups for address in setup.shared_addresses()}
 
 
-def plan_wires(
+def plan_nic_setups(
     nics: Sequence[Nic], devices: Mapping[str, Mapping[str, str]], instance: str
-) -> tuple[Wire, ...]:
+) -> tuple[NicSetup, ...]:
     """How `nics` of `instance` are set up.
 
     `devices` are the network devices of the instance, with the names of their interfaces as far as
     they are known. ConfigError if the devices do not allow what `nics` ask for.
     """
-    wires = [_plan_wire(nic, devices, instance) for nic in nics]
-    _refuse_duplicate_claims(wires, instance)
-    for one, other in permutations(wires, 2):
+    setups = [_plan_nic_setup(nic, devices, instance) for nic in nics]
+    _refuse_duplicate_claims(setups, instance)
+    for one, other in permutations(setups, 2):
         _refuse_overlap(one, other, instance)
-    _refuse_two_defaults(wires)
-    return tuple(wires)
+    _refuse_two_defaults(setups)
+    return tuple(setups)
 
 
-def _refuse_duplicate_claims(wires: Sequence[Wire], instance: str) -> None:
-    all_claims = [claim for wire in wires for claim in wire.claims()]
+def _refuse_duplicate_claims(setups: Sequence[NicSetup], instance: str) -> None:
+    all_claims = [claim for setup in setups for claim in setup.claims()]
     for number, claim in enumerate(all_claims):
         if claim in all_claims[:number]:
             raise ConfigError(
@@ -105,7 +106,7 @@ def _refuse_duplicate_claims(wires: Sequence[Wire], instance: str) -> None:
             )
 
 
-def _refuse_overlap(one: Wire, other: Wire, instance: str) -> None:
+def _refuse_overlap(one: NicSetup, other: NicSetup, instance: str) -> None:
     """ConfigError if a host address of `one` would take over what is on `other`."""
     for host in one.nic.host_addresses:
         subject = f"{host} in {one.nic.key}.host_address of {instance!r}"
@@ -123,9 +124,9 @@ def _refuse_overlap(one: Wire, other: Wire, instance: str) -> None:
             )
 
 
-def _refuse_two_defaults(wires: Sequence[Wire]) -> None:
+def _refuse_two_defaults(setups: Sequence[NicSetup]) -> None:
     for version in (4, 6):
-        keys = [wire.nic.key for wire in wires if _has_default_route(wire.inside, version)]
+        keys = [setup.nic.key for setup in setups if _has_default_route(setup.inside, version)]
         if len(keys) > 1:
             raise ConfigError(
                 f"{' and '.join(f'{key}.gateway' for key in keys)} exclude each other; keep one "
@@ -133,7 +134,7 @@ def _refuse_two_defaults(wires: Sequence[Wire]) -> None:
             )
 
 
-def _plan_wire(nic: Nic, devices: Mapping[str, Mapping[str, str]], instance: str) -> Wire:
+def _plan_nic_setup(nic: Nic, devices: Mapping[str, Mapping[str, str]], instance: str) -> NicSetup:
     if nic.device not in devices:
         known = ", ".join(sorted(devices)) or "none"
         raise ConfigError(
@@ -149,7 +150,7 @@ def _plan_wire(nic: Nic, devices: Mapping[str, Mapping[str, str]], instance: str
             f"{instance!r} is {kind}; unset one"
         )
     network = _P2P if p2p else device.get("network") or device.get("parent") or nic.device
-    return Wire(
+    return NicSetup(
         nic=nic,
         name=device.get("name", ""),
         host_name=device.get("host_name", ""),
@@ -162,7 +163,7 @@ def _plan_wire(nic: Nic, devices: Mapping[str, Mapping[str, str]], instance: str
 def _plan_inside(nic: Nic, *, only_nic: bool) -> End:
     """The container's end.
 
-    The default route goes to the gateway. Without one it goes to the host's end of the wire, as in
+    The default route goes to the gateway. Without one it goes to the host's end of the setup, as in
     NixOS' containers, unless there is another NIC, which may have a default route of its own.
     """
     versions = {interface.version for interface in nic.addresses}

@@ -3,8 +3,8 @@
 import pytest
 
 from inx_sidecar.base.errors import ConfigError
-from inx_sidecar.config.addresses import Nic, parse_nics
 from inx_sidecar.config.keys import parse_spec
+from inx_sidecar.config.nic_keys import Nic, parse_nics
 
 pytestmark = pytest.mark.life
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
-from inx_sidecar.nix import store
-from inx_sidecar.nix.store import (
+from inx_sidecar.nix import store_paths
+from inx_sidecar.nix.store_paths import (
     STORE_PATH,
     check_toplevel,
     resolve_toplevel,
@@ -139,7 +139,7 @@ def test_a_chain_of_links_is_followed(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "system-1-link").symlink_to(tmp_path / "target")
     (tmp_path / "system").symlink_to("system-1-link")
     (tmp_path / "target").touch()
-    monkeypatch.setattr(store, "STORE_PATH", re.compile(".*/target"))
+    monkeypatch.setattr(store_paths, "STORE_PATH", re.compile(".*/target"))
     assert resolve_toplevel(f"{tmp_path}/system", "web") == f"{tmp_path}/target"
 
 
@@ -161,7 +161,7 @@ def test_a_system_has_an_init(tmp_path: Path) -> None:
     ],
 )
 def test_a_list_of_store_paths(text: str, found: tuple[str, ...]) -> None:
-    assert store.split_store_paths(text) == found
+    assert store_paths.split_store_paths(text) == found
 
 
 @pytest.mark.isolated
@@ -176,4 +176,4 @@ def test_a_list_of_store_paths(text: str, found: tuple[str, ...]) -> None:
     ],
 )
 def test_a_veil_hides_the_names_of_store_paths(text: str, redacted: str | None) -> None:
-    assert store.redact_store_paths(text) == (text if redacted is None else redacted)
+    assert store_paths.redact_store_paths(text) == (text if redacted is None else redacted)

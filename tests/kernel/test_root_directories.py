@@ -9,9 +9,9 @@ import pytest
 from support.links import ONE, TWO, Web, join_cgroup, mount_disk, remove_cgroup
 
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, unshare
-from inx_sidecar.links import process_roots
-from inx_sidecar.links.process_roots import INIT
+from inx_sidecar.links import root_directories
 from inx_sidecar.links.resolver import ResolvedLink
+from inx_sidecar.links.root_directories import INIT
 from inx_sidecar.roots.link_roots import paths_to_hold
 
 pytestmark = pytest.mark.gc
@@ -81,7 +81,7 @@ def test_the_root_of_a_process_of_another_cgroup_does_not_count(web: Web, tmp_pa
 
 def test_the_resolver_is_not_sure_without_a_cgroup(web: Web) -> None:
     web.link("/root/result")
-    join_cgroup(Path(process_roots._unified_hierarchy()), web.sandbox.pid)
+    join_cgroup(Path(root_directories._unified_hierarchy()), web.sandbox.pid)
     try:
         found = web.resolve("/root/result", "no root is dropped")
         missing = web.resolve("/root/none", "no root is dropped")
@@ -100,7 +100,7 @@ def test_the_resolver_is_not_sure_beyond_its_limits(
         web.service(lambda: mount_disk("/tmp", target=TWO), below="b"),
     ):
         assert web.resolve("/tmp/result").sure
-        monkeypatch.setattr(process_roots, limit, 1)
+        monkeypatch.setattr(root_directories, limit, 1)
         assert not web.resolve("/tmp/result", "no root is dropped").sure
     monkeypatch.undo()
     assert web.resolve("/tmp/result").sure

@@ -3,7 +3,7 @@
 import pytest
 
 from inx_sidecar.incus.events import Event
-from inx_sidecar.instances.follower import affected_by
+from inx_sidecar.instances.config_watch import affected_by
 
 pytestmark = pytest.mark.life
 

@@ -13,24 +13,24 @@ from inx_sidecar.base.errors import InstanceError, InxError, one_line
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.builds import build
 from inx_sidecar.container import activation
-from inx_sidecar.container.inside import read_tail, write_generation
+from inx_sidecar.container.files import read_tail, write_generation
 from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.running import Running
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.deployment import Deployment
-from inx_sidecar.instances.state import InstanceState
+from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Append, Change, Prune, Restore, Select
 from inx_sidecar.nix.seals import add_seal
-from inx_sidecar.nix.store import valid_paths
+from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots, system_roots
 
 _OUTPUT_MAX_BYTES: Final = 16 << 10
 
 
-async def switch(
+async def activate_update(
     gc: GcClient,
     state: InstanceState,
     deployment: Deployment,

@@ -18,7 +18,7 @@ _MAX_UNANSWERED: Final = 2
 _UNSURE: Final = ResolvedLink(sure=False)
 
 
-class PatientResolver:
+class BackoffResolver:
     """`process` is None if the instance does not run: then its root file system is looked at."""
 
     def __init__(self, lxc_name: str, rootfs: str, process: InitProcess | None) -> None:

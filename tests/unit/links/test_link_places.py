@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base import paths
-from inx_sidecar.links.away_links import AwayLinks
+from inx_sidecar.links.link_places import LinkPlaces
 from inx_sidecar.links.resolver import ResolvedLink
 
 pytestmark = pytest.mark.gc
@@ -26,11 +26,11 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def saved(name: str, *links: ResolvedLink) -> frozenset[str]:
     """The places that the next sidecar knows after this one resolved `links`."""
-    away = AwayLinks(UUID)
+    away = LinkPlaces(UUID)
     for link in links:
         away.remember(name, link)
     away.save()
-    return AwayLinks(UUID).last_found(name)
+    return LinkPlaces(UUID).last_found(name)
 
 
 def test_the_next_sidecar_knows_the_places() -> None:
@@ -47,16 +47,16 @@ def test_a_link_that_is_found_at_home_has_no_places() -> None:
 
 def test_a_forgotten_link_has_no_places() -> None:
     saved("one", AWAY)
-    away = AwayLinks(UUID)
+    away = LinkPlaces(UUID)
     away.forget("one")
     away.save()
-    assert AwayLinks(UUID).last_found("one") == frozenset()
+    assert LinkPlaces(UUID).last_found("one") == frozenset()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]x", '{"one": [', "\0"])
 def test_a_damaged_file_counts_as_missing(file: Path, text: str) -> None:
     file.write_text(text)
-    assert AwayLinks(UUID).last_found("one") == frozenset()
+    assert LinkPlaces(UUID).last_found("one") == frozenset()
 
 
 def test_the_file_is_not_written_without_a_change(file: Path) -> None:

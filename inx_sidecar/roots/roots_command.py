@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.nix.store import CLOSURE_QUERY
+from inx_sidecar.nix.store_paths import CLOSURE_QUERY
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.link_roots import LINKS, parse_root_name
 from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, snapshot_name

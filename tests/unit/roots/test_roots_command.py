@@ -11,7 +11,7 @@ import pytest
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.roots import list_roots
+from inx_sidecar.roots import roots_command
 from inx_sidecar.roots.link_roots import root_name
 
 pytestmark = pytest.mark.gc
@@ -68,7 +68,7 @@ def link(
 
 def rows(instance: str | None = None) -> list[list[str]]:
     """The columns of each line, without the heading."""
-    heading, *lines = list_roots.lines(instance)
+    heading, *lines = roots_command.lines(instance)
     assert heading.split() == ["INSTANCE", "AGE", "SIZE", "PATH", "WHAT", "HOLDS", "IT"]
     assert all(line.isprintable() and line.isascii() for line in lines)
     return [line.split(maxsplit=2) for line in lines]
@@ -109,7 +109,7 @@ def test_all_instances_or_one_are_listed() -> None:
 @pytest.mark.parametrize("name", ["we", "WEB", "web.", "", "*", f"web.{WEB}"])
 def test_an_instance_without_roots_is_an_error_before_the_first_line(name: str) -> None:
     root("system-1", ONE)
-    lines = list_roots.lines(name)
+    lines = roots_command.lines(name)
     with pytest.raises(InstanceError, match=f"no instance {name!r}".replace("*", r"\*")):
         next(lines)
 
@@ -139,7 +139,7 @@ def test_the_size_is_that_of_the_closure(path: str, size: str) -> None:
     ],
 )  # fmt: skip
 def test_a_size_is_short(bytes_: int, shown: str) -> None:
-    assert list_roots._size(bytes_) == shown
+    assert roots_command._size(bytes_) == shown
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_size_is_short(bytes_: int, shown: str) -> None:
     ],
 )  # fmt: skip
 def test_an_age_is_short(seconds: int, shown: str) -> None:
-    assert list_roots._age(seconds) == shown
+    assert roots_command._age(seconds) == shown
 
 
 def test_the_age_is_the_age_of_the_root() -> None:
@@ -213,7 +213,7 @@ def test_a_database_that_cannot_be_read_is_an_error(content: bytes | None) -> No
     if content is not None:
         Path(paths.NIX_DB).write_bytes(content)
     with pytest.raises(UnsupportedError, match="cannot read Nix's database"):
-        list(list_roots.lines(None))
+        list(roots_command.lines(None))
     assert os.path.exists(paths.NIX_DB) == (content is not None)
 
 

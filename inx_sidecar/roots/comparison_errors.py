@@ -5,7 +5,7 @@ from collections.abc import Callable
 from inx_sidecar.base.journal import instance_log
 
 
-class Complaints:
+class ComparisonErrors:
     """`show` is called with the uuid and the text of each complaint."""
 
     def __init__(self, show: Callable[[str, str], None]) -> None:

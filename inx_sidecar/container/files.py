@@ -11,7 +11,7 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.rootfs import open_directory, unusable_path_error
+from inx_sidecar.kernel.safe_open import open_directory, unusable_path_error
 from inx_sidecar.kernel.syscalls import (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inx_sidecar.roots.complaints import Complaints
+from inx_sidecar.roots.comparison_errors import ComparisonErrors
 
 pytestmark = pytest.mark.gc
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.gc
 def test_a_complaint_is_logged_once_until_a_comparison_is_without_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    complaints = Complaints(lambda _uuid, _text: None)
+    complaints = ComparisonErrors(lambda _uuid, _text: None)
     for complains in (True, True, False, True):
         complaints.begin_comparison()
         if complains:
@@ -19,7 +19,7 @@ def test_a_complaint_is_logged_once_until_a_comparison_is_without_it(
 
 
 def test_another_complaint_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    complaints = Complaints(lambda _uuid, _text: None)
+    complaints = ComparisonErrors(lambda _uuid, _text: None)
     complaints.add("uuid", "web", OSError("no disk"))
     complaints.add("uuid", "web", OSError("no room"))
     complaints.add("other", "shop_web", OSError("no room"))
@@ -30,7 +30,7 @@ def test_another_complaint_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_each_complaint_is_shown_and_the_first_one_of_a_comparison_is_kept() -> None:
     shown: list[tuple[str, str]] = []
-    complaints = Complaints(lambda uuid, text: shown.append((uuid, text)))
+    complaints = ComparisonErrors(lambda uuid, text: shown.append((uuid, text)))
     assert complaints.first == ""
     complaints.add("2", "web", OSError("b"))
     complaints.add("1", "mail", OSError("a"))

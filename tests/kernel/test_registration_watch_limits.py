@@ -13,7 +13,7 @@ from support.waiting import until
 from inx_sidecar.base import paths
 from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, unshare
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.roots import watch
+from inx_sidecar.roots import registration_watch
 
 pytestmark = [pytest.mark.gc, pytest.mark.usefixtures("registrations")]
 
@@ -35,7 +35,7 @@ def limited(watches: int | None, instances: int | None, body: Callable[[], None]
 def test_beyond_the_limit_of_watches_registrations_are_listed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(registration_watch, "_POLL_SECONDS", 0.05)
 
     async def main() -> None:
         async with watching(mirror(WEB), mirror(SHOP)) as (watched, added):
@@ -49,7 +49,7 @@ def test_beyond_the_limit_of_watches_registrations_are_listed(
             # One instance ends, so there is room for a watch of the other.
             watched.end(WEB)
             await until(lambda: watched._polling is None)
-            monkeypatch.setattr(watch, "_POLL_SECONDS", NEVER)
+            monkeypatch.setattr(registration_watch, "_POLL_SECONDS", NEVER)
             indirect_roots.put(SHOP, "/later")
             await until(added.has("/later", SHOP))
 
@@ -72,7 +72,7 @@ def test_drain_lists_registrations_beyond_the_limit_of_watches(
 def test_without_inotify_registrations_are_listed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(registration_watch, "_POLL_SECONDS", 0.05)
 
     async def main() -> None:
         async with watching(mirror()) as (watched, added):
@@ -92,7 +92,7 @@ def test_without_inotify_registrations_are_listed(
 def test_the_limit_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(registration_watch, "_POLL_SECONDS", 0.01)
 
     async def main() -> None:
         async with watching(mirror(WEB), mirror(SHOP)) as (_, added):
@@ -107,7 +107,7 @@ def test_the_limit_is_logged_once(
 def test_an_instance_beyond_its_limit_keeps_its_first_registrations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(registration_watch, "_POLL_SECONDS", 0.05)
 
     async def main() -> None:
         one = mirror(WEB, most=10)

@@ -12,9 +12,9 @@ from support.waiting import until
 from inx_sidecar.base import paths
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.links.backoff import Backoff
-from inx_sidecar.roots import watch
+from inx_sidecar.roots import registration_watch
 from inx_sidecar.roots.mirror import Mirror
-from inx_sidecar.roots.watch import RegistrationWatch
+from inx_sidecar.roots.registration_watch import RegistrationWatch
 
 pytestmark = [pytest.mark.gc, pytest.mark.usefixtures("registrations")]
 
@@ -264,7 +264,7 @@ def test_a_change_of_a_watched_directory_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_made_again_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(registration_watch, "_POLL_SECONDS", 0.05)
 
     async def main() -> None:
         async with watching(mirror()) as (watched, added):
@@ -282,7 +282,7 @@ def test_a_directory_that_is_made_again_is_watched_again(monkeypatch: pytest.Mon
                 return watched._polling is None
 
             await until(quiet)
-            monkeypatch.setattr(watch, "_POLL_SECONDS", NEVER)
+            monkeypatch.setattr(registration_watch, "_POLL_SECONDS", NEVER)
             indirect_roots.put(WEB, "/later")
             await until(added.has("/later"))
 

@@ -1,4 +1,4 @@
-"""Addresses and routes of both ends of a wire follow from the keys and the devices."""
+"""Addresses and routes of both ends of a setup follow from the keys and the devices."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inx_sidecar.base.errors import ConfigError
-from inx_sidecar.config.addresses import parse_nics
 from inx_sidecar.config.keys import parse_spec
-from inx_sidecar.config.wires import End, Wire, claims, excluded_claims, plan_wires
-from unit.config.test_addresses import nics
+from inx_sidecar.config.nic_keys import parse_nics
+from inx_sidecar.config.nic_setup import End, NicSetup, claims, excluded_claims, plan_nic_setups
+from unit.config.test_nic_keys import nics
 
 pytestmark = pytest.mark.life
 
@@ -25,17 +25,17 @@ _PARTS = st.sampled_from([
 VALUES = st.one_of(st.text(), st.lists(_PARTS, max_size=8).map("".join))
 
 
-def wire(of: Mapping[str, str], *others: Mapping[str, str], **values: str) -> Wire:
-    """The wire of eth0, a device `of` this kind; the instance also has the NICs `others`."""
+def setup(of: Mapping[str, str], *others: Mapping[str, str], **values: str) -> NicSetup:
+    """The setup of eth0, a device `of` this kind; the instance also has the NICs `others`."""
     have = {f"eth{number}": device for number, device in enumerate((of, *others))}
-    (found,) = plan_wires(nics(**values), have, "web")
+    (found,) = plan_nic_setups(nics(**values), have, "web")
     return found
 
 
 def clash(keys: Mapping[str, str], have: Mapping[str, Mapping[str, str]]) -> str:
     found = parse_nics({f"user.inx.net.{key}": value for key, value in keys.items()})
     with pytest.raises(ConfigError) as caught:
-        plan_wires(found, have, "web")
+        plan_nic_setups(found, have, "web")
     return str(caught.value)
 
 
@@ -95,7 +95,7 @@ def in_words(end: End | None) -> str:
     ],
 )
 def test_a_wire_to_the_host(values: dict[str, str], inside: str, host: str) -> None:
-    found = wire(P2P, **values)
+    found = setup(P2P, **values)
     assert (in_words(found.inside), in_words(found.host)) == (inside, host)
     assert (found.name, found.host_name, found.network) == ("eth0", "veth1", "p2p/")
 
@@ -121,20 +121,20 @@ def test_a_wire_to_the_host(values: dict[str, str], inside: str, host: str) -> N
     ],
 )
 def test_a_nic_on_a_network(values: dict[str, str], inside: str) -> None:
-    found = wire(BRIDGED, **values)
+    found = setup(BRIDGED, **values)
     assert in_words(found.inside) == inside and found.host is None
 
 
 def test_the_host_is_the_way_out_of_an_only_nic_alone() -> None:
     values = {"address": "10.0.0.2", "host_address": "10.0.0.1"}
-    assert in_words(wire(P2P, BRIDGED, **values).inside) == "10.0.0.2/32; 10.0.0.1/32"
-    found = wire(P2P, BRIDGED, **values, gateway="10.0.0.1")
+    assert in_words(setup(P2P, BRIDGED, **values).inside) == "10.0.0.2/32; 10.0.0.1/32"
+    found = setup(P2P, BRIDGED, **values, gateway="10.0.0.1")
     assert in_words(found.inside) == "10.0.0.2/32; 10.0.0.1/32, 0.0.0.0/0 via 10.0.0.1"
 
 
 def test_every_route_can_be_added_once_those_before_it_are_there() -> None:
     """A gateway is reachable by an address or by a route that comes first."""
-    found = wire(
+    found = setup(
         P2P, address="10.0.0.2,10.1.0.2/24,fd00::2", host_address="10.0.0.1,fd00::1",
         gateway="10.9.0.1,fd09::1",
     )  # fmt: skip
@@ -160,7 +160,7 @@ def test_every_route_can_be_added_once_those_before_it_are_there() -> None:
     ],
 )
 def test_a_claim_is_an_address_and_its_network(device: dict[str, str], network: str) -> None:
-    found = wire(device, address="10.0.0.2/24,FD00::2")
+    found = setup(device, address="10.0.0.2/24,FD00::2")
     assert claims([found]) == {f"10.0.0.2 {network}", f"fd00::2 {network}"}
     assert claims([]) == frozenset()
 
@@ -205,7 +205,7 @@ def test_two_nics_may_have_an_address_on_different_networks_and_a_gateway_for_ea
         "user.inx.net.a.address": "10.0.0.2/24", "user.inx.net.a.gateway": "10.0.0.1",
         "user.inx.net.b.address": "10.0.0.2/24,fd00::2", "user.inx.net.b.gateway": "fd00::1",
     })  # fmt: skip
-    found = plan_wires(given, {"a": {"network": "one"}, "b": {"network": "two"}}, "web")
+    found = plan_nic_setups(given, {"a": {"network": "one"}, "b": {"network": "two"}}, "web")
     assert len(claims(found)) == 3
 
 
@@ -218,7 +218,7 @@ def test_any_text_is_accepted_or_refused_by_the_name_of_its_key(values: dict[str
     try:
         found = nics(**values)
         for device in P2P, BRIDGED:
-            plan_wires(found, {"eth0": device}, "web")
+            plan_nic_setups(found, {"eth0": device}, "web")
     except ConfigError as error:
         assert any(f"user.inx.net.eth0.{key}" in str(error) for key in values)
         assert str(error).isprintable() and len(str(error)) < 1000
@@ -230,14 +230,14 @@ def test_any_text_is_accepted_or_refused_by_the_name_of_its_key(values: dict[str
 def test_any_name_of_a_device_is_accepted_or_refused(device: str, value: str) -> None:
     keys = {f"user.inx.net.{device}.address": value, f"user.inx.net.{device}.gateway": value}
     try:
-        plan_wires(parse_spec(keys, "web", "/etc/nixos").nics, {}, "web")
+        plan_nic_setups(parse_spec(keys, "web", "/etc/nixos").nics, {}, "web")
     except ConfigError as error:
         assert "user.inx." in str(error) and str(error).isprintable()
 
 
 def test_what_an_instance_excludes_is_its_own_and_the_hosts_addresses() -> None:
-    """Several wires may share the host's address; no instance may take it for its own."""
-    found = wire(P2P, address="10.0.0.2,fe80::2", host_address="10.0.0.1,fe80::1")
+    """Several setups may share the host's address; no instance may take it for its own."""
+    found = setup(P2P, address="10.0.0.2,fe80::2", host_address="10.0.0.1,fe80::1")
     assert claims([found]) == {"10.0.0.2 p2p/"}
     assert excluded_claims([found]) == {"10.0.0.2 p2p/", "10.0.0.1 p2p/"}
 
@@ -257,7 +257,7 @@ def test_networks_of_host_addresses_do_not_overlap(a: str, b: str, message: str)
         assert message in clash(keys, {"a": P2P, "b": P2P})
     else:
         given = parse_nics({f"user.inx.net.{key}": value for key, value in keys.items()})
-        assert len(plan_wires(given, {"a": P2P, "b": P2P}, "web")) == 2
+        assert len(plan_nic_setups(given, {"a": P2P, "b": P2P}, "web")) == 2
 
 
 def test_a_host_address_does_not_cover_the_address_of_another_nic() -> None:

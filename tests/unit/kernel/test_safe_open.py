@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.kernel.rootfs import open_directory, replace_link, unusable_path_error
+from inx_sidecar.kernel.safe_open import open_directory, replace_link, unusable_path_error
 from inx_sidecar.kernel.syscalls import opened
 
 pytestmark = pytest.mark.main

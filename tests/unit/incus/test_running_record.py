@@ -9,7 +9,7 @@ import pytest
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus.instance import Instance, LxcFacts
-from inx_sidecar.incus.running import Running, process_start_time
+from inx_sidecar.incus.running_record import Running, process_start_time
 
 pytestmark = pytest.mark.main
 

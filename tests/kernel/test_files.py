@@ -12,7 +12,7 @@ from support.containers import Sandbox
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.container.inside import read_tail, write_generation
+from inx_sidecar.container.files import read_tail, write_generation
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.generations import Append, Change, Select

@@ -1,4 +1,4 @@
-"""While a build runs, and when it fails: Incus answers as ever, and the reason is one sentence."""
+"""A running build does not delay Incus; a failed build gives its reason in one sentence."""
 
 import json
 import time
@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.disposable import Host
-from support.incus import Incus
+from support.incus import POOL, Incus
+from support.refusals import sentence
+from support.store import build_system
 
 pytestmark = pytest.mark.main
 
-# A toplevel whose build says so and then takes its time; `token` makes it new each time.
+# A system whose build prints a line and then takes some time; the token makes it new.
 SLOW = """nixosConfigurations.slow.config.system.build.toplevel = derivation {
   name = "nixos-system-slow-1";
   system = deps.system;
@@ -27,15 +29,9 @@ SLOW = """nixosConfigurations.slow.config.system.build.toplevel = derivation {
 
 
 def slow_flake(incus: Incus, seconds: int) -> str:
-    """A system that takes `seconds` to build, and then runs as the example's "second" does."""
-    second = incus.host.sh(
-        'nix --extra-experimental-features "nix-command flakes" build --print-out-paths '
-        f"-o /srv/{incus.prefix}-second "
-        "/etc/nixos#nixosConfigurations.second.config.system.build.toplevel"
-    ).stdout.strip()
-    init = (
-        f"${{builtins.appendContext {json.dumps(second)} {{ {json.dumps(second)}.path = true; }}}}"
-    )
+    """A flake whose system takes `seconds` to build, and runs like "second" of the example."""
+    second = build_system(incus.host, "/etc/nixos", f"/srv/{incus.prefix}-second", "second")
+    init = f'${{builtins.appendContext "{second}" {{ "{second}".path = true; }}}}'
     return incus.flake_text(SLOW % (incus.prefix, seconds, init), f"/srv/{incus.prefix}")
 
 
@@ -57,7 +53,7 @@ def builds_that_run(host: Host) -> str:
 
 
 def test_incus_answers_while_a_build_runs(incus: Incus, host: Host) -> None:
-    """launch returns at once; list, info, exec of others and config are as fast as without."""
+    """incus start returns at once, and the other commands are as fast as without a build."""
     other = incus.launch(name=incus.name("other"), flake="/etc/nixos#web")
     usual = {verb: timed(incus, *verb.split()) for verb in ("list", f"info {other}")}
     name = incus.init(flake=f"{slow_flake(incus, 20)}#slow")
@@ -90,6 +86,7 @@ def test_a_slow_build_ends_in_a_running_system(incus: Incus) -> None:
     assert "Welcome to second" in console
 
 
+# A reference, the outputs of the flake, and a part of the reason.
 BROKEN = {
     "no such flake": ("/srv/nowhere#web", "nixosConfigurations.web = 1;", "/srv/nowhere"),
     "no such attribute": ("#other", "nixosConfigurations.web = 1;", "other"),
@@ -144,26 +141,27 @@ def test_a_broken_source_stops_the_instance_with_one_sentence(incus: Incus, what
         assert len(lines) == 1, text
 
 
-def test_a_refused_start_says_why_at_once(incus: Incus) -> None:
-    """What needs no build is refused by pre-start: incus start itself fails."""
-    for key, value in (
-        ("user.inx.flake", "relative/../path; rm -rf /"),
-        ("user.inx.system", "/etc/passwd"),
-        ("user.inx.typo", "x"),
-        ("user.inx.store", "private"),
-    ):
-        name = incus.init(name=incus.name(str(abs(hash(value)) % 10**6)))
-        incus.set(name, f"{key}={value}")
-        failed = incus.start(name, check=False)
-        assert failed.returncode != 0 and "--show-log" in failed.stderr
-        said = [line for line in incus.log(name).splitlines() if " inx - " in line]
-        assert len(said) == 1
-        sentence = said[0].partition(" inx - ")[2]
-        assert value.split(";")[0] in sentence or key in sentence
-        assert incus.wait_status(name, "failed: ") == f"failed: {sentence}"[:408]
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("flake", "relative/../path; rm -rf /"),
+        ("system", "/etc/passwd"),
+        ("typo", "x"),
+        ("store", "private"),
+    ],
+)
+def test_a_refused_start_says_why_at_once(incus: Incus, key: str, value: str) -> None:
+    """The pre-start hook refuses a bad value, so that incus start itself fails."""
+    name = incus.init()
+    incus.set(name, f"user.inx.{key}={value}")
+    failed = incus.start(name, check=False)
+    assert failed.returncode != 0 and "--show-log" in failed.stderr
+    said = sentence(incus, name)
+    assert value.split(";")[0] in said or f"user.inx.{key}" in said
+    assert incus.wait_status(name, "failed: ") == f"failed: {said}"[:408]
 
 
-def test_a_system_that_cannot_be_had_stops_the_instance(incus: Incus) -> None:
+def test_a_system_that_is_nowhere_stops_the_instance(incus: Incus) -> None:
     gone = "/nix/store/00000000000000000000000000000000-gone"
     name = incus.init(system=gone)
     incus.start(name)
@@ -171,6 +169,7 @@ def test_a_system_that_cannot_be_had_stops_the_instance(incus: Incus) -> None:
     assert gone in incus.wait_status(name, "failed: cannot build the system of")
 
 
+# Runs the pre-start hook once for each value, with a copy of the configuration of an instance.
 PRE_START = """
 import json, os, subprocess, sys, yaml
 name, source, cases = json.load(sys.stdin)
@@ -197,7 +196,7 @@ KEYS = ("flake", "file", "attr", "system", "store", "daemon", "generation", "kee
 
 
 def odd_values(number: int) -> list[tuple[str, str]]:
-    """Values that hypothesis thinks up, and ones that mean something to a shell or to Nix."""
+    """Values from hypothesis, and values that have a meaning for a shell or for Nix."""
     found: list[tuple[str, str]] = []
     # fmt: off
     meaning = st.sampled_from([
@@ -217,12 +216,14 @@ def odd_values(number: int) -> list[tuple[str, str]]:
 
 
 def test_bad_values_are_refused_by_name(incus: Incus, host: Host) -> None:
-    """Through the hook and the running sidecar; never a traceback, never output to LXC's pipe."""
+    """The values go through the hook and the running sidecar.
+
+    There is never a traceback, and never any output to the pipe of LXC.
+    """
     name = incus.init()
     cases = odd_values(300)
-    source = f"/var/lib/incus/storage-pools/default/containers/{name}"
     incus.start(name, check=False)  # Incus writes backup.yaml
-    document = json.dumps([name, source, cases])
+    document = json.dumps([name, f"{POOL}/{name}", cases])
     python = "/opt/inx/bin/python"
     results = host.run([python, "-c", PRE_START], input=document).stdout.splitlines()
     assert len(results) == len(cases) >= 200

@@ -11,9 +11,9 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from host.test_update import says
 from support.disposable import REPO, Host
 from support.incus import Incus
+from support.running import says
 
 from inx_sidecar.declared.ownership import OWNERSHIP_KEY
 

@@ -20,8 +20,8 @@ OTHER_LINUX = "Other Linux with systemd, Incus and Nix"
 RUN = {
     (README, OTHER_LINUX): "test_the_packages_to_install_exist",
     (README, "Try it here"): "test_try_it_here",
-    (README, "Five commands of a day"): "test_five_commands_of_a_day",
-    ("docs/updates.md", "Update, go back, follow again"): "test_how_to_update",
+    (README, "Everyday commands"): "test_everyday_commands",
+    ("docs/updates.md", "Update, pin, unpin"): "test_how_to_update",
     ("docs/updates.md", "Generations"): "test_what_generations_outlive",
     ("docs/network.md", "Examples"): "test_how_to_connect",
     ("docs/garbage-collection.md", "Look, compare, collect"): "test_what_to_see_of_roots",
@@ -66,9 +66,9 @@ def test_the_packages_to_install_exist(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_five_commands_of_a_day(incus: Incus, host: Host) -> None:
+def test_everyday_commands(incus: Incus, host: Host) -> None:
     incus.adopt("web")
-    launch, look, console, update, delete = commands(README, "Five commands of a day")
+    launch, look, console, update, delete = commands(README, "Everyday commands")
     host.sh("cp /etc/nixos/flake.nix /root/flake.nix")
     try:
         host.sh(launch)
@@ -120,7 +120,7 @@ def test_how_to_update(incus: Incus, host: Host) -> None:
     incus.launch(name="web", flake=incus.flake(greeting="one") + "#web")
     incus.flake(greeting="two")
     for line, number, greeting in zip(
-        commands("docs/updates.md", "Update, go back, follow again"),
+        commands("docs/updates.md", "Update, pin, unpin"),
         ("2", "1", "2"),
         ("two", "one", "two"),
         strict=True,

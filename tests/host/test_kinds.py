@@ -1,14 +1,15 @@
-"""Every kind of instance that Incus can make boots and sees the store as it should."""
+"""Every kind of instance that Incus can make boots, and sees the store of the host."""
 
 from typing import Any
 
 import pytest
 from support.disposable import Host
 from support.incus import Incus
+from support.services import stopped_nix_daemon, sync
 
 pytestmark = pytest.mark.main
 
-# Exit statuses: 2 some path in the store is not root's, 3 the store can be written.
+# Exit statuses: 2 a store path does not belong to root, 3 the store can be written.
 LOOK = """
     [ -z "$(find /nix/store -maxdepth 2 ! -user 0)" ] || exit 2
     mkdir -p /tmp/again && mount --bind /nix/store /tmp/again
@@ -44,8 +45,17 @@ def system(incus: Incus, name: str) -> str:
     return incus.said(name, "readlink", "/run/current-system").strip()
 
 
-def test_unprivileged(incus: Incus) -> None:
-    see(incus, incus.launch(flake="/etc/nixos#web"))
+@pytest.mark.parametrize(
+    ("options", "daemon"),
+    [
+        ([], True),
+        (["-c", "security.nesting=true"], True),
+        (["-c", "user.inx.daemon=false"], False),
+    ],
+    ids=["unprivileged", "nesting", "without a daemon"],
+)
+def test_an_instance_sees_the_store(incus: Incus, options: list[str], daemon: bool) -> None:
+    see(incus, incus.launch(*options, flake="/etc/nixos#web"), daemon=daemon)
 
 
 def test_idmap_of_its_own(incus: Incus) -> None:
@@ -87,14 +97,6 @@ def test_an_instance_that_becomes_privileged_and_back_keeps_its_system(incus: In
         see(incus, name, daemon=privileged == "false")
 
 
-def test_nesting(incus: Incus) -> None:
-    see(incus, incus.launch("-c", "security.nesting=true", flake="/etc/nixos#web"))
-
-
-def test_without_a_daemon(incus: Incus) -> None:
-    see(incus, incus.launch(flake="/etc/nixos#web", daemon="false"), daemon=False)
-
-
 @pytest.mark.parametrize("own_profiles", ["true", "false"])
 def test_other_project(incus: Incus, host: Host, own_profiles: str) -> None:
     project = incus.name("project")
@@ -102,10 +104,10 @@ def test_other_project(incus: Incus, host: Host, own_profiles: str) -> None:
     if own_profiles == "true":
         copied = "incus profile create inx --project $P </etc/inx/profile.yaml"
         host.sh(copied, env={"P": project})
-    # The name is free in every project, and each instance has a status and a store of its own.
+    # Two instances of one name have a status and roots of their own.
     name = incus.launch(flake="/etc/nixos#web")
     incus.init(name=name, project=project, flake="/etc/nixos#second")
-    # But not on one network.
+    # Incus allows no two instances of one name on one network.
     incus("config", "device", "add", name, "eth0", "none", "--project", project)
     incus.start(name, project)
     incus.wait_ready(name, project)
@@ -171,30 +173,23 @@ def test_twenty_at_once_leave_nothing(incus: Incus, host: Host) -> None:
 
     each('incus launch --quiet --empty $i -p inx -c "user.inx.flake=$F#web"')
     incus.eventually(
-        lambda: set(states(incus, names)) == {"RUNNING,ready"},
-        lambda: f"not ready: {states(incus, names)}",
+        lambda: set(incus.states(names)) == {"RUNNING,ready"},
+        lambda: f"not ready: {incus.states(names)}",
     )
     for name in names:
         incus.wait_inside(name)
-    # By exit status: with twenty at once, incus exec now and then loses the output.
+    # An exit status tells: with twenty at once, incus exec now and then loses the output.
     each("incus exec $i -- grep -q 'one of many' /etc/greeting")
     each("incus exec $i -- nix store ping")
     uuids = [incus.uuid(name) for name in names]
     each("incus stop $i")
-    assert set(states(incus, names)) == {"STOPPED,ready"}
+    assert set(incus.states(names)) == {"STOPPED,ready"}
     left = host.run(["ls", "/run/inx"]).stdout.split()
     assert not set(uuids) & set(left)
     units = host.run(["systemctl", "list-units", "--plain", "--no-legend", "inx-*@*"]).stdout
     assert not [line for line in units.splitlines() if any(uuid in line for uuid in uuids)]
     each("incus delete $i")
     assert host.run(["cat", "/proc/mounts"]).stdout == mounts
-
-
-def states(incus: Incus, names: list[str]) -> list[str]:
-    """State and status, as one row of `incus list` each."""
-    listed = incus("list", "-f", "csv", "-c", "ns,user.inx.status").stdout.splitlines()
-    rows = dict(row.split(",", 1) for row in listed)
-    return [rows[name] for name in names]
 
 
 def test_ephemeral_is_gone_after_a_stop(incus: Incus, host: Host) -> None:
@@ -215,8 +210,8 @@ def test_ephemeral_that_fails_leaves_its_reason_in_our_log(incus: Incus, host: H
     log = f"/var/log/inx/{incus.uuid(name)}.build.log"
     incus.start(name, check=False)
     wait_gone(incus, name)
-    host.run(["/opt/inx/bin/inx-sidecar", "sync"])
-    assert reason in host.run(["cat", log]).stdout, "also when all else of it is forgotten"
+    sync(host)
+    assert reason in host.run(["cat", log]).stdout, "the log outlives all else of the instance"
 
     name = incus.init("--ephemeral", name=incus.name("b"), flake="/etc/nixos#web", keep="none")
     assert incus.start(name, check=False).returncode != 0
@@ -256,6 +251,7 @@ def test_rebuild_makes_a_first_generation_again(incus: Incus) -> None:
         incus("stop", name)
         incus("rebuild", image, name)
         incus.start(name)
+        incus.wait_inside(name)
         incus.wait_told(name, 1)
         assert incus.said(name, "cat", "/etc/greeting") == "two"
         assert incus.uuid(name) == uuid
@@ -273,15 +269,12 @@ def test_copies_and_renamed_ones_start_the_same_system_without_evaluation(
     copied, renamed = (incus.adopt(incus.name(suffix)) for suffix in ("copy", "new"))
     incus("copy", name, copied)
     incus("rename", name, renamed)
-    host.run(["systemctl", "stop", "nix-daemon.socket", "nix-daemon.service"])
-    try:
+    with stopped_nix_daemon(host):
         for other in copied, renamed:
             incus.start(other)
             incus.wait_ready(other)
             assert system(incus, other) == first
             assert incus.get(other, "user.inx.status.generation") == "1"
-    finally:
-        host.run(["systemctl", "start", "nix-daemon.socket"])
     assert incus.uuid(copied) != incus.uuid(renamed)
     for other in copied, renamed:
         see(incus, other)
@@ -303,6 +296,7 @@ def test_a_restored_snapshot_starts_its_own_generation(
     incus("snapshot", "restore", name, "before")
     if not running:
         incus.start(name)
+    incus.wait_inside(name)
     incus.wait_told(name, 1)
     assert incus.said(name, "cat", "/etc/greeting") == "one"
     assert system(incus, name) == incus.get(name, "user.inx.status.system")

@@ -3,6 +3,8 @@
 import pytest
 from support.disposable import Host
 from support.incus import Incus
+from support.services import stopped_nix_daemon
+from support.store import build_system, collect
 
 pytestmark = pytest.mark.main
 
@@ -43,35 +45,30 @@ def test_launch_from_a_file(incus: Incus) -> None:
     assert incus.get(other, "user.inx.status.system") == incus.get(name, "user.inx.status.system")
 
 
-def build(incus: Incus, greeting: str) -> str:
-    """A link on the host that leads to a system the host has built."""
-    flake = incus.flake("built", greeting=greeting)
+def built(incus: Incus, greeting: str) -> str:
+    """A link on the host to a system that the host has built."""
     link = f"/srv/{incus.prefix}-result"
-    incus.host.sh(
-        'nix --extra-experimental-features "nix-command flakes" build -o "$L" '
-        '"$F#nixosConfigurations.built.config.system.build.toplevel"',
-        env={"L": link, "F": flake},
-    )
+    build_system(incus.host, incus.flake("built", greeting=greeting), link, "built")
     return link
 
 
 def test_launch_from_a_store_path(incus: Incus) -> None:
-    system = incus.host.run(["readlink", build(incus, "path")]).stdout.strip()
+    system = incus.host.run(["readlink", built(incus, "path")]).stdout.strip()
     name = incus.launch(system=system)
     assert incus.said(name, "readlink", "/run/current-system").strip() == system
 
 
 def test_launch_from_a_link_follows_the_link_at_every_start(incus: Incus) -> None:
-    link = build(incus, "first")
+    link = built(incus, "first")
     name = incus.launch(system=link)
     assert incus.said(name, "cat", "/etc/greeting") == "first"
-    build(incus, "second")
+    built(incus, "second")
     incus.restart_into(name, generation=2)
     assert incus.said(name, "cat", "/etc/greeting") == "second"
 
 
 def test_launch_the_empty_image(incus: Incus) -> None:
-    """For clients that insist on an image."""
+    """Some clients need the name of an image."""
     name = incus.adopt(incus.name())
     flake = incus.flake(name)
     incus("launch", "inx", name, "--profile", "inx", "-c", f"user.inx.flake={flake}")
@@ -85,13 +82,10 @@ def test_a_start_without_a_change_evaluates_nothing(incus: Incus, host: Host) ->
     name = incus.launch(flake=f"{flake}#web")
     incus("stop", name)
     host.run(["rm", "-r", flake])
-    host.run(["systemctl", "stop", "nix-daemon.socket", "nix-daemon.service"])
-    try:
+    with stopped_nix_daemon(host):
         incus.start(name)
         assert incus.run(name, "cat", "/etc/NIXOS").returncode == 0
         incus.wait_status(name, "ready$")
-    finally:
-        host.run(["systemctl", "start", "nix-daemon.socket"])
 
 
 def test_a_changed_source_is_built_at_the_next_start(incus: Incus) -> None:
@@ -165,11 +159,11 @@ def test_a_generation_can_be_pinned_and_released(incus: Incus) -> None:
     assert incus.wait_status(name, "failed: user.inx.generation is 7")
 
 
-def test_the_system_and_what_runs_survive_a_collection(incus: Incus, host: Host) -> None:
+def test_running_and_stopped_systems_survive_a_collection(incus: Incus, host: Host) -> None:
     running = incus.launch(flake=f"{incus.flake(greeting='keep me')}#web")
     stopped = incus.launch(name=incus.name("s"), flake=f"/srv/{incus.prefix}#web", update="1")
     incus("stop", stopped)
-    host.run(["nix-collect-garbage"])
+    collect(host)
     assert incus.said(running, "cat", "/etc/greeting") == "keep me"
     incus.start(stopped)
     incus.wait_inside(stopped)
@@ -177,7 +171,7 @@ def test_the_system_and_what_runs_survive_a_collection(incus: Incus, host: Host)
 
 
 def test_a_switch_inside_is_respected_by_the_next_start(incus: Incus) -> None:
-    """Like nixos-rebuild: a new generation by nix-env, then switch-to-configuration."""
+    """As nixos-rebuild does: a new generation by nix-env, then switch-to-configuration."""
     name = incus.launch(flake=f"{incus.flake(greeting='mine')}#web")
     other = incus.launch(name=incus.name("b"), flake="/etc/nixos#second")
     system = incus.get(other, "user.inx.status.system")
@@ -195,7 +189,7 @@ def test_a_switch_inside_is_respected_by_the_next_start(incus: Incus) -> None:
 
 
 def test_a_collected_system_is_built_again(incus: Incus) -> None:
-    """As after an import on a host that never had it."""
+    """The same happens after an import on a host that never had the system."""
     name = incus.launch(flake=f"{incus.flake(greeting='again')}#web")
     incus("stop", name)
     system = incus.get(name, "user.inx.status.system")

@@ -1,4 +1,4 @@
-"""The verbs of incus on a disposable host, as the tests use them."""
+"""The commands of incus on a disposable host, for tests."""
 
 import json
 import re
@@ -10,15 +10,17 @@ from typing import Any
 from support.disposable import Host
 
 SECONDS = 60.0
+POOL = "/var/lib/incus/storage-pools/default/containers"  # the files of instances, by name
 
 
 class Incus:
-    """Instances are named after the test: `name()` gives "t7", `name("b")` "t7-b"."""
+    """Instances have the prefix of the test: `name()` gives "t7", `name("b")` gives "t7-b"."""
 
     def __init__(self, host: Host, prefix: str) -> None:
         self.host = host
         self.prefix = prefix
         self._launched: list[tuple[str, str]] = []
+        self._profiles: list[str] = []
         self._consoles: dict[str, str] = {}
 
     def name(self, suffix: str = "") -> str:
@@ -28,7 +30,7 @@ class Incus:
         return self.host.run(["incus", *args], check=check, **more)
 
     def init(self, *args: str, name: str = "", project: str = "default", **config: str) -> str:
-        """Create an instance; keywords are user.inx.* keys, with "_" for "."."""
+        """Create an instance. Keyword arguments are user.inx.* keys, with "_" for "."."""
         name = self.adopt(name or self.name(), project)
         keys = [f"user.inx.{key.replace('_', '.')}={value}" for key, value in config.items()]
         options = [word for key in keys for word in ("-c", key)]
@@ -40,13 +42,20 @@ class Incus:
         self._launched.append((project, name))
         return name
 
+    def profile(self) -> str:
+        """Create a profile. It is deleted after the test, after the instances of the test."""
+        name = self.name("profile")
+        self("profile", "create", name)
+        self._profiles.append(name)
+        return name
+
     def start(
         self, name: str, project: str = "default", check: bool = True
     ) -> CompletedProcess[str]:
         return self("start", name, "--project", project, check=check)
 
     def launch(self, *args: str, name: str = "", project: str = "default", **config: str) -> str:
-        """Create and start an instance, and wait until its system is there."""
+        """Create and start an instance, and wait until its system runs."""
         name = self.init(*args, name=name, project=project, **config)
         self.start(name, project)
         self.wait_ready(name, project)
@@ -55,26 +64,28 @@ class Incus:
     def run(
         self, name: str, *argv: str, project: str = "default", check: bool = True, **more: Any
     ) -> CompletedProcess[str]:
-        """Run a program inside, with the environment that incus gives."""
+        """Run a program in the instance, with the environment of incus exec."""
         return self("exec", name, "--project", project, "--", *argv, check=check, **more)
 
     def sh(self, name: str, script: str, **more: Any) -> CompletedProcess[str]:
         return self.run(name, "sh", "-euc", script, **more)
 
     def said(self, name: str, *argv: str, **more: Any) -> str:
-        """What a program prints that does nothing else: output of incus exec may get lost, all of
-        it, so that it is asked again while there is none."""
+        """The output of a program that only prints.
+
+        incus exec may lose all of the output. So the program runs again while there is none.
+        """
         found: list[str] = []
 
-        def speaks() -> bool:
+        def has_output() -> bool:
             found[:] = [self.run(name, *argv, **more).stdout]
             return found[0] != ""
 
-        self.eventually(speaks, lambda: f"{argv} says nothing in {name}")
+        self.eventually(has_output, lambda: f"{argv} prints nothing in {name}")
         return found[0]
 
     def inside(self, name: str, script: str) -> bool:
-        """Whether `script` succeeds inside: output of incus exec may get lost, its status not."""
+        """Whether `script` succeeds inside. incus exec may lose output, but not the exit status."""
         return self.sh(name, script, check=False).returncode == 0
 
     def get(self, name: str, key: str, project: str = "default") -> str:
@@ -90,6 +101,12 @@ class Incus:
         found = self("list", f"^{name}$", "--project", project, "-c", "s", "-f", "csv").stdout
         return found.strip()
 
+    def states(self, names: list[str]) -> list[str]:
+        """State and status of each instance, as in a row of `incus list`."""
+        listed = self("list", "-f", "csv", "-c", "ns,user.inx.status").stdout.splitlines()
+        rows = dict(row.split(",", 1) for row in listed)
+        return [rows[name] for name in names]
+
     def json(self, *args: str) -> Any:
         return json.loads(self(*args).stdout)
 
@@ -97,7 +114,7 @@ class Incus:
         return dict(self.json("query", f"/1.0/instances/{name}?project={project}"))
 
     def pid(self, name: str) -> int:
-        """Of the instance's init, as the host numbers it; 0 if it does not run."""
+        """The PID of the instance's init on the host, or 0 if the instance does not run."""
         state = self("query", f"/1.0/instances/{name}/state", check=False).stdout
         return int(json.loads(state)["pid"]) if state else 0
 
@@ -105,13 +122,14 @@ class Incus:
         return self.get(name, "volatile.uuid", project)
 
     def log(self, name: str, project: str = "default") -> str:
-        """What `incus info --show-log` shows."""
+        """The output of `incus info --show-log`."""
         return self("info", name, "--show-log", "--project", project, check=False).stdout
 
     def console(self, name: str, project: str = "default") -> str:
-        """All that the console showed: Incus gives out each part of a running one only once.
+        """The whole output of the console since the start of the instance.
 
-        One that has stopped is shown from its beginning, but not before Incus has put it away.
+        While the instance runs, Incus gives each part only once, so the parts are collected here.
+        After a stop, Incus gives the whole output, as soon as it has saved it.
         """
         new = self("console", name, "--show-log", "--project", project, check=False).stdout
         before = self._consoles.get(name, "")
@@ -119,12 +137,12 @@ class Incus:
         return self._consoles[name]
 
     def wait_ready(self, name: str, project: str = "default") -> None:
-        """Until the sidecar says so and the system has come up."""
+        """Wait until the status is `ready` and the system has booted."""
         self.wait_status(name, "ready", project)
         self.wait_inside(name, project)
 
     def wait_inside(self, name: str, project: str = "default") -> None:
-        """Until the system, and no longer the bootstrap init, answers."""
+        """Wait until PID 1 is the system, and not the bootstrap init."""
         check = ["exec", name, "--project", project, "--", "test", "-e", "/run/current-system/init"]
         self.eventually(
             lambda: self(*check, check=False).returncode == 0,
@@ -132,7 +150,7 @@ class Incus:
         )
 
     def wait_generation(self, name: str, number: str, project: str = "default") -> None:
-        """Until the status says that `number` runs, and runs well."""
+        """Wait until the status is `ready` with the generation `number`."""
         keys = ("user.inx.status", "user.inx.status.generation")
         self.eventually(
             lambda: [self.get(name, key, project) for key in keys] == ["ready", number],
@@ -140,19 +158,19 @@ class Incus:
         )
 
     def wait_told(self, name: str, generation: int) -> None:
-        """Until the status, which may be that of the last start at first, names `generation`."""
+        """Wait until the status names `generation`. At first it may be that of the last start."""
         key = "user.inx.status.generation"
         self.eventually(lambda: self.get(name, key) == str(generation), self.story)
 
     def restart_into(self, name: str, *, generation: int) -> None:
-        """Restart and wait until `generation` runs."""
+        """Restart the instance, and wait until `generation` runs."""
         self("restart", "-f", name)
         self.wait_inside(name)
         self.wait_told(name, generation)
         self.wait_ready(name)
 
     def wait_status(self, name: str, pattern: str, project: str = "default") -> str:
-        """The status once it matches `pattern` from its beginning."""
+        """Wait until the beginning of the status matches `pattern`, and return the status."""
         self.eventually(
             lambda: re.match(pattern, self.status(name, project)) is not None,
             lambda: f"status of {name} is {self.status(name, project)!r}, not {pattern!r}",
@@ -166,7 +184,7 @@ class Incus:
         )
 
     def eventually(self, holds: Callable[[], bool], otherwise: Callable[[], str]) -> None:
-        """Wait for what Incus gives no event for."""
+        """Wait for a condition for which Incus sends no event."""
         deadline = time.monotonic() + SECONDS
         while not holds():
             if time.monotonic() > deadline:
@@ -174,9 +192,10 @@ class Incus:
             time.sleep(0.05)
 
     def flake(self, *names: str, directory: str = "", **texts: str) -> str:
-        """A flake on the host with small systems called `names`; `texts` are files in their /etc.
+        """Write a flake on the host with small systems `names`, and return its directory.
 
-        The directory's name is new unless given; calling it again changes the flake.
+        `texts` are files in /etc of the systems. A second call for the same directory changes the
+        flake.
         """
         directory = directory or f"/srv/{self.prefix}"
         extra = "".join(f"extra.{key} = {json.dumps(value)};\n" for key, value in texts.items())
@@ -188,7 +207,7 @@ class Incus:
         return self.flake_text(f"nixosConfigurations = {{ {systems} }};", directory)
 
     def flake_text(self, outputs: str, directory: str) -> str:
-        """A flake on the host whose outputs are the given Nix text; `deps` is at hand."""
+        """Write a flake on the host. `outputs` is Nix text, which can use `deps`."""
         text = f"""{{
           outputs = {{ self }}: let
             inStore = path: builtins.appendContext path {{ ${{path}}.path = true; }};
@@ -205,10 +224,10 @@ class Incus:
         return directory
 
     def lose(self, path: str, *roots: str) -> None:
-        """Remove `roots` and delete `path` from the store, as a collection would.
+        """Remove `roots`, and delete `path` from the store, as a collection does.
 
-        Without inx, which would put them back. Processes of an instance that has just stopped may
-        hold it a moment longer.
+        The sidecar and the barrier are stopped meanwhile: the sidecar would add the roots again.
+        Processes of an instance that has just stopped may keep the path alive for a moment.
         """
         units = ["inx-barrier.service", "inx-sidecar.socket", "inx-sidecar.service"]
         script = 'rm -rf -- "${@:2}"; nix-store --delete "$1"'
@@ -225,7 +244,7 @@ class Incus:
             self.host.run(["systemctl", "start", "inx-sidecar.socket", "inx-barrier.service"])
 
     def story(self) -> str:
-        """What one wants to read when a test failed."""
+        """The logs of the sidecar, the barrier and the instances, for a test that has failed."""
         parts = [
             self.host.run(
                 ["journalctl", "-u", "inx-sidecar", "-u", "inx-barrier", "-n", "60", "--no-pager"]
@@ -245,9 +264,11 @@ class Incus:
         """
 
         def gone() -> bool:
-            """Incus refuses to delete while the sidecar writes a status: asked again then."""
+            """Incus refuses a deletion while the sidecar writes a status. Then delete again."""
             self.host.sh(script, input=rows)
             left = self("list", "--all-projects", "-f", "csv", "-c", "en").stdout.split()
             return not {f"{project},{name}" for project, name in self._launched} & set(left)
 
         self.eventually(gone, lambda: f"some of {rows} cannot be deleted")
+        while self._profiles:
+            self("profile", "delete", self._profiles.pop())

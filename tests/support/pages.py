@@ -67,12 +67,13 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(page: str, heading: str) -> list[str]:
-    """The lines of the `sh` blocks of a section."""
+    """The lines of the `sh` blocks of a section, without comments."""
     return [
         line
         for block in blocks(page)
         if (block.heading, block.language) == (heading, "sh")
         for line in block.lines
+        if not line.startswith("#")
     ]
 
 

@@ -10,7 +10,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots.mirror import Mirror
-from inx_sidecar.roots.watch import RegistrationWatch
+from inx_sidecar.roots.registration_watch import RegistrationWatch
 
 WEB: Final = "11111111-2222-3333-4444-555555555555"
 SHOP: Final = "21111111-2222-3333-4444-555555555555"

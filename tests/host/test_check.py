@@ -1,0 +1,86 @@
+"""`inx-sidecar check` finds each fault of an installation and says how to repair it."""
+
+import pytest
+from support.disposable import Host
+from support.health import is_healthy
+from support.incus import Incus
+from support.services import SOCKET, UNITS, check
+
+pytestmark = pytest.mark.main
+
+
+def test_check_finds_nothing_on_a_host_as_installed(incus: Incus, host: Host) -> None:
+    incus.launch(flake="/etc/nixos#web")
+    assert check(host) == (0, [])
+
+
+def test_check_finds_a_raw_lxc_without_the_hooks(incus: Incus, host: Host) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    incus("stop", name)
+    incus.set(name, "raw.lxc=lxc.signal.halt = SIGTERM")
+    status, [found] = check(host)
+    assert status == 1
+    assert found.startswith(f"instance '{name}' of project 'default': raw.lxc lacks ")
+    assert "'lxc.hook.pre-start = /etc/inx/hooks/pre-start'" in found
+    assert incus.start(name, check=False).returncode != 0
+    hooks = incus("profile", "get", "inx", "raw.lxc").stdout
+    # Incus still puts the failed start away.
+    more = ["config", "set", name, f"raw.lxc={hooks}lxc.signal.halt = SIGTERM\n"]
+    incus.eventually(lambda: incus(*more, check=False).returncode == 0, incus.story)
+    assert check(host) == (0, [])
+    incus.start(name)
+    is_healthy(incus, name)
+
+
+def test_check_finds_a_changed_profile(incus: Incus, host: Host) -> None:
+    hooks = incus("profile", "get", "inx", "raw.lxc").stdout
+    try:
+        for left, missing in (
+            (hooks.replace("lxc.hook.stop", "# lxc.hook.stop"), "lxc.hook.stop = "),
+            ("lxc.signal.halt = SIGTERM", "lxc.init.cmd = "),
+        ):
+            incus("profile", "set", "inx", f"raw.lxc={left}")
+            status, [found, *instances] = check(host)
+            assert status == 1
+            assert found.startswith("profile 'inx' of project 'default': raw.lxc lacks ")
+            assert missing in found
+            assert all(line.startswith("instance '") for line in instances)
+    finally:
+        incus("profile", "set", "inx", f"raw.lxc={hooks}")
+    assert check(host) == (0, [])
+
+
+def test_check_finds_a_missing_profile_and_says_how_to_make_it(incus: Incus, host: Host) -> None:
+    incus("profile", "delete", "inx")
+    try:
+        status, [found] = check(host)
+        assert status == 1
+        command = found.partition("run '")[2].rstrip("'")
+    except BaseException:
+        host.sh("incus profile create inx </etc/inx/profile.yaml")
+        raise
+    host.sh(command)
+    assert check(host) == (0, [])
+
+
+def test_check_finds_a_stopped_socket_and_says_how_to_start_it(incus: Incus, host: Host) -> None:
+    host.run(["systemctl", "stop", *UNITS])
+    try:
+        status, [found] = check(host)
+        assert status == 1 and "inx-sidecar.socket" in found
+        host.sh(found.partition("run '")[2].rstrip("'"))
+    finally:
+        host.run(["systemctl", "start", SOCKET])
+    assert check(host) == (0, [])
+
+
+@pytest.mark.parametrize("hook", ["pre-start", "stop"])
+def test_check_finds_a_hook_that_cannot_run(host: Host, hook: str) -> None:
+    path = f"/etc/inx/hooks/{hook}"
+    host.run(["chmod", "a-x", path])
+    try:
+        status, [found] = check(host)
+        assert status == 1 and found.startswith(f"{path}: ")
+    finally:
+        host.run(["chmod", "755", path])
+    assert check(host) == (0, [])

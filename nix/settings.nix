@@ -14,11 +14,11 @@ in
   '';
 
   build_user = setting (types.strMatching "[a-z_][a-z0-9_-]{0,31}") "inx-build" ''
-    The user that builds fetched sources and sources that do not belong to one user alone.
+    The user that builds fetched sources and sources that several users can change.
   '';
 
   build_memory_max = setting (types.strMatching "[1-9][0-9]*[KMGT%]?|infinity") "50%" ''
-    The memory limit of one evaluation, as systemd's `MemoryMax=`.
+    The memory limit of one evaluation, in the format of systemd's `MemoryMax=`.
   '';
 
   build_timeout = setting types.ints.positive 7200 "Seconds that one build may take.";

@@ -1,4 +1,4 @@
-"""Set up the static addresses of a container that starts: its end of each setup, then the host's.
+"""Set up the static addresses of a container that starts: its end of each link, then the host's.
 
 The kernel removes both ends when the container stops: the container's interfaces with its network
 namespace, and the host's end of a veth pair with its peer. So inx never removes an address.
@@ -28,7 +28,7 @@ from inx_sidecar.kernel.syscalls import CLONE_NEWNET, CLONE_NEWUSER, opened, set
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-# IFA_F_NODAD: no duplicate address detection on a setup where inx sets the addresses of both ends.
+# IFA_F_NODAD: no duplicate address detection on a link where inx sets the addresses of both ends.
 _NODAD: Final = 0x02
 # RT_TABLE_MAIN and RT_SCOPE_LINK (rtnetlink(7)).
 _MAIN_TABLE: Final = 254
@@ -114,7 +114,7 @@ def _set_up_inside(container: Container, setups: Sequence[NicSetup]) -> forked.R
 def _check_host(name: str, setups: Sequence[NicSetup]) -> forked.Result:
     """In a child: NetworkError if the host uses an address or a route that `setups` need."""
     with _netlink(name) as netlink:
-        # Incus has made the setup, and also routes to it if the device has ipv4.routes.
+        # Incus has made the link, and also routes to it if the device has ipv4.routes.
         peers = [
             next(iter(netlink.link_lookup(ifname=setup.host_name)), 0) if setup.host_name else 0
             for setup in setups

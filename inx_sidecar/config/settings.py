@@ -1,4 +1,4 @@
-"""Settings of the host: /etc/inx/config.toml. Every setting has a default; others are refused."""
+"""Settings of the host: /etc/inx/config.toml. Each has a default; unknown ones are refused."""
 
 import re
 import tomllib
@@ -12,6 +12,7 @@ from inx_sidecar.config.spec import Flake, NixFile, Source
 
 _HARMLESS_QUERIES: Final = {"dir", "ref", "rev", "submodules", "shallow", "narHash"}
 _SIZE: Final = re.compile(r"[1-9][0-9]*[KMGT%]?|infinity")
+_MAX_NUMBER: Final = 10**6
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ def load_settings(path: str = paths.CONFIG) -> Settings:
 
 
 def max_roots() -> int:
-    """`max_roots_per_instance`; while the settings are wrong, the default, so that roots stay."""
+    """`max_roots_per_instance`. While the settings are wrong, the limit is not known: then the
+    highest value that is allowed, so that no root is dropped for the default."""
     try:
         return load_settings().max_roots_per_instance
     except ConfigError:
-        return Settings.max_roots_per_instance
+        return _MAX_NUMBER
 
 
 def _check(path: str, name: str, value: Any) -> Any:
@@ -107,6 +109,10 @@ def _check(path: str, name: str, value: Any) -> Any:
             if not isinstance(value, str) or not _SIZE.fullmatch(value):
                 raise invalid("a size as in systemd's MemoryMax=, for example '4G'")
         case _:
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 10**6:
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not 0 < value <= _MAX_NUMBER
+            ):
                 raise invalid("a whole number above 0")
     return value

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base.errors import ConfigError
+from inx_sidecar.config import settings
 from inx_sidecar.config.keys import parse_spec
 from inx_sidecar.config.settings import Settings, load_settings
 from inx_sidecar.config.spec import Flake, NixFile, System
@@ -84,6 +85,21 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "config.toml").mkdir()
     with pytest.raises(ConfigError, match=r"config\.toml"):
         load_settings(str(tmp_path / "config.toml"))
+
+
+def test_no_root_is_dropped_for_the_default_while_the_settings_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit that the administrator set may be above the default."""
+
+    def load() -> Settings:
+        return loaded(tmp_path, "max_roots_per_instance = 50000\n" + broken)
+
+    monkeypatch.setattr(settings, "load_settings", load)
+    broken = ""
+    assert settings.max_roots() == 50_000
+    broken = "no such setting"
+    assert settings.max_roots() >= 50_000
 
 
 def allows(prefix: str, source: Flake | NixFile | System | str) -> bool:

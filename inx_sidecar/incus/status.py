@@ -1,8 +1,8 @@
 """`user.inx.status*` keys of instances, kept up to date through Incus' API; the newest status wins.
 
-A status is written only if Incus has another one. Hooks never write it: Incus refuses writes to an
-instance that starts. A refused write is repeated with exponential backoff, until it succeeds or the
-instance is gone.
+A status is written only if Incus has another one. No hook waits for the write: Incus refuses writes
+to an instance that starts. A refused write is repeated with exponential backoff, until it succeeds,
+the instance is gone, or 15 minutes have passed.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _TEXT_MAX: Final = 400
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
 _GIVE_UP_SECONDS: Final = 900.0
-# After a refused start, Incus and perhaps its user first undo the start.
+# After a refused start, Incus undoes the start, and a user may react: a write would disturb both.
 _AFTER_REFUSAL_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 2.0
@@ -76,7 +76,7 @@ class StatusWriter:
         self._paused: dict[_Key, asyncio.Event] = {}
 
     def pause_writes(self, instance: Instance) -> None:
-        """Write nothing for `instance`, which stops, until `resume_writes` or for two seconds.
+        """The instance stops: write nothing until `resume_writes`, for at most two seconds.
 
         The stop may be part of a restart. If Incus handled a write between its stop and its start,
         it would take the instance for running and fail the restart.
@@ -90,7 +90,8 @@ class StatusWriter:
             paused.set()
 
     def set_known_status(self, instance: Instance) -> None:
-        """`instance` has just been read, so Incus has the status of its configuration."""
+        """`instance` has just been read from Incus: the status in its configuration is what Incus
+        has."""
         if _key(instance) not in self._tasks:
             self._last[_key(instance)] = {key: instance.config.get(key, "") for key in _KEYS}
 
@@ -161,6 +162,7 @@ class StatusWriter:
                 except incus.IncusError as error:
                     if error.code == _NOT_FOUND or waited > _GIVE_UP_SECONDS:
                         instance_log(instance.lxc_name).debug("no status: %s", error)
+                        self._last.pop(key, None)  # Incus does not have it
                         continue
                     self._wanted.setdefault(key, (instance, config))
                     await asyncio.sleep(retry)

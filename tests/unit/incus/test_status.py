@@ -1,12 +1,16 @@
 """A status has one line for each key, and shows an isolated container no other store path."""
 
+import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from inx_sidecar.base import paths
-from inx_sidecar.incus import status
-from inx_sidecar.incus.status import Status, visible_config
+from inx_sidecar.incus import api, status
+from inx_sidecar.incus.api import IncusError
+from inx_sidecar.incus.instance import Instance, LxcFacts
+from inx_sidecar.incus.status import Status, StatusWriter, visible_config
 
 pytestmark = pytest.mark.life
 
@@ -54,3 +58,27 @@ def test_a_status_is_saved_for_the_next_sidecar(
     assert status._load_saved("uuid") == config
     (tmp_path / "uuid/status.json").write_text("{")
     assert status._load_saved("uuid") is None
+
+
+def test_a_status_that_incus_did_not_take_is_written_when_it_is_published_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
+    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    texts: list[str] = []
+    refusals = [IncusError("there is no such instance", 404)]
+
+    async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
+        texts.append(config["user.inx.status"])
+        if refusals:
+            raise refusals.pop()
+
+    monkeypatch.setattr(api, "set_config", set_config)
+
+    async def main() -> None:
+        statuses = StatusWriter()
+        for _ in range(3):
+            await statuses.publish_and_wait(instance, Status("ready"))
+
+    asyncio.run(main())
+    assert texts == ["ready", "ready"], "again after the refusal, and not after the success"

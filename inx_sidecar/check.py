@@ -147,7 +147,7 @@ async def _profile() -> list[Finding]:
 
 
 async def _instances() -> list[Finding]:
-    """Instances that use inx, but would not start: their raw.lxc lacks the hooks."""
+    """One finding for each instance that uses inx: a raw.lxc that lacks hooks does not work."""
     wanted = _shipped_raw_lxc()
     findings = []
     names = {profile["name"] for profile in await _profiles_with_hooks()}

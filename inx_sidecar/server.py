@@ -42,7 +42,7 @@ def listening_socket() -> socket.socket:
 
 
 async def serve(listener: socket.socket) -> None:
-    """Answer hooks until SIGTERM."""
+    """Take over what runs, then answer requests and follow Incus until SIGTERM."""
     lifecycle = Lifecycle()
     lifecycle.reconciler.open()
     try:
@@ -52,7 +52,7 @@ async def serve(listener: socket.socket) -> None:
         log.error("%s", error)
     await lifecycle.resume()
     lifecycle.reconciler.begin()
-    follower = ConfigWatch(lifecycle)
+    config_watch = ConfigWatch(lifecycle)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
 
@@ -73,14 +73,14 @@ async def serve(listener: socket.socket) -> None:
     async with server:
         tasks = [
             asyncio.create_task(lifecycle.reconciler.keep_comparing()),
-            asyncio.create_task(follower.follow()),
+            asyncio.create_task(config_watch.follow()),
             asyncio.create_task(send_keep_alives()),
         ]
         await stopping.wait()
         for task in tasks:
             task.cancel()
     notify("STOPPING=1")
-    await follower.close()
+    await config_watch.close()
     await lifecycle.close()
 
 

@@ -38,7 +38,8 @@ class InstanceError(InxError):
 
 
 class MountError(InxError):
-    """The kernel refused a mount."""
+    """The kernel refused a mount, or a child that works inside a container failed or took too
+    long."""
 
     status = 23
 
@@ -56,7 +57,8 @@ class UnreachableError(InxError):
 
 
 class RootError(InxError):
-    """A store path cannot be kept from the garbage collector."""
+    """A store path cannot be kept from the garbage collector, or not all roots could be
+    compared."""
 
     status = 26
 
@@ -99,7 +101,7 @@ def not_allowed(key: str, value: str, allowed: str) -> ConfigError:
 def one_line(text: str, most: int = 1000) -> str:
     """`text` as one printable line of at most `most` characters, for logs and terminals.
 
-    A line that is too long is cut between two words: nix.store.redact_store_paths would not
+    A line that is too long is cut between two words: nix.store_paths.redact_store_paths would not
     recognise a part of a store path. Only a word longer than any store path is cut itself.
     """
     flat = " ".join(text.split())

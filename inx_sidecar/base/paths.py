@@ -49,10 +49,8 @@ def daemon_socket_dir(uuid: str) -> str:
 
 
 def auto_dir(uuid: str) -> str:
-    """The roots that Nix clients of the instance register with its own nix-daemon.
-
-    STATE/UUID exists as long as the instance does.
-    """
+    """The roots that Nix clients of the instance register with its own nix-daemon. STATE/UUID,
+    which contains it, exists as long as the instance does."""
     return f"{STATE}/{uuid}/auto"
 
 

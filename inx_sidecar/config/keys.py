@@ -1,7 +1,8 @@
 """`user.inx.*` keys: the text of a configuration becomes an InstanceSpec, or is refused.
 
 Every user who may edit an instance can set these values, and Incus allows any bytes in them. A
-value that `parse_spec` has accepted is safe as one argument of a command and prints on one line.
+source that `parse_spec` has accepted is safe as one argument of a command and prints on one line.
+Any text may be in `update`, which is only compared.
 """
 
 import re
@@ -92,7 +93,7 @@ def _attr_of(instance: str) -> str:
 
 
 def check_flake(key: str, value: str) -> str:
-    """`value` if it is a flake reference that inx can build; ConfigError names `key` otherwise."""
+    """`value` if its syntax is that of a flake reference that inx takes; else ConfigError."""
     ref, mark, attr = value.partition("#")
     if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
         raise not_allowed(

@@ -20,7 +20,8 @@ from inx_sidecar.config.nic_keys import (
     networks_overlap,
 )
 
-# Stands for the host as the network of p2p NICs; no network of Incus can have this name.
+# All p2p NICs count as NICs of one network of this name, since the host routes to all of them. No
+# network of Incus can have this name.
 _P2P: Final = "p2p/"
 
 

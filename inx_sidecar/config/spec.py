@@ -94,7 +94,7 @@ class InstanceSpec:
     nics: tuple[Nic, ...] = ()
 
     def fingerprint(self, resolved: str | None = None) -> str:
-        """A digest that changes when the operator asks for another system, or for a new build.
+        """A digest that changes when the operator asks for another source, or for a new build.
 
         `resolved` is the store path that a System leads to. The container can read the fingerprint,
         so it is a digest: the reference of a source may contain an access token.

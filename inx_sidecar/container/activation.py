@@ -26,8 +26,8 @@ LOG: Final = "run/inx-activation.log"
 # began, which would otherwise end after this one. Inside, no event tells the end of either, so the
 # script polls.
 _SCRIPT: Final = f"""
-    busybox=/{paths.BOOT_INSIDE}/busybox looks=0
-    wait_more() {{ [ $((looks += 1)) -lt 300 ] && $busybox sleep 0.2; }}
+    busybox=/{paths.BOOT_INSIDE}/busybox waits=0
+    wait_more() {{ [ $((waits += 1)) -lt 300 ] && $busybox sleep 0.2; }}
     while [ ! -e /run/booted-system ] && wait_more; do :; done
     systemctl=/run/booted-system/sw/bin/systemctl
     if [ -x $systemctl ]; then

@@ -99,7 +99,8 @@ class Console:
         self._end(_FAILED, message)
 
     def close(self) -> None:
-        """Let init wait on: the instance stops, or the next sidecar takes over."""
+        """Close without a result: init waits until the instance stops or the next sidecar takes
+        over."""
         if not self._closed:
             self._closed = True
             os.close(self._fifo)
@@ -126,9 +127,9 @@ def is_waiting(uuid: str) -> bool:
 
 
 def remove_stale_console(uuid: str) -> None:
-    """Remove the fifo of a sidecar that made a result and died.
+    """Remove the fifo that a sidecar left, if it died after it made the result.
 
-    An init that reads the fifo would not see the result otherwise.
+    An init that reads the fifo sees the result once no process has the fifo open for writing.
     """
     try:
         fifo = Console(uuid)

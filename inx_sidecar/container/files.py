@@ -1,7 +1,7 @@
 """Read and write files inside a running container, as the container's own root.
 
-A forked child joins the container's namespaces for each call, so that no path of the container is
-ever looked up with the rights of the host's root.
+A forked child joins the container's namespaces for each call: the functions here look up no path of
+the container with the rights of the host's root.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Attach host directories inside a container, read-only for good, and never on the host.
+"""Show directories of the host inside a container, where root can never make them writable.
 
 Every mount is made detached, so the host's mount table never shows it and nothing has to be
 cleaned up. Each mount passes through the *lock step*: a mount that enters a mount namespace owned
@@ -65,9 +65,9 @@ class HostDirectory:
 async def attach_mounts(
     container: Container, directories: Sequence[HostDirectory], change: Change | None
 ) -> bool:
-    """Attach `directories`, the store first, and apply `change` to the profile.
+    """Attach `directories`, the store first if it is among them, and apply `change` to the profile.
 
-    Returns whether the container sees the store's owners mapped to its own user ids.
+    Returns whether the container sees the owners of the first directory mapped to its own user ids.
 
     Also makes the container's own /nix/var/nix read-only, except for profiles and gcroots: a Nix
     client that can write to /nix/var/nix opens a database of its own instead of asking the daemon,
@@ -157,7 +157,8 @@ def _clone_mount(directory: HostDirectory) -> int:
 
 
 def _map_owners(fd: int, container: Container) -> bool:
-    """Map the owners of the mount to the container's user ids; False if its file system cannot."""
+    """Map the owners of the mount to the container's user ids; False if its file system cannot. A
+    privileged container has the user ids of the host."""
     if container.privileged:
         return True
     try:
@@ -173,10 +174,11 @@ def _map_owners(fd: int, container: Container) -> bool:
 def _lock_flags(
     directories: Sequence[HostDirectory], clones: Sequence[int], container: Container
 ) -> list[int]:
-    """In a child, the lock step: copies of `clones`, the mounts of `directories`, with their flags
-    locked.
+    """The lock step, in a child: a copy of each of `clones`, the mounts of `directories`, with
+    locked flags.
 
-    Leaves the child in the user namespace of an unprivileged container.
+    The child is then in the user namespace of the container, or, for a privileged one, in a new
+    user namespace.
     """
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)

@@ -1,7 +1,7 @@
 """The namespaces of a running container, and how a forked child becomes the container's root.
 
-The same rights as the container's own root, enforced by the same kernel: what such a child does to
-the container's file system, the container could do itself.
+Such a child can do nothing to the container's files that the container's root could not do itself:
+the kernel enforces the same rights.
 """
 
 import os
@@ -14,7 +14,8 @@ _UMASK: Final = 0o022
 
 
 class Container:
-    """The namespaces of a running container, held open, so that its PID cannot be mistaken."""
+    """The namespaces of a running container, held open: they stay those of this container even if
+    its PID becomes another process's."""
 
     def __init__(self, pid: int, name: str) -> None:
         """Open the namespaces of process `pid`; InstanceError if that process is gone."""

@@ -38,8 +38,8 @@ _LINK: Final = 253
 async def refuse_conflicts(name: str, setups: Sequence[NicSetup]) -> None:
     """NetworkError if the host already uses an address or a route that `setups` need.
 
-    This check runs before there is a container, which LXC would take seconds to end. `name` is that
-    of the instance.
+    This check runs at pre-start: once the container exists, a refusal costs the seconds that LXC
+    takes to end it. `name` is that of the instance.
     """
     if setups:
         _import_pyroute2()
@@ -114,7 +114,7 @@ def _set_up_inside(container: Container, setups: Sequence[NicSetup]) -> forked.R
 def _check_host(name: str, setups: Sequence[NicSetup]) -> forked.Result:
     """In a child: NetworkError if the host uses an address or a route that `setups` need."""
     with _netlink(name) as netlink:
-        # Incus has made the link, and also routes to it if the device has ipv4.routes.
+        # The host's end exists already. Routes that Incus made to it (ipv4.routes) are no conflict.
         peers = [
             next(iter(netlink.link_lookup(ifname=setup.host_name)), 0) if setup.host_name else 0
             for setup in setups
@@ -147,14 +147,13 @@ def _interface(entry: Any) -> Interface:
 def _refuse_taken(
     netlink: "IPRoute", name: str, setups: Sequence[NicSetup], peers: Sequence[int]
 ) -> None:
-    """NetworkError if an interface of the host that is no peer has an address of `setups`.
-
-    Also if such an interface is connected to a network of `setups`.
+    """NetworkError if an interface of the host that is no peer has an address of `setups`, if its
+    network contains the address of a p2p NIC, or if it overlaps a network of the host's end.
     """
     present = [(entry["index"], _interface(entry)) for entry in netlink.get_addr()]
     for setup in setups:
-        # The NIC shares a link only with its bridge or parent. The host routes to a p2p NIC, so
-        # there all interfaces of the host count.
+        # A bridged NIC can conflict only with its bridge or parent. A p2p NIC is routed by the
+        # host, so it can conflict with every interface.
         same_link = set(netlink.link_lookup(ifname=setup.network))
         others = [
             (index, interface)

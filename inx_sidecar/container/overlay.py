@@ -1,13 +1,13 @@
 """Show some entries of a host directory and nothing else of it, by one overlay mount.
 
-The overlay has two layers. The upper one is a tmpfs with an entry for each name: an empty directory
-or file with an attribute that redirects the kernel to the entry of that name in the lower layer,
-which is the host directory (Documentation/filesystems/overlayfs.rst, "redirect_dir" and "Metadata
-only copy up"). The kernel reads the content there: the same inodes, the same page cache, and no
-process between.
+The overlay has two lower layers. The first is a tmpfs with an entry for each name: a copy of a
+link, or an empty directory or file with an attribute that redirects the kernel to the entry of that
+name in the second layer, which is the host directory (Documentation/filesystems/overlayfs.rst,
+"redirect_dir" and "Metadata only copy up"). The kernel reads the content there: the same inodes,
+the same page cache, and no process between.
 
-The overlay's root would show all of the lower layer, so only the directory of the entries is
-mounted. That directory is `opaque`: the lower layer adds no entries to it.
+The overlay's root would show all of the second layer, so only the directory of the entries is
+mounted. That directory is `opaque`: the second layer adds no entries to it.
 """
 
 import os

@@ -45,7 +45,7 @@ class Ownership:
 
     @classmethod
     def of(cls, present: Mapping[str, Any], host: str) -> Self | None:
-        """The ownership of instance `present` of Incus by the declaration of `host`.
+        """What `present`, an instance as Incus has it, says of its declaration on `host`.
 
         None if the instance was made by hand or copied from a declared one. An instance whose key
         has its name alone, which somebody wrote, is given over to the declaration.

@@ -12,7 +12,8 @@ PROTECTED: Final = "security.protection.delete is set; unset that to have it del
 
 @dataclass(frozen=True)
 class Step:
-    """One change to the instance `declared`, which may be declared no longer."""
+    """What `converge` does with one instance. If that is declared no longer, `declared` has only
+    its name and project."""
 
     declared: DeclaredInstance
 

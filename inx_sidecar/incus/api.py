@@ -84,7 +84,8 @@ async def execute(project: str, name: str, argv: Sequence[str], seconds: float) 
 
 
 async def is_creating() -> bool:
-    """Whether Incus creates, copies, moves or snapshots an instance just now."""
+    """Whether Incus runs an operation that may create, copy, move or snapshot an instance: each one
+    that is not known to do something else."""
     answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")
     operations = answer["metadata"] or {}
     return any(

@@ -1,4 +1,4 @@
-"""The instance of a hook: what LXC says in LXC_* variables, and Incus in backup.yaml.
+"""One instance: what LXC says in LXC_* variables, and Incus in backup.yaml or by its API.
 
 Incus writes backup.yaml beside the rootfs right before every start, with the expanded
 configuration; only root can read it. A hook must not ask Incus' API, which waits for the start that

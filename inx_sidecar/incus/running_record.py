@@ -83,12 +83,12 @@ class Running:
             with open(_path(uuid)) as file:
                 found = cls._from_json(json.load(file))
             return found if process_start_time(found.pid) == found.started else None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     @classmethod
     def _from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """TypeError if a field is missing or unknown."""
+        """KeyError or TypeError if a needed field is missing, or a field is not known."""
         values = {_FORMER_NAMES.get(name, name): value for name, value in saved.items()}
         values |= {name: tuple(values.get(name, ())) for name in _LISTS}
         return cls(**values | {"facts": LxcFacts(**values["facts"])})

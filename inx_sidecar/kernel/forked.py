@@ -41,9 +41,9 @@ async def run_in_child(
 ) -> Result:
     """The result of `function`, which runs in a forked child and must not use the event loop.
 
-    `action` names the work in errors. An InxError of `function` is raised here as it is, an OSError
-    as MountError, anything else as RuntimeError. TookTooLongError if `function` does not return
-    within `seconds`.
+    `action` names the work in errors. A direct subclass of InxError is raised here with its text,
+    an OSError as MountError, anything else as RuntimeError. TookTooLongError if `function` does not
+    return within `seconds`.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()

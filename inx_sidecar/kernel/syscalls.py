@@ -1,6 +1,6 @@
 """Linux system calls that Python lacks, under their kernel names.
 
-Each wrapper returns a file descriptor or None and raises OSError with the path. Call numbers from
+Each wrapper of a system call raises OSError with the path. Call numbers from
 424 up are the same on every architecture (include/uapi/asm-generic/unistd.h). Flags are those of
 include/uapi/linux/{mount,openat2,sched}.h.
 """
@@ -171,12 +171,13 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
 
 
 def setns(fd: int, kind: int) -> None:
-    """os.setns exists from Python 3.12 on."""
+    """Join the namespace `fd` of this kind (CLONE_NEW*); os.setns exists from Python 3.12 on."""
     _check(_libc.setns(fd, kind), f"/proc/self/fd/{fd}")
 
 
 def unshare(flags: int) -> None:
-    """os.unshare exists from Python 3.12 on."""
+    """Move into new namespaces of these kinds (CLONE_NEW*); os.unshare exists from Python 3.12
+    on."""
     _check(_libc.unshare(flags), "")
 
 

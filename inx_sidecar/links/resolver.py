@@ -144,7 +144,7 @@ async def _resolve_in_child(
 
 
 def _become_root(name: str, process: InitProcess) -> tuple[list[RootDirectory], bool]:
-    """In the child: all process roots, and whether they are complete."""
+    """In the child: all root directories, and whether they are complete."""
     with Container(process.pid, name) as container:
         try:
             roots = root_directories_of(process.pid, process.started)
@@ -199,7 +199,7 @@ def _resolve(text: str, roots: Sequence[RootDirectory], complete: bool) -> dict[
 
 
 def _place(root: RootDirectory, text: str, mount: int) -> str:
-    """The process root, and the component of `text` at which `mount` begins, if not at the root."""
+    """The root directory and, if `mount` begins below it, the component of `text` where."""
     if mount == root.mount:
         return root.identity
     components = [part for part in text.split("/") if part]

@@ -82,7 +82,7 @@ class Select:
 
 @dataclass(frozen=True)
 class Append:
-    """Make `toplevel` a new generation and the current one.
+    """Make `toplevel` the current generation: a new one, unless the current or the newest has it.
 
     Old generations are removed so that `keep` remain; None keeps all.
     """

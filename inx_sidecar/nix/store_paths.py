@@ -85,7 +85,7 @@ def resolve_toplevel(path: str, instance: str) -> str:
 
 
 def check_toplevel(path: str, subject: str) -> None:
-    """SystemMissingError if `path` is not a NixOS system; `subject` says what it should be."""
+    """SystemMissingError if `path` is not a NixOS system; the error begins with `subject`."""
     if not os.path.lexists(f"{path}/init"):
         raise SystemMissingError(
             f"{subject} is {path}, which is not a NixOS system: it has no 'init'"

@@ -116,7 +116,7 @@ class _Barrier:
         while self._waiting and len(self._tasks) < _AT_ONCE:
             requests = next(iter(self._waiting))  # those of the opening that waits longest
             openings = self._waiting.pop(requests)
-            task = asyncio.create_task(hold(self.group, openings, requests))
+            task = asyncio.create_task(allow_when_rooted(self.group, openings, requests))
             self._tasks.add(task)
             task.add_done_callback(self._asked)
 
@@ -125,7 +125,7 @@ class _Barrier:
         self._ask()
 
 
-async def hold(
+async def allow_when_rooted(
     group: PermissionGroup, openings: list[OpenRequest], requests: tuple[str, ...]
 ) -> None:
     """Allow `openings` once the sidecar has answered all `requests`, or is not waited for."""

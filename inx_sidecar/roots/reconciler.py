@@ -211,7 +211,7 @@ class RootReconciler:
             self._complaints.add(mirror.uuid, mirror.lxc_name, error)
             self.compare_soon()
         except Exception:
-            instance_log(mirror.lxc_name).exception("taking roots ended in a bug")
+            instance_log(mirror.lxc_name).exception("adding roots ended in a bug")
         # What does not answer now is looked at again by comparisons, until it answers or is gone.
         if mirror.near_limit or mirror.resolver.incomplete:
             self.compare_soon()

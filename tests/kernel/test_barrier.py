@@ -33,12 +33,12 @@ def _directories(gcroots: str, temproots: str, monkeypatch: pytest.MonkeyPatch) 
 async def held(
     group: PermissionGroup, gcroots: str, start: Start, request: str = sidecar_client.DRAIN
 ) -> float:
-    """How many seconds `barrier.hold` held an opening for the answer to `request`."""
+    """How many seconds `allow_when_rooted` held an opening for the answer to `request`."""
     group.mark(gcroots)
     opener = start(opens(gcroots))
     (opening,) = open_requests(group)
     begin = time.monotonic()
-    await barrier.hold(group, [opening], (request,))
+    await barrier.allow_when_rooted(group, [opening], (request,))
     took = time.monotonic() - begin
     await until(opener.succeeded)
     return took
@@ -58,7 +58,9 @@ def test_an_opening_waits_for_the_answer_of_the_sidecar(
             group.mark(gcroots)
             opener = start(opens(gcroots))
             (opening,) = open_requests(group)
-            task = asyncio.create_task(barrier.hold(group, [opening], (sidecar_client.SYNC,)))
+            task = asyncio.create_task(
+                barrier.allow_when_rooted(group, [opening], (sidecar_client.SYNC,))
+            )
             await until(lambda: sidecar.asked)
             await asyncio.sleep(0.05)
             assert not task.done() and not opener.ended()

@@ -24,7 +24,7 @@ let
       inherit example description;
     };
 
-  wire = {
+  veth = {
     hostBridge = optional types.str "br0" "The bridge of the host that the interface is connected to.";
     hostAddress =
       optional types.str "10.231.136.1"
@@ -307,7 +307,7 @@ let
         };
 
         extraVeths = mkOption {
-          type = types.attrsOf (types.submodule { options = wire; });
+          type = types.attrsOf (types.submodule { options = veth; });
           default = { };
           description = "More interfaces. Each is connected to a bridge or to the host alone.";
         };
@@ -331,7 +331,7 @@ let
           description = "Assertions of this container, which become assertions of the host.";
         };
       }
-      // wire;
+      // veth;
 
       config = {
         system = lib.mkIf options.config.isDefined (lib.mkDefault config.config.system.build.toplevel);
@@ -360,7 +360,7 @@ let
           {
             assertion =
               config.hostBridge == null || (config.hostAddress == null && config.hostAddress6 == null);
-            message = "hostAddress is the host's end of a wire to it alone; on the bridge ${toString config.hostBridge} the host has its own.";
+            message = "hostAddress is the host's end of a veth pair for this container alone; on the bridge ${toString config.hostBridge} the host has its own.";
           }
         ];
       };

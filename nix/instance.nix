@@ -7,21 +7,21 @@ let
   joined = values: if known values == [ ] then null else lib.concatStringsSep "," (known values);
   flat = lib.replaceStrings [ "/" ] [ "-" ];
 
-  # The NIC device and the keys of one interface. `wire` has the options of extraVeths. eth0 of the profile stays if the
+  # The NIC device and the keys of one interface. `veth` has the options of extraVeths. eth0 of the profile stays if the
   # container sets no option that needs another device.
   nic =
-    interface: wire:
+    interface: veth:
     let
       ends = joined [
-        wire.hostAddress
-        wire.hostAddress6
+        veth.hostAddress
+        veth.hostAddress6
       ];
       private = ends != null;
       connection =
-        if wire.hostBridge != null then
+        if veth.hostBridge != null then
           {
             nictype = "bridged";
-            parent = wire.hostBridge;
+            parent = veth.hostBridge;
           }
         else if private || interface != "eth0" then
           { nictype = "p2p"; }
@@ -31,21 +31,21 @@ let
     {
       devices =
         lib.optionalAttrs
-          (interface != "eth0" || private || wire.hostBridge != null || wire.localMacAddress != null)
+          (interface != "eth0" || private || veth.hostBridge != null || veth.localMacAddress != null)
           {
             ${interface} = dropNulls (
               {
                 type = "nic";
                 name = interface;
-                hwaddr = wire.localMacAddress;
+                hwaddr = veth.localMacAddress;
               }
               // connection
             );
           };
       config = dropNulls {
         "user.inx.net.${interface}.address" = joined [
-          wire.localAddress
-          wire.localAddress6
+          veth.localAddress
+          veth.localAddress6
         ];
         "user.inx.net.${interface}.host_address" = ends;
         # eth0 has the default route, as for `containers.NAME`. With several NICs, inx does not choose one by itself.

@@ -46,7 +46,7 @@ WRONG_CONTAINERS = {
     "attr": "attr goes with file",
     "hooks": "would replace the hooks; add lines by the option lxc.",
     "isolated": "a Nix daemon shows every path of the store.",
-    "bridge": "hostAddress is the host's end of a wire to it alone",
+    "bridge": "hostAddress is the host's end of a veth pair for this container alone",
 }
 # Options of `containers.NAME` that inx does not have, and a part of the message for each.
 REPLACED_OPTIONS = {

@@ -73,7 +73,7 @@ def test_keys_of_others_are_not_ours() -> None:
     assert parse_spec(keys, "web", "/etc/nixos") == spec()
 
 
-def test_what_the_sidecar_wrote_is_no_wish() -> None:
+def test_a_key_that_the_sidecar_wrote_asks_for_nothing() -> None:
     keys = {"status": "failed: \n", "status.system": "?", "status.generation": "x"}
     assert spec(**keys) == spec()
 

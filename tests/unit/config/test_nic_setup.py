@@ -94,7 +94,7 @@ def in_words(end: End | None) -> str:
         ),
     ],
 )
-def test_a_wire_to_the_host(values: dict[str, str], inside: str, host: str) -> None:
+def test_a_p2p_nic_and_its_peer_on_the_host(values: dict[str, str], inside: str, host: str) -> None:
     found = setup(P2P, **values)
     assert (in_words(found.inside), in_words(found.host)) == (inside, host)
     assert (found.name, found.host_name, found.network) == ("eth0", "veth1", "p2p/")

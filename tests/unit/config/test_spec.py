@@ -21,9 +21,9 @@ def test_the_name_of_the_instance_is_no_part_of_the_source() -> None:
 
 
 def test_sources_of_different_kinds_never_look_alike() -> None:
-    wishes = [spec(flake="/x"), spec(file="/x"), spec(system="/x"), spec(flake="/x#y")]
-    wishes += [spec(file="/x", attr="y"), spec(file="/x", update="1"), spec(file="/y")]
-    assert len({each.fingerprint() for each in wishes}) == len(wishes)
+    specs = [spec(flake="/x"), spec(file="/x"), spec(system="/x"), spec(flake="/x#y")]
+    specs += [spec(file="/x", attr="y"), spec(file="/x", update="1"), spec(file="/y")]
+    assert len({each.fingerprint() for each in specs}) == len(specs)
 
 
 def test_a_system_is_known_by_where_it_leads() -> None:

@@ -97,7 +97,7 @@ def test_instances_of_another_project_see_their_closure_alone(incus: Incus) -> N
     sees_its_closure_alone(incus, name)
     sees_its_closure_alone(incus, other, path, project=project)
     incus("delete", "-f", other, "--project", project)
-    incus("project", "delete", project, "--force", input="yes\n")
+    incus("project", "delete", project)  # --force would empty the default profile of all
     sees_its_closure_alone(incus, name)
 
 

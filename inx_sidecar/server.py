@@ -19,11 +19,13 @@ from inx_sidecar.container import bootstrap
 from inx_sidecar.incus.instance import LxcFacts
 from inx_sidecar.instances.config_watch import ConfigWatch
 from inx_sidecar.instances.lifecycle import Lifecycle
+from inx_sidecar.kernel.cgroups import kill_others_of_service
 
 _REQUEST_MAX: Final = 1 << 16
 # The backlog of systemd's socket; asyncio's default is smaller.
 _BACKLOG: Final = 4096
 _FIRST_PASSED_FD: Final = 3
+_UNIT: Final = "inx-sidecar.service"
 # The hook mount still sends its former name (hook.FORMER_KINDS).
 _FORMER_KINDS: Final = {"start-host": "mount"}
 
@@ -43,6 +45,9 @@ def listening_socket() -> socket.socket:
 
 async def serve(listener: socket.socket) -> None:
     """Take over what runs, then answer requests and follow Incus until SIGTERM."""
+    # Before anything is answered: a child of the former sidecar may still work inside a container.
+    for pid in kill_others_of_service(_UNIT):
+        log.info("killed process %d, which the former sidecar has left", pid)
     lifecycle = Lifecycle()
     lifecycle.reconciler.open()
     try:

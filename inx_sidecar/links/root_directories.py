@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from inx_sidecar.incus.running_record import process_start_time
+from inx_sidecar.kernel.cgroups import cgroup_of, hierarchy
 from inx_sidecar.kernel.syscalls import mount_id, opened
 
 # The identity of the root of the container's init.
@@ -105,20 +106,17 @@ def _is_seen(pid: int, seen: set[str]) -> bool:
 
 def _payload_cgroup(pid: int) -> str | None:
     """The cgroup, in the unified hierarchy, below which all processes of the container are."""
-    with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
-        for line in file:
-            if line.startswith("0::"):
-                parts = line[3:].rstrip("\n").split("/")
-                for count, part in enumerate(parts):
-                    if part.startswith(_PAYLOAD):
-                        return "/".join(parts[: count + 1])
+    parts = (cgroup_of(pid) or "").split("/")
+    for count, part in enumerate(parts):
+        if part.startswith(_PAYLOAD):
+            return "/".join(parts[: count + 1])
     return None
 
 
 def _processes_below(cgroup: str) -> tuple[list[int], bool]:
     """The processes below the cgroup, and whether these are all."""
     found: list[int] = []
-    waiting = [f"{_unified_hierarchy()}{cgroup}"]
+    waiting = [f"{hierarchy()}{cgroup}"]
     for _ in range(_MAX_CGROUPS):
         if not waiting or len(found) > _MAX_PROCESSES:
             break
@@ -132,8 +130,3 @@ def _processes_below(cgroup: str) -> tuple[list[int], bool]:
         except OSError:
             continue  # the cgroup was removed
     return found[:_MAX_PROCESSES], not waiting and len(found) <= _MAX_PROCESSES
-
-
-def _unified_hierarchy() -> str:
-    """Where the unified cgroup hierarchy is mounted."""
-    return "/sys/fs/cgroup" + ("/unified" if os.path.isdir("/sys/fs/cgroup/unified") else "")

@@ -1,13 +1,13 @@
 """A container keeps a process of the sidecar waiting for ever."""
 
-import json
-import subprocess
+import time
 
 import pytest
-from support.attacker.stalling import never_answer
-from support.attacks import command_inside
+from support.attacks import stalled
 from support.disposable import Host
+from support.gc import add_to_store, collect, in_store, main_pid, make_links, register
 from support.incus import Incus
+from support.services import SERVICE, property_of
 
 pytestmark = pytest.mark.main
 
@@ -29,26 +29,61 @@ def test_a_file_system_that_never_answers_delays_no_other_instance(
     name = incus.init(file=f"{flake}/gated.nix", attr="held")
     incus.start(name)
     incus.wait_status(name, "building$")
-    argv = host.enter(command_inside(incus, name, never_answer))
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as stall:
-        try:
-            assert stall.stdin and stall.stdout
-            make = ["exec", name, "--", "/dev/.inx/busybox", "mkdir", "-p", "/nix/var/nix/profiles"]
-            incus(*make)
-            stall.stdin.write(json.dumps(["/nix/var/nix/profiles"]))
-            stall.stdin.close()
-            assert stall.stdout.readline() == '"mounted"\n'
-            host.sh(f": >{gate}")
-            assert stall.stdout.readline() == '"asked"\n'
-            # The sidecar gives up after 20 s; another start must not wait for that.
-            other = incus.init(name=incus.name("b"), flake="/etc/nixos#web")
-            started = incus("start", other, check=False, timeout=60)
-            assert started.returncode == 0, incus.log(other)
-            incus.wait_status(name, "failed: .*took over")
-            another = incus.init(name=incus.name("c"), flake="/etc/nixos#web")
-            started = incus("start", another, check=False, timeout=60)
-            assert started.returncode == 0, incus.log(another)
-        finally:
-            incus("stop", "-f", name, check=False)
-            stall.kill()
+    incus("exec", name, "--", "/dev/.inx/busybox", "mkdir", "-p", "/nix/var/nix/profiles")
+    with stalled(incus, name, "/nix/var/nix/profiles") as requests:
+        host.sh(f": >{gate}")
+        assert requests.readline() == '"asked"\n'
+        # The sidecar gives up after 20 s; another start must not wait for that.
+        other = incus.init(name=incus.name("b"), flake="/etc/nixos#web")
+        started = incus("start", other, check=False, timeout=60)
+        assert started.returncode == 0, incus.log(other)
+        incus.wait_status(name, "failed: .*took over")
+        another = incus.init(name=incus.name("c"), flake="/etc/nixos#web")
+        started = incus("start", another, check=False, timeout=60)
+        assert started.returncode == 0, incus.log(another)
+
+
+HOW = {
+    "restarted": ["systemctl", "restart", SERVICE],
+    "killed": ["systemctl", "kill", "--kill-whom=main", "--signal=KILL", SERVICE],
+    "aborted": ["systemctl", "kill", "--kill-whom=main", "--signal=ABRT", SERVICE],
+}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_a_file_system_that_never_answers_delays_no_restart_of_the_sidecar(
+    incus: Incus, host: Host, how: list[str]
+) -> None:
+    """The child that looks there cannot be killed. systemd waited minutes for its end.
+
+    Meanwhile no instance could start, and a collection deleted what was just built.
+    """
+    name = incus.launch(flake="/etc/nixos#web")
+    neighbour = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+    path = add_to_store(incus, "fresh")
+    incus.sh(name, "mkdir /root/stall")
+    with stalled(incus, name, "/root/stall") as requests:
+        register(incus, name, ["/root/stall/link"])
+        assert requests.readline() == '"asked"\n'
+        incus.wait_status(name, r"ready \(the file system at .* does not answer")
+        before = main_pid(host)
+        begin = time.monotonic()
+        host.run(how)
+        # Registered while the sidecar is away, and collected at once.
+        make_links(incus, neighbour, {"/root/fresh": path})
+        register(incus, neighbour, ["/root/fresh"])
+        collect(host)
+        assert in_store(host, path)
+        another = incus.launch(name=incus.name("c"), flake="/etc/nixos#web")
+        assert time.monotonic() - begin < 20
+        assert main_pid(host) not in (0, before)
+        assert incus.status(another) == "ready"
+        assert len(stuck(host)) <= 2, "children that cannot be killed are few"
+    incus.eventually(lambda: stuck(host) == [], incus.story)
+
+
+def stuck(host: Host) -> list[str]:
+    """The processes of the sidecar's service, besides the main one."""
+    group = property_of(host, "ControlGroup")
+    found = host.sh(f"cat /sys/fs/cgroup{group}/cgroup.procs").stdout.split()
+    return [pid for pid in found if pid != str(main_pid(host))]

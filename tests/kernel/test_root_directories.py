@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 from support.links import ONE, TWO, Web, join_cgroup, mount_disk, remove_cgroup
 
+from inx_sidecar.kernel import cgroups
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, unshare
 from inx_sidecar.links import root_directories
 from inx_sidecar.links.resolver import ResolvedLink
@@ -81,7 +82,7 @@ def test_the_root_of_a_process_of_another_cgroup_does_not_count(web: Web, tmp_pa
 
 def test_the_resolver_is_not_sure_without_a_cgroup(web: Web) -> None:
     web.link("/root/result")
-    join_cgroup(Path(root_directories._unified_hierarchy()), web.sandbox.pid)
+    join_cgroup(Path(cgroups.hierarchy()), web.sandbox.pid)
     try:
         found = web.resolve("/root/result", "no root is dropped")
         missing = web.resolve("/root/none", "no root is dropped")

@@ -1,9 +1,12 @@
 """Run the programs of `support.attacker` inside an instance, or on the host."""
 
+import contextlib
 import json
-from collections.abc import Callable
-from typing import Any
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
+from support.attacker.stalling import never_answer
 from support.disposable import Host
 from support.incus import Incus
 
@@ -32,6 +35,27 @@ def inside(incus: Incus, name: str, function: Callable[..., Any], *args: Any) ->
     """What `function` gives as root of the container."""
     argv = command_inside(incus, name, function)
     return json.loads(incus.host.run(argv, input=json.dumps(args)).stdout)
+
+
+@contextlib.contextmanager
+def stalled(incus: Incus, name: str, place: str) -> Iterator[IO[str]]:
+    """While the block runs, a file system at `place` inside never answers.
+
+    The file that the block gets has a line `"asked"` for each request to that file system. At the
+    end the instance is stopped: only that lets the processes go that wait for an answer.
+    """
+    argv = incus.host.enter(command_inside(incus, name, never_answer))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as stall:
+        try:
+            assert stall.stdin and stall.stdout
+            stall.stdin.write(json.dumps([place]))
+            stall.stdin.close()
+            assert stall.stdout.readline() == '"mounted"\n'
+            yield stall.stdout
+        finally:
+            incus("stop", "-f", name, check=False)
+            stall.kill()
 
 
 def on_host(host: Host, function: Callable[..., Any], *args: Any) -> Any:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from inx_sidecar.incus.running_record import process_start_time
+from inx_sidecar.kernel import cgroups
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, mount, setns, unshare
-from inx_sidecar.links import resolver, root_directories
+from inx_sidecar.links import resolver
 from inx_sidecar.links.resolver import InitProcess, ResolvedLink
 from support.containers import FIRST_ID, Sandbox, make_rootfs, running
 
@@ -137,7 +138,7 @@ def remove_cgroup(cgroup: Path) -> None:
 
 @contextmanager
 def started_web(rootfs: Path, *, privileged: bool = False) -> Iterator[Web]:
-    cgroup = Path(f"{root_directories._unified_hierarchy()}/lxc.payload.test-{os.getpid()}")
+    cgroup = Path(f"{cgroups.hierarchy()}/lxc.payload.test-{os.getpid()}")
     cgroup.mkdir()
     try:
         make_rootfs(rootfs, 0 if privileged else FIRST_ID)

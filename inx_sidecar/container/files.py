@@ -33,7 +33,8 @@ async def write_generation(container: Container, change: Change) -> int:
     def write() -> forked.Result:
         return apply_change(container.enter(), container.name, change), []
 
-    number, _ = await forked.run_in_child(write, f"writing the generation of {container.name!r}")
+    action = f"writing the generation of {container.name!r}"
+    number, _ = await forked.run_in_child(write, action, instance=container.name)
     return int(number)
 
 
@@ -69,5 +70,6 @@ async def read_tail(container: Container, path: str, max_bytes: int) -> str:
             except OSError:
                 return "", []
 
-    text, _ = await forked.run_in_child(read, f"reading /{path} of {container.name!r}")
+    action = f"reading /{path} of {container.name!r}"
+    text, _ = await forked.run_in_child(read, action, instance=container.name)
     return str(text)

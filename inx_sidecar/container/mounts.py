@@ -129,12 +129,14 @@ async def _attach_locked(
         if container.privileged:
             # A first child locks the mounts in a user namespace made for the purpose. That child
             # cannot return to the host's user namespace, so a second child attaches them.
-            _, locked = await forked.run_in_child(lambda: (None, lock()), action)
+            _, locked = await forked.run_in_child(
+                lambda: (None, lock()), action, instance=container.name
+            )
             for fd in locked:
                 fds.callback(os.close, fd)
-            await forked.run_in_child(lambda: enter(locked), action)
+            await forked.run_in_child(lambda: enter(locked), action, instance=container.name)
         else:
-            await forked.run_in_child(lambda: enter(lock()), action)
+            await forked.run_in_child(lambda: enter(lock()), action, instance=container.name)
     return mapped[0]
 
 

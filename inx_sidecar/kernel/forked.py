@@ -20,6 +20,10 @@ _IN_A_FILE: Final = b"memfd"
 _FDS_MAX: Final = 16
 _TRACE_MAX: Final = 4000
 
+# By instance: the exits of children that were killed and did not exit.
+_stuck: dict[str, set[asyncio.Future[None]]] = {}
+_MAX_STUCK: Final = 3
+
 # A value that JSON can represent, and file descriptors for the parent.
 Result = tuple[Any, list[int]]
 
@@ -37,14 +41,23 @@ class TookTooLongError(MountError):
 
 
 async def run_in_child(
-    function: Callable[[], Result], action: str, seconds: float = _SECONDS
+    function: Callable[[], Result], action: str, seconds: float = _SECONDS, *, instance: str = ""
 ) -> Result:
     """The result of `function`, which runs in a forked child and must not use the event loop.
 
     `action` names the work in errors. A direct subclass of InxError is raised here with its text,
     an OSError as MountError, anything else as RuntimeError. TookTooLongError if `function` does not
     return within `seconds`.
+
+    `instance` names the instance whose files `function` uses, if any. MountError, and no child, if
+    too many children of that instance could not be killed.
     """
+    stuck = len(_stuck.get(instance, ())) if instance else 0
+    if stuck >= _MAX_STUCK:
+        raise MountError(
+            f"{action}: {stuck} processes wait for a file system of {instance!r} that does not "
+            f"answer; end it, or stop the instance with 'incus stop -f {instance}'"
+        )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
@@ -61,6 +74,9 @@ async def run_in_child(
         ours.close()
         os.kill(pid, signal.SIGKILL)
         ended = await _reap(pid)
+        if instance and not ended.done():
+            _stuck.setdefault(instance, set()).add(ended)
+            ended.add_done_callback(lambda exited: _forget_stuck(instance, exited))
     if late:
         raise TookTooLongError(f"{action} took over {seconds:.0f} s", ended)
     if message == _IN_A_FILE:
@@ -68,6 +84,12 @@ async def run_in_child(
             file.seek(0)
             message = file.read()
     return _result(message, list(fds), action)
+
+
+def _forget_stuck(instance: str, exited: asyncio.Future[None]) -> None:
+    _stuck[instance].discard(exited)
+    if not _stuck[instance]:
+        del _stuck[instance]
 
 
 def _result(message: bytes, fds: list[int], action: str) -> Result:

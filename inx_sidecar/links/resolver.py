@@ -96,7 +96,7 @@ async def resolve_links(name: str, process: InitProcess, texts: Sequence[str]) -
         many = f"{name!r} has too many processes to look at: no root is dropped"
         return [problem, "" if complete else many]
 
-    return await _resolve_in_child(inside, texts, f"looking into {name!r}")
+    return await _resolve_in_child(inside, texts, f"looking into {name!r}", name)
 
 
 async def resolve_links_offline(name: str, rootfs: str, texts: Sequence[str]) -> Resolution:
@@ -109,7 +109,7 @@ async def resolve_links_offline(name: str, rootfs: str, texts: Sequence[str]) ->
             _answer(answers, text, [root], True)
         return []
 
-    return await _resolve_in_child(inside, texts, f"looking into {rootfs} of {name!r}")
+    return await _resolve_in_child(inside, texts, f"looking into {rootfs} of {name!r}", name)
 
 
 async def remove_registrations_inside(
@@ -121,17 +121,19 @@ async def remove_registrations_inside(
         roots, _ = _become_root(name, process)
         return _keep_copy(roots[0].fd, name, remove=texts), []
 
-    await forked.run_in_child(inside, f"looking into {name!r}", _SECONDS)
+    await forked.run_in_child(inside, f"looking into {name!r}", _SECONDS, instance=name)
 
 
 async def _resolve_in_child(
-    inside: Callable[[int], list[str]], texts: Sequence[str], what: str
+    inside: Callable[[int], list[str]], texts: Sequence[str], action: str, name: str
 ) -> Resolution:
     """Run `inside` in a child. The child writes each answer at once, so that a path that does not
     answer hides none before it."""
     with opened(os.memfd_create("answers", os.MFD_CLOEXEC)) as answers:
         try:
-            problems, _ = await forked.run_in_child(lambda: (inside(answers), []), what, _SECONDS)
+            problems, _ = await forked.run_in_child(
+                lambda: (inside(answers), []), action, _SECONDS, instance=name
+            )
         except forked.TookTooLongError as error:
             if not os.fstat(answers).st_size:
                 raise

@@ -82,6 +82,23 @@ def test_a_file_system_that_never_answers_delays_no_restart_of_the_sidecar(
     incus.eventually(lambda: stuck(host) == [], incus.story)
 
 
+def test_processes_that_wait_for_ever_are_few(incus: Incus, host: Host) -> None:
+    """Each new link below the file system would be looked at by another process."""
+    name = incus.launch(flake="/etc/nixos#web")
+    incus.sh(name, "mkdir /root/stall")
+    with stalled(incus, name, "/root/stall"):
+        for number in range(6):
+            register(incus, name, [f"/root/stall/link{number}"])
+        status = incus.wait_status(name, r"ready \(.*processes wait for a file system of")
+        assert name in status and "incus stop -f" in status
+        assert len(stuck(host)) == 3
+        other = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+        assert incus.status(other) == "ready"
+    incus.eventually(lambda: stuck(host) == [], incus.story)
+    sync = host.run(["/opt/inx/bin/inx-sidecar", "sync"], check=False)
+    assert sync.returncode == 0, sync
+
+
 def stuck(host: Host) -> list[str]:
     """The processes of the sidecar's service, besides the main one."""
     group = property_of(host, "ControlGroup")

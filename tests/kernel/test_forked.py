@@ -175,3 +175,42 @@ def test_a_long_message_is_an_error_still() -> None:
         call(lambda: fail(InstanceError("x" * 200_000)))
     with pytest.raises(RuntimeError, match="my bug"):
         call(lambda: fail(ValueError("é" * 200_000 + "my bug")))
+
+
+def test_children_of_one_instance_that_cannot_be_killed_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when they wait for a file system that does not answer. Other instances go on."""
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    monkeypatch.setattr(forked, "_REAP_SECONDS", 0.05)
+    end, release = os.pipe()
+
+    def wait() -> forked.Result:
+        os.close(release)
+        os.read(end, 1)
+        return None, []
+
+    async def attempt(function: Callable[[], forked.Result], name: str) -> forked.Result:
+        return await forked.run_in_child(function, "the work", 0.05, instance=name)
+
+    async def main() -> None:
+        exits = []
+        for _ in range(forked._MAX_STUCK):
+            with pytest.raises(forked.TookTooLongError) as caught:
+                await attempt(wait, "web")
+            exits.append(caught.value.ended)
+        children = left()[0]
+        with pytest.raises(MountError, match="3 processes wait for a file system of 'web'"):
+            await attempt(lambda: (1, []), "web")
+        assert left()[0] == children, "no other child was started"
+        monkeypatch.setattr(os, "kill", kill)
+        assert await attempt(lambda: (2, []), "mail") == (2, [])
+        os.close(release)
+        await asyncio.wait_for(asyncio.gather(*exits), 5)
+        assert await attempt(lambda: (3, []), "web") == (3, [])
+        assert forked._stuck == {}
+
+    asyncio.run(main())
+    os.close(end)
+    assert left()[0] == ""

@@ -2,8 +2,10 @@
 
 A collection opens `gcroots`, then `temproots`. Each opening waits until the sidecar has rooted all
 that is registered by then; the first one also until everything was compared. A sidecar that does
-not answer is waited for `SECONDS`; a sidecar that ends meanwhile is asked again, for no longer than
-`SECONDS_IN_ALL`. After that the opening continues, as it does when this process ends.
+not answer is waited for `SECONDS`: longer than systemd takes to end one that hangs (WatchdogSec= of
+its unit) or to stop one (TimeoutStopSec=), so that the next one answers. A sidecar that ends
+meanwhile is asked again, for no longer than `SECONDS_IN_ALL`. After that the opening continues, as
+it does when this process ends.
 
 The barrier is a process of its own: it does nothing that can block, and it outlives a crash of the
 sidecar. The sidecar itself never opens the two directories.
@@ -20,8 +22,8 @@ from inx_sidecar.base.errors import InxError, UnsupportedError
 from inx_sidecar.base.systemd_notify import notify, send_keep_alives
 from inx_sidecar.kernel.fanotify import OpenRequest, PermissionGroup
 
-SECONDS: Final = 5.0
-SECONDS_IN_ALL: Final = 15.0
+SECONDS: Final = 45.0
+SECONDS_IN_ALL: Final = 120.0
 _MARK_SECONDS: Final = 600.0
 _SLOW_SECONDS: Final = 1.0
 # Every user may list the directories. So at most this many requests to the sidecar run at once;

@@ -4,12 +4,13 @@ Sidecar and barrier hang, are killed and restarted, and many processes list gcro
 """
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-from support.disposable import Host
+from support.disposable import REPO, Host
 from support.gc import (
     BARRIER,
     COLLECT,
@@ -41,6 +42,8 @@ from support.gc_stages import (
 )
 from support.incus import SECONDS
 
+from inx_sidecar.roots import barrier
+
 pytestmark = pytest.mark.gc
 
 PRINT_ROOTS = ["nix-store", "--gc", "--print-roots"]
@@ -59,25 +62,51 @@ def units(host: Host) -> Iterator[None]:
     restore_units(host)
 
 
+@contextlib.contextmanager
+def watchdog(host: Host, seconds: str) -> Iterator[None]:
+    """While the block runs, systemd ends a sidecar that hangs after so many seconds, 0: never."""
+    dropin = "/run/systemd/system/inx-sidecar.service.d/short.conf"
+    text = f"[Service]\nWatchdogSec={seconds}\n"
+    host.sh(f'mkdir -p "$(dirname {dropin})"; cat >{dropin}', input=text)
+    try:
+        host.sh("systemctl daemon-reload; systemctl restart inx-sidecar.service")
+        yield
+    finally:
+        host.sh(f"rm {dropin}; systemctl daemon-reload; systemctl restart inx-sidecar.service")
+
+
+def test_the_barrier_waits_longer_than_systemd_for_a_sidecar_that_hangs() -> None:
+    unit = (REPO / "systemd/inx-sidecar.service").read_text()
+    for setting in "WatchdogSec", "TimeoutStopSec":
+        (seconds,) = re.findall(rf"^{setting}=(\d+)$", unit, re.MULTILINE)
+        assert int(seconds) + 10 <= barrier.SECONDS <= barrier.SECONDS_IN_ALL / 2
+
+
 def restarts(host: Host, unit: str) -> int:
     return int(host.run(["systemctl", "show", "-P", "NRestarts", unit]).stdout)
 
 
-def test_a_paused_sidecar_delays_a_collection_for_a_while_and_the_journal_says_so(
+def test_a_sidecar_that_never_answers_delays_a_collection_for_a_while_and_the_journal_says_so(
     instance: Instance,
 ) -> None:
+    """Without a watchdog, nothing ends a sidecar that hangs."""
     host = instance.host
     client = Registration(instance)
     client.complete()
     drain(host)
-    begin, since = time.monotonic(), journal_end(host)
-    with paused(host):
-        told = host.run(PRINT_ROOTS).stdout
-        took = time.monotonic() - begin
-    assert 5 <= took < 20
-    assert client.path in told
-    said = journal(host, since, BARRIER)
-    assert said.count("goes on: the sidecar does not answer, roots may be missing") == 2, said
+    with watchdog(host, "0"):
+        begin, since = time.monotonic(), journal_end(host)
+        said = "goes on: the sidecar does not answer, roots may be missing"
+        with contextlib.ExitStack() as asleep:
+            asleep.enter_context(paused(host))
+            with running(host, *PRINT_ROOTS) as listing:
+                wait_until(lambda: said in journal(host, since, BARRIER), "it waits for ever")
+                took = time.monotonic() - begin
+                asleep.close()
+                told, _ = listing.communicate(timeout=SECONDS)
+    assert barrier.SECONDS <= took < barrier.SECONDS + 10
+    assert listing.returncode == 0 and client.path in told
+    assert journal(host, since, BARRIER).count(said) == 1
     client.unlink()
 
 
@@ -85,10 +114,7 @@ def test_a_sidecar_that_hangs_is_ended_and_the_collection_waits_for_the_next_one
     instance: Instance,
 ) -> None:
     host = instance.host
-    dropin = "/run/systemd/system/inx-sidecar.service.d/short.conf"
-    host.sh(f'mkdir -p "$(dirname {dropin})"; printf "[Service]\nWatchdogSec=2\n" >{dropin}')
-    try:
-        host.sh("systemctl daemon-reload; systemctl restart inx-sidecar.service")
+    with watchdog(host, "2"):
         client = Registration(instance)
         before, count, since = main_pid(host), restarts(host, SIDECAR), journal_end(host)
         send_signal(host, "STOP")
@@ -99,8 +125,6 @@ def test_a_sidecar_that_hangs_is_ended_and_the_collection_waits_for_the_next_one
         assert restarts(host, SIDECAR) == count + 1
         assert "Watchdog timeout" in journal(host, since, SIDECAR)
         assert "goes on" not in journal(host, since, BARRIER)
-    finally:
-        host.sh(f"rm {dropin}; systemctl daemon-reload; systemctl restart inx-sidecar.service")
     client.unlink()
 
 

@@ -16,6 +16,7 @@ from inx_sidecar.base.errors import InxError, UnsupportedError, one_line
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.systemd_notify import notify, send_keep_alives
 from inx_sidecar.container import bootstrap
+from inx_sidecar.hook import FORMER_KINDS
 from inx_sidecar.incus.instance import LxcFacts
 from inx_sidecar.instances.config_watch import ConfigWatch
 from inx_sidecar.instances.lifecycle import Lifecycle
@@ -26,8 +27,7 @@ _REQUEST_MAX: Final = 1 << 16
 _BACKLOG: Final = 4096
 _FIRST_PASSED_FD: Final = 3
 _UNIT: Final = "inx-sidecar.service"
-# The hook mount still sends its former name (hook.FORMER_KINDS).
-_FORMER_KINDS: Final = {"start-host": "mount"}
+_PRESENT_KINDS: Final = {former: kind for kind, former in FORMER_KINDS.items()}
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def parse(request: bytes) -> Request | str:
     if kind in (sidecar_client.SYNC, sidecar_client.DRAIN) and not pairs:
         return kind
     given = dict(pair.partition("=")[::2] for pair in pairs)
-    kind = _FORMER_KINDS.get(kind, kind)
+    kind = _PRESENT_KINDS.get(kind, kind)
     if kind not in ("pre-start", "mount", "stop"):
         raise UnsupportedError(f"unknown hook {one_line(kind)[:40]!r}: is inx installed in parts?")
     try:

@@ -203,6 +203,7 @@ class RootReconciler:
         self._show_status(mirror)
 
     async def _add_registered(self, mirror: Mirror, names: set[str]) -> None:
+        was_incomplete = mirror.resolver.incomplete
         try:
             await mirror.add_registered(names)
         except InstanceError as error:
@@ -212,8 +213,10 @@ class RootReconciler:
             self.compare_soon()
         except Exception:
             instance_log(mirror.lxc_name).exception("adding roots ended in a bug")
-        # What does not answer now is looked at again by comparisons, until it answers or is gone.
-        if mirror.near_limit or mirror.resolver.incomplete:
+        # A comparison looks again at what does not answer, and is then repeated every few seconds
+        # by itself: further registrations of that instance must not cause comparisons of all.
+        became_incomplete = mirror.resolver.incomplete and not was_incomplete
+        if mirror.near_limit or became_incomplete:
             self.compare_soon()
         self._show_status(mirror)
 

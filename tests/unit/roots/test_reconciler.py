@@ -23,12 +23,14 @@ class Registering:
     """A mirror to which a registration is added, which ends with `error`, if any."""
 
     near_limit: bool = False
+    unanswered: bool = False
     resolver: Resolver = field(default_factory=Resolver)
     error: Exception | None = None
     lxc_name: str = "web"
     uuid: str = "11111111-2222-3333-4444-555555555555"
 
     async def add_registered(self, names: set[str]) -> None:
+        self.resolver.incomplete |= self.unanswered
         if self.error is not None:
             raise self.error
 
@@ -53,7 +55,12 @@ def test_a_registration_that_was_rooted_needs_no_comparison() -> None:
 
 def test_a_registration_on_a_file_system_that_does_not_answer_is_looked_at_again() -> None:
     """Without another event, the next comparison would be ten minutes away."""
-    assert compares_after(Registering(resolver=Resolver(incomplete=True)))
+    assert compares_after(Registering(unanswered=True))
+
+
+def test_an_instance_that_keeps_registering_there_causes_no_further_comparisons() -> None:
+    """After a comparison that was incomplete, the next one follows by itself in five seconds."""
+    assert not compares_after(Registering(unanswered=True, resolver=Resolver(incomplete=True)))
 
 
 def test_links_that_are_gone_are_looked_for_near_the_limit() -> None:

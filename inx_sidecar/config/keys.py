@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from inx_sidecar.base.errors import ConfigError, not_allowed, quoted
+from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.nic_keys import NIC_KEY, parse_nics
 from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
 from inx_sidecar.nix.store_paths import STORE_PATH, split_store_paths
@@ -87,6 +88,10 @@ def parse_flake(text: str, instance: str) -> Flake:
     return Flake(ref, attr or instance, bool(attr))
 
 
+def _refused(key: str, value: str, allowed: str) -> ConfigError:
+    return not_allowed(key, redact(value), allowed)
+
+
 def _attr_of(instance: str) -> str:
     """The attribute for an instance's name, in quotes if the name is no identifier of Nix."""
     return instance if _ATTR_PATH.fullmatch(instance) else f'"{instance}"'
@@ -96,31 +101,31 @@ def check_flake(key: str, value: str) -> str:
     """`value` if its syntax is that of a flake reference that inx takes; else ConfigError."""
     ref, mark, attr = value.partition("#")
     if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
-        raise not_allowed(
+        raise _refused(
             key, value, "REF or REF#ATTR, for example /etc/nixos or github:owner/repo#web"
         )
     # Nix resolves "." and ".." in paths, also as %2e: they could lead out of an allowed prefix.
     path = re.sub("%2e", ".", ref, flags=re.IGNORECASE)
     if {".", ".."} & set(re.split("[/:?&=]", path)):
-        raise not_allowed(key, value, "a reference without the steps '.' and '..'")
+        raise _refused(key, value, "a reference without the steps '.' and '..'")
     if not ref.startswith("/") and not _SCHEME.match(ref) and not _REGISTRY.fullmatch(ref):
-        raise not_allowed(key, value, "an absolute path, a URL or a name of the flake registry")
+        raise _refused(key, value, "an absolute path, a URL or a name of the flake registry")
     if re.match(r"(path|git\+file):(//)?(?!/)", ref):
-        raise not_allowed(key, value, "an absolute path: the sidecar has no working directory")
+        raise _refused(key, value, "an absolute path: the sidecar has no working directory")
     if ref.startswith(("/", "path:", "git+file:")) and "%" in path.partition("?")[0]:
-        raise not_allowed(key, value, "a path without '%'")
+        raise _refused(key, value, "a path without '%'")
     return value
 
 
 def _check_file(key: str, value: str) -> str:
     if not _PATH.fullmatch(value):
-        raise not_allowed(key, value, "the absolute path of a Nix file on the host")
+        raise _refused(key, value, "the absolute path of a Nix file on the host")
     return value
 
 
 def _check_attr(key: str, value: str) -> str:
     if not _ATTR_PATH.fullmatch(value) or len(value) > 256:
-        raise not_allowed(key, value, "an attribute path such as web or hosts.web")
+        raise _refused(key, value, "an attribute path such as web or hosts.web")
     return value
 
 
@@ -128,16 +133,14 @@ def _check_system(key: str, value: str) -> str:
     if not _PATH.fullmatch(value) or (
         value.startswith("/nix/store/") and not STORE_PATH.fullmatch(value)
     ):
-        raise not_allowed(
-            key, value, "/nix/store/HASH-NAME, or a link on the host that leads there"
-        )
+        raise _refused(key, value, "/nix/store/HASH-NAME, or a link on the host that leads there")
     return value
 
 
 def _check_number(low: int, high: int) -> Callable[[str, str], str]:
     def check(key: str, value: str) -> str:
         if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise not_allowed(key, value, f"a number from {low} to {high}")
+            raise _refused(key, value, f"a number from {low} to {high}")
         return value
 
     return check
@@ -146,7 +149,7 @@ def _check_number(low: int, high: int) -> Callable[[str, str], str]:
 def _check_one_of(*allowed: str) -> Callable[[str, str], str]:
     def check(key: str, value: str) -> str:
         if value not in allowed:
-            raise not_allowed(key, value, " or ".join(allowed))
+            raise _refused(key, value, " or ".join(allowed))
         return value
 
     return check
@@ -154,7 +157,7 @@ def _check_one_of(*allowed: str) -> Callable[[str, str], str]:
 
 def _check_store_paths(key: str, value: str) -> str:
     if re.sub(r"[\s,]+", " ", value).split() != list(split_store_paths(value)):
-        raise not_allowed(key, value, "/nix/store/HASH-NAME, more of them with blanks between")
+        raise _refused(key, value, "/nix/store/HASH-NAME, more of them with blanks between")
     return value
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError
+from inx_sidecar.config.credentials import has_credentials, redact
 from inx_sidecar.config.keys import check_flake
 from inx_sidecar.config.spec import Flake, NixFile, Source
 
@@ -28,7 +29,8 @@ class Settings:
     max_roots_per_instance: int = 20_000
 
     def check_allowed(self, source: Source) -> None:
-        """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow."""
+        """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow, or
+        contains a credential."""
         match source:
             case Flake(ref=text):
                 key = "user.inx.flake"
@@ -36,6 +38,12 @@ class Settings:
                 key = "user.inx.file"
             case _:
                 return
+        if has_credentials(text):
+            raise ConfigError(
+                f"{key} is {redact(text)!r}, which contains a password or a token that other users "
+                "and the instance could read; put it into netrc or access-tokens of "
+                f"{self.build_user}, see 'Private sources' in docs/secrets-and-deployment.md"
+            )
         within = any(_within(text, prefix) for prefix in self.allowed_flakes)
         if not within or ("" not in self.allowed_flakes and _queries(text) - _HARMLESS_QUERIES):
             allowed = ", ".join(self.allowed_flakes) or "none"

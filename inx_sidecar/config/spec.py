@@ -4,7 +4,26 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.nic_keys import Nic
+
+
+@dataclass(frozen=True)
+class LocalRef:
+    """A flake reference to a directory of this host: SCHEME, a path, and parameters.
+
+    `scheme` is "path" or "git+file", or empty if Nix chooses between them.
+    """
+
+    scheme: str
+    path: str
+    query: str
+
+    @property
+    def subdirectory(self) -> str:
+        """Where the flake is below `path`; empty if it is there."""
+        found = re.search(r"(?:^|&)dir=([^&]+)", self.query)
+        return found[1] if found else ""
 
 
 @dataclass(frozen=True)
@@ -26,21 +45,24 @@ class Flake:
         """
         return f"flake {self.ref}" + (f"#{self.attr}" if self.attr_given else "")
 
+    def local(self) -> LocalRef | None:
+        """The reference, if it leads to a directory of this host; None if Nix fetches the flake."""
+        ref, scheme = self.ref, ""
+        for prefix in ("path:", "git+file:"):
+            if ref.startswith(prefix):
+                ref, scheme = ref[len(prefix) :].removeprefix("//"), prefix[:-1]
+        path, _, query = ref.partition("?")
+        return LocalRef(scheme, path, query) if path.startswith("/") else None
+
     def directory(self) -> str | None:
         """The flake's directory on this host; None if Nix fetches the flake."""
-        ref = self.ref
-        for prefix in ("path:", "git+file://", "git+file:"):
-            if ref.startswith(prefix + "/"):
-                ref = ref[len(prefix) :]
-                break
-        path, _, query = ref.partition("?")
-        subdirectory = re.search(r"(?:^|&)dir=([^&]+)", query)
-        if not path.startswith("/"):
+        local = self.local()
+        if local is None:
             return None
-        return f"{path}/{subdirectory[1]}" if subdirectory else path
+        return f"{local.path}/{local.subdirectory}" if local.subdirectory else local.path
 
     def __str__(self) -> str:
-        return f"{self.ref}#{self.attr}"
+        return f"{redact(self.ref)}#{self.attr}"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_a_fingerprint_tells_nothing_about_the_source() -> None:
         ("/etc/nixos", "/etc/nixos"),
         ("/etc/nixos?dir=a", "/etc/nixos/a"),
         ("path:/srv/x", "/srv/x"),
-        ("path:///srv/x", "///srv/x"),
+        ("path:///srv/x", "/srv/x"),
         ("git+file:///srv/x?ref=main", "/srv/x"),
         ("git+file:/srv/x", "/srv/x"),
         ("github:o/r", None),

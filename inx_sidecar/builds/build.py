@@ -2,30 +2,22 @@
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError
-from inx_sidecar.base.process import find_program, run
+from inx_sidecar.base.process import run
+from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots
-from inx_sidecar.builds.build_user import BuildUser, build_user_of
+from inx_sidecar.builds.build_user import evaluator_of
 from inx_sidecar.builds.failure_reason import failure_reason
+from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, Source, System
 from inx_sidecar.nix.store_paths import STORE_PATH, check_toplevel, valid_paths
 
-# Variables that builds need and that the administrator may set for the sidecar's unit.
-_PASSED_ON: Final = (
-    "NIX_PATH", "NIX_SSL_CERT_FILE", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy",
-)  # fmt: skip
-_SANDBOX: Final = (
-    "NoNewPrivileges=yes", "PrivateDevices=yes", "ProtectSystem=yes", "ProtectKernelTunables=yes",
-    "ProtectKernelModules=yes", "ProtectControlGroups=yes", "RestrictSUIDSGID=yes",
-    "LockPersonality=yes", "UMask=0022",
-)  # fmt: skip
 _LOG_MAX_BYTES: Final = 16 << 20
 
 
@@ -67,38 +59,51 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
         request.uuid, request.source, request.missing, request.settings,
     )  # fmt: skip
     failed = f"cannot build the system of {request.name!r} from {source}"
-    refusal, buildable = "", source
+    refusal = ""
     try:
-        user = build_user_of(source, settings)
+        evaluator = await evaluator_of(source, settings)
     except BuildError as error:
         if missing is None:
             raise BuildError(f"{failed}: {error}") from None
         # The system was built before: perhaps it can be fetched although its source is gone.
-        refusal, buildable = str(error), System(missing)
-        user = build_user_of(buildable, settings)
+        refusal = str(error)
+        evaluator = await evaluator_of(System(missing), settings)
     await stop(uuid)
     await remove_build_directory(uuid)
-    link = f"{_make_directory(uuid, user)}/system"
-    say(f"inx: building the system of {request.name!r} from {source} as {user.name}")
+    service = BuildService(uuid, evaluator)
+    alone = evaluator.doubt and f" (evaluated by a user without rights: {evaluator.doubt})"
+    say(
+        f"inx: building the system of {request.name!r} from {source}"
+        + (alone or f" as {evaluator.user.name}")
+    )
     with open(paths.build_log(uuid), "w") as log:
 
         def record(line: str) -> None:
+            line = redact(line)
             if log.tell() < _LOG_MAX_BYTES:
                 print(line, file=log, flush=True)
             say(line)
 
-        for number, command in enumerate(commands(buildable, missing, link)):
+        attempts = commands(service.source(), missing, service.link, write_lock=not alone)
+        for number, command in enumerate(attempts):
             if number:
                 record(f"inx: {missing} cannot be fetched; building {source}")
-            done = await run(_as_service(uuid, user, command, settings), on_line=record)
+            done = await run(service.command_line(command, settings), on_line=record)
             if done.status == 0:
-                return _result(link, request)
-            reason = await _exceeded_limit(uuid, settings) or failure_reason(done)
-    raise BuildError(f"{failed}: {refusal or reason}")
+                return _result(service.link, request)
+            reason = await _exceeded_limit(uuid, settings) or redact(failure_reason(done))
+    raise BuildError(f"{failed}: {refusal or reason}{alone}")
 
 
-def commands(source: Source, missing: str | None, link: str) -> list[list[str]]:
-    """The commands to try, in order, to make `link` lead to the system."""
+def commands(
+    source: Source, missing: str | None, link: str, *, write_lock: bool = True
+) -> list[list[str]]:
+    """The commands to try, in order, to make `link` lead to the system.
+
+    Without `write_lock`, Nix does not complete the lock file of a flake: it would follow a link
+    that somebody put in the place of that file, and call git.
+    """
+    lock = [] if write_lock else ["--no-write-lock-file"]
     attempts = []
     if missing is not None:
         attempts.append(["nix-store", "--realise", "--add-root", link, "--", missing])
@@ -107,7 +112,7 @@ def commands(source: Source, missing: str | None, link: str) -> list[list[str]]:
             attempts.append(
                 ["nix", "--extra-experimental-features", "nix-command flakes",
                  "build", "--log-format", "raw-with-logs", "--no-accept-flake-config",
-                 "--out-link", link, "--", source.installable()]
+                 *lock, "--out-link", link, "--", source.installable()]
             )  # fmt: skip
         case NixFile():
             attempts.append(
@@ -133,15 +138,6 @@ async def stop(uuid: str) -> None:
 async def stop_all() -> None:
     """Stop the builds of a sidecar that died: nobody waits for them any more."""
     await run(["systemctl", "stop", "--quiet", paths.build_unit("*")])
-
-
-def _make_directory(uuid: str, user: BuildUser) -> str:
-    """A new directory for each build: what one user leaves in it is not given to another."""
-    os.makedirs(paths.build_dir(uuid), mode=0o755)
-    directory = tempfile.mkdtemp(dir=paths.build_dir(uuid))
-    os.chmod(directory, 0o755)
-    os.chown(directory, user.uid, user.gid)
-    return directory
 
 
 def _result(link: str, request: BuildRequest) -> str:
@@ -173,26 +169,3 @@ async def _exceeded_limit(uuid: str, settings: Settings) -> str | None:
         "oom-kill": f"it took over {settings.build_memory_max} of memory (build_memory_max)",
         "signal": "it was killed",
     }.get(shown.output.strip())
-
-
-def _as_service(uuid: str, user: BuildUser, command: list[str], settings: Settings) -> list[str]:
-    properties = [
-        *_SANDBOX,
-        f"MemoryMax={settings.build_memory_max}",
-        f"RuntimeMaxSec={settings.build_timeout}",
-        # After SIGTERM a Nix client waits for its build to end; after SIGKILL Nix ends the build.
-        "KillSignal=SIGKILL",
-    ]
-    environment = {
-        "HOME": user.home, "PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8",
-        "NIX_REMOTE": "daemon", "NO_COLOR": "1", "TERM": "dumb",
-    }  # fmt: skip
-    environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return [
-        "systemd-run", "--quiet", "--wait", "--pipe", "--slice=inx-build.slice",
-        f"--unit={paths.build_unit(uuid)}", f"--uid={user.uid}", f"--gid={user.gid}",
-        *(f"--property={text}" for text in properties),
-        *(f"--setenv={key}={value}" for key, value in environment.items()),
-        # systemd takes "$" for a variable and "$$" for "$" (systemd.service(5), command lines).
-        "--", find_program(command[0]), *(argument.replace("$", "$$") for argument in command[1:]),
-    ]  # fmt: skip

@@ -2,23 +2,31 @@
 
 An evaluation of Nix code reads files and runs git with the rights of its user. So a source on this
 host is evaluated as the one user who owns all of it, provided that nobody else, beside root, could
-have put it there. Every other source is evaluated as the unprivileged `build_user`.
+have put it there: not by the rights on its files, and not from inside an instance. Every other
+source on this host is evaluated as a user that exists for this build alone, in the groups of
+`build_user`. A source that Nix fetches is evaluated as `build_user`, whose caches stay.
 """
 
+import asyncio
 import os
 import pwd
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from inx_sidecar.base.errors import BuildError, UnsupportedError
+from inx_sidecar.base.errors import BuildError, MountError, UnsupportedError
+from inx_sidecar.builds import local_source, shared_places
+from inx_sidecar.builds.local_source import LocalSource
+from inx_sidecar.builds.shared_places import Shared
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, Source
+from inx_sidecar.incus.api import IncusError
+from inx_sidecar.kernel.forked import run_in_child
+from inx_sidecar.kernel.mount_table import Place, read_mounts
 
-# As the kernel: path_resolution(7).
-_MAX_LINKS: Final = 40
-_WRITABLE_BY_OTHERS: Final = 0o022
+# A file system that does not answer must not hold a build for ever.
+_SECONDS: Final = 10.0
+_FILE_SCHEMES: Final = ("file:", "hg+file:", "tarball+file:", "file+file:")
 
 
 @dataclass(frozen=True)
@@ -31,80 +39,146 @@ class BuildUser:
     home: str
 
 
-def build_user_of(source: Source, settings: Settings) -> BuildUser:
-    """The user who evaluates and builds `source`.
+@dataclass(frozen=True)
+class Evaluator:
+    """`source` is what Nix is given.
 
-    BuildError if the flake does not exist, UnsupportedError if the user does not exist.
+    `is_owner`: `user` alone has made the source. `doubt` says why nobody is its owner, though it
+    lies on this host. Then `user` lends only its groups to a user of this build alone, and git may
+    use `repositories`, which are somebody else's.
     """
-    match source:
-        case Flake():
-            directory = source.directory()
-            place = None if directory is None else f"{directory}/flake.nix"
-            # Nix would search the directories above, which may be anybody's.
-            if place is not None and not os.path.exists(place):
-                raise BuildError(f"there is no {place}")
-        case NixFile():
-            place = source.path
-        case _:
-            place = None
-    owner = None if place is None else sole_owner(place)
+
+    user: BuildUser
+    source: Source
+    is_owner: bool = False
+    doubt: str = ""
+    repositories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SharedPlaces:
+    """Where the files lie that `by` can write from inside; `error` if that is not known."""
+
+    by: str
+    places: tuple[Place, ...]
+    error: str = ""
+
+
+async def evaluator_of(source: Source, settings: Settings) -> Evaluator:
+    """Who evaluates `source`, by a look at its files and at what instances share now.
+
+    BuildError if the source does not exist, UnsupportedError if the user does not exist.
+    """
+    if isinstance(source, Flake) and source.ref.startswith(_FILE_SCHEMES):
+        doubt = "inx does not know who can change what its scheme leads to"
+        return Evaluator(_build_user(settings), source, doubt=doubt)
+    if not isinstance(source, NixFile) and not (isinstance(source, Flake) and source.local()):
+        return Evaluator(_build_user(settings), source)
+    looked, shared = await asyncio.gather(_look(source), _shared_places())
+    return evaluator_for(source, looked, shared, settings)
+
+
+def evaluator_for(
+    source: Flake | NixFile,
+    looked: LocalSource,
+    shared: Sequence[SharedPlaces] | str,
+    settings: Settings,
+) -> Evaluator:
+    """Who evaluates a source on this host. UnsupportedError if the user does not exist."""
+    owner, doubt = choose_owner(looked, shared)
+    if isinstance(source, Flake):
+        source = replace(source, ref=looked.ref)
+    elif owner is None:
+        source = replace(source, path=looked.ref)
+    if owner is None:
+        user = _build_user(settings)
+        return Evaluator(user, source, doubt=doubt, repositories=looked.repositories)
     try:
-        entry = pwd.getpwnam(settings.build_user) if owner is None else pwd.getpwuid(owner)
+        return Evaluator(_user(pwd.getpwuid(owner)), source, is_owner=True)
     except KeyError:
-        user = settings.build_user if owner is None else f"{owner}, who owns {place}"
-        raise UnsupportedError(f"there is no user {user}, to build as") from None
+        raise UnsupportedError(
+            f"there is no user {owner}, who owns {looked.directory}, to build as"
+        ) from None
+
+
+def choose_owner(
+    looked: LocalSource, shared: Sequence[SharedPlaces] | str
+) -> tuple[int | None, str]:
+    """The id of the user who evaluates a source, or None, and why there is none.
+
+    `shared` is a text if it is not known what instances can write: the reason.
+    """
+    if looked.owner is None:
+        return None, looked.doubt
+    if isinstance(shared, str):
+        return None, shared
+    for each in shared:
+        if each.error:
+            return None, f"{each.by} {each.error}"
+        for place in each.places:
+            if any(step.is_within(place) for step in looked.steps) or any(
+                tree.is_within(place) or place.is_within(tree) for tree in looked.trees
+            ):
+                return None, f"{each.by} files of {looked.directory}"
+    return looked.owner, ""
+
+
+async def _look(source: Flake | NixFile) -> LocalSource:
+    """BuildError if the source does not exist, or its file system does not answer."""
+    try:
+        value, _ = await run_in_child(
+            lambda: (local_source.look_at(source).to_json(), []), f"the look at {source}", _SECONDS
+        )
+    except MountError as error:
+        raise BuildError(str(error)) from None
+    return LocalSource.from_json(value)
+
+
+async def _shared_places() -> list[SharedPlaces] | str:
+    """The places of everything that instances share; the reason if they are not known."""
+    try:
+        shared = await shared_places.ask_incus()
+        value, _ = await run_in_child(
+            lambda: (_find_places(shared), []),
+            "the look at the disk devices of instances",
+            _SECONDS,
+        )
+    except (IncusError, MountError) as error:
+        return f"it is not known which directories instances can write: {error}"
+    return [
+        SharedPlaces(each["by"], tuple(Place(*place) for place in each["places"]), each["error"])
+        for each in value
+    ]
+
+
+def _find_places(shared: Iterable[Shared]) -> list[Mapping[str, Any]]:
+    mounts = read_mounts()
+    found: list[Mapping[str, Any]] = []
+    for each in shared:
+        places, error = list[Place](), ""
+        if each.source is None:
+            error = "the files of the host"
+        else:
+            try:
+                places = shared_places.places_of(mounts, each.source)
+            except OSError as reason:
+                error = f"{each.source}, and it is not known where that lies ({reason.strerror})"
+        texts = [(place.device, place.path) for place in places]
+        found.append({"by": each.by, "places": texts, "error": error})
+    return found
+
+
+def _build_user(settings: Settings) -> BuildUser:
+    try:
+        return _user(pwd.getpwnam(settings.build_user))
+    except KeyError:
+        raise UnsupportedError(f"there is no user {settings.build_user}, to build as") from None
+
+
+def _user(entry: pwd.struct_passwd) -> BuildUser:
     return BuildUser(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
-def sole_owner(path: str) -> int | None:
-    """The id of the only user, beside root, who decides what `path` leads to; None if several do.
-
-    A user who owns or may write to a directory or a link on the way could exchange what lies below
-    it between this look and the evaluation, and have it evaluated with another user's rights.
-    """
-    owners: set[int] = set()
-    for step in _steps(path):
-        try:
-            status = os.lstat(step)
-        except OSError:
-            return None
-        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-        writable = status.st_mode & _WRITABLE_BY_OTHERS and not stat.S_ISLNK(status.st_mode)
-        if writable and not sticky:
-            return None
-        owners.add(status.st_uid)
-    # In a sticky directory nobody can exchange another user's file, but everybody can add a file
-    # for the flake or the Nix file to import.
-    end = os.path.realpath(path)
-    directory = end if os.path.isdir(end) else os.path.dirname(end)
-    others = owners - {0}
-    if len(others) > 1 or os.stat(directory).st_mode & _WRITABLE_BY_OTHERS:
-        return None
-    return others.pop() if others else 0
-
-
-def _steps(path: str) -> Iterator[str]:
-    """Every directory and link that a lookup of `path` passes, and its end."""
-    remaining = _components(path)
-    current = ""
-    links = 0
-    yield "/"
-    while remaining:
-        component = remaining.pop()
-        if component == "..":
-            current = os.path.dirname(current)
-            continue
-        step = f"{current}/{component}"
-        yield step
-        if os.path.islink(step) and links < _MAX_LINKS:
-            links += 1
-            target = os.readlink(step)
-            current = "" if target.startswith("/") else current
-            remaining += _components(target)
-        else:
-            current = step
-
-
-def _components(path: str) -> list[str]:
-    """The components of `path`, the first one last."""
-    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+def groups_of(user: BuildUser) -> list[int]:
+    """The ids of the supplementary groups of `user`."""
+    return [group for group in os.getgrouplist(user.name, user.gid) if group != user.gid]

@@ -55,6 +55,12 @@ async def list_profiles() -> list[Mapping[str, Any]]:
     return list(answer["metadata"])
 
 
+async def list_storage_pools() -> list[Mapping[str, Any]]:
+    """All storage pools, with their configuration."""
+    answer = await _request("GET", "/1.0/storage-pools?recursion=1")
+    return list(answer["metadata"])
+
+
 async def list_instances() -> list[Mapping[str, Any]]:
     """All instances of all projects, with their expanded configuration, without their state."""
     answer = await _request("GET", "/1.0/instances?recursion=1&all-projects=true")

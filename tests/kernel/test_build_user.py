@@ -1,12 +1,16 @@
 """A source is evaluated as the one user who can change its files, or as the build user."""
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
-from inx_sidecar.base.errors import InxError, UnsupportedError
-from inx_sidecar.builds.build_user import build_user_of, sole_owner
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import BuildError, UnsupportedError
+from inx_sidecar.builds.build_user import evaluator_for, evaluator_of
+from inx_sidecar.builds.local_source import look_at
+from inx_sidecar.builds.ownership import sole_owner
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile
 
@@ -164,40 +168,58 @@ def test_a_missing_path_has_no_owner(tmp_path: Path) -> None:
     assert sole_owner(f"{tmp_path}/file/flake") is None
 
 
+def looked(path: Path | str) -> int | None:
+    return look_at(Flake(str(path), "web", attr_given=False)).owner
+
+
 def test_a_build_runs_as_the_owner_or_as_the_build_user(tmp_path: Path) -> None:
-    settings = Settings(build_user="nobody")
     place = directory(tmp_path / "etc")
     shared = directory(tmp_path / "shared", mode=0o777)
     for made in (place, shared):
         (made / "flake.nix").touch()
-    assert build_user_of(Flake(str(place), "web", attr_given=False), settings).uid == 0
-    assert build_user_of(NixFile(str(place), "web", attr_given=False), settings).uid == 0
-    for ref in (str(shared), "github:o/r", "nixpkgs", f"https://host{place}"):
-        assert build_user_of(Flake(ref, "web", attr_given=False), settings).uid == 65534
+    assert looked(place) == 0
+    assert look_at(NixFile(str(place / "flake.nix"), "web", attr_given=False)).owner == 0
+    assert looked(shared) is None
 
 
-def test_a_directory_without_a_flake_is_not_built_as_its_owner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ref", ["github:o/r", "nixpkgs", "https://host/etc/nixos"])
+def test_what_nix_fetches_is_built_as_the_build_user(ref: str) -> None:
+    source = Flake(ref, "web", attr_given=False)
+    found = asyncio.run(evaluator_of(source, Settings(build_user="nobody")))
+    assert (found.user.uid, found.source, found.doubt) == (65534, source, "")
+
+
+def test_a_directory_without_a_flake_is_not_built(tmp_path: Path) -> None:
     """Nix searches the parent directories for a flake.nix, up to /tmp/flake.nix for example.
 
     Nix 2.26 says: "path '/tmp/d' does not contain a 'flake.nix', searching up".
     """
     place = directory(directory(tmp_path / "tmp", mode=0o1777) / "roots")
-    source = Flake(str(place), "web", attr_given=False)
-    settings = Settings(build_user="nobody")
-    try:
-        assert build_user_of(source, settings).uid == 65534
-    except InxError as error:
-        assert "flake.nix" in str(error)
+    (tmp_path / "tmp/flake.nix").touch()
+    for missing in (place, f"{place}?dir=sub", f"path:{place}", f"git+file://{place}"):
+        with pytest.raises(BuildError, match=r"there is no .*flake.nix"):
+            looked(missing)
     (place / "flake.nix").touch()
-    assert build_user_of(source, settings).uid == 0
+    assert looked(place) == 0
 
 
 def test_an_owner_without_a_name_cannot_build(tmp_path: Path) -> None:
     place = directory(tmp_path / "alice", ALICE)
     (place / "flake.nix").touch()
+    source = Flake(str(place), "web", attr_given=False)
     with pytest.raises(UnsupportedError, match=f"no user {ALICE}, who owns {place}"):
-        build_user_of(Flake(str(place), "web", attr_given=False), Settings(build_user="nobody"))
+        evaluator_for(source, look_at(source), [], Settings(build_user="nobody"))
     with pytest.raises(UnsupportedError, match="there is no user inx-nobody"):
-        build_user_of(
-            Flake("github:o/r", "web", attr_given=False), Settings(build_user="inx-nobody")
-        )
+        evaluator_for(source, look_at(source), "why", Settings(build_user="inx-nobody"))
+
+
+def test_incus_that_does_not_answer_is_a_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "INCUS_SOCKET", str(tmp_path / "none"))
+    place = directory(tmp_path / "etc")
+    (place / "flake.nix").touch()
+    source = Flake(str(place), "web", attr_given=False)
+    found = asyncio.run(evaluator_of(source, Settings(build_user="nobody")))
+    assert (found.user.uid, found.is_owner) == (65534, False)
+    assert "it is not known which directories instances can write: Incus does not" in found.doubt

@@ -33,3 +33,10 @@ def test_a_missing_system_is_fetched_before_it_is_built() -> None:
 def test_a_system_without_a_source_is_only_fetched() -> None:
     found = commands(System(MISSING), MISSING, LINK)
     assert [argv[0] for argv in found] == ["nix-store"]
+
+
+def test_a_doubtful_flake_is_built_without_writing_a_lock_file() -> None:
+    flake = Flake("path:/srv/x", "web", attr_given=False)
+    found = commands(flake, None, LINK, write_lock=False)
+    assert "--no-write-lock-file" in found[0][: found[0].index("--")]
+    assert "--no-write-lock-file" not in commands(flake, None, LINK)[0]

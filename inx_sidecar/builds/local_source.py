@@ -1,0 +1,172 @@
+"""A look at a source that lies on this host: what an evaluation of it reads, and where that lies.
+
+The look follows links and may wait for a file system, so a child takes it.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+from inx_sidecar.base.errors import BuildError
+from inx_sidecar.builds.ownership import only_owner, sole_owner, steps_to
+from inx_sidecar.config.spec import Flake, LocalRef, NixFile
+from inx_sidecar.kernel.mount_table import (
+    Mount,
+    Place,
+    find_mount,
+    place_of,
+    places_below,
+    read_mounts,
+)
+
+# File systems that no other machine and no program writes to. An overlay shows files of other
+# directories, so it counts only as the root of the host, as in a live system.
+_OWN_KINDS: Final = {
+    "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs", "nilfs2",
+    "ramfs", "reiserfs", "squashfs", "tmpfs", "xfs", "zfs",
+}  # fmt: skip
+_URL_SAFE: Final = "/!$&'()*+,;=:@~"
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """`owner` is the id of the user who alone decides what is evaluated, or None.
+
+    `doubt` says why there is none. `steps` are the places of the directories and links on the way;
+    `trees` those of the directories that are read. `ref` is what Nix is given: no link, and no
+    choice, is left in it. `directory` is the highest directory that is read, and `repositories` are
+    those of git among the directories.
+    """
+
+    owner: int | None
+    doubt: str
+    steps: tuple[Place, ...]
+    trees: tuple[Place, ...]
+    ref: str
+    directory: str
+    repositories: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        places = {key: tuple(Place(**each) for each in value[key]) for key in ("steps", "trees")}
+        return cls(**value | places | {"repositories": tuple(value["repositories"])})
+
+
+def look_at(source: Flake | NixFile) -> LocalSource:
+    """BuildError if there is no such source."""
+    return _look_at_file(source.path) if isinstance(source, NixFile) else _look_at_flake(source)
+
+
+def _look_at_flake(source: Flake) -> LocalSource:
+    local, directory = source.local(), source.directory()
+    assert local is not None and directory is not None
+    file = f"{directory}/flake.nix"
+    # Nix would search the directories above, which may be anybody's.
+    if not os.path.exists(file):
+        raise BuildError(f"there is no {file}")
+    base = os.path.realpath(local.path)
+    owner = sole_owner(file)
+    root = base if local.scheme == "git+file" else None
+    if not local.scheme:
+        root = _repository_of(base, owner)
+    ref = _reference(local, base, root)
+    return _judged([file], root or base, _git_directories(root) if root else [], ref)
+
+
+def _look_at_file(path: str) -> LocalSource:
+    if not os.path.exists(path):
+        raise BuildError(f"there is no {path}")
+    real = os.path.realpath(path)
+    files = [path]
+    if os.path.isdir(real):
+        files.append(f"{path}/default.nix")
+    return _judged(files, os.path.dirname(os.path.realpath(files[-1])), [], real)
+
+
+def _judged(files: list[str], tree: str, git_directories: list[str], ref: str) -> LocalSource:
+    decisive = [*files]
+    for directory in git_directories:
+        names = (directory, f"{directory}/config", f"{directory}/HEAD")
+        decisive += [name for name in names if os.path.lexists(name)]
+    owner = only_owner(decisive)
+    doubt = "" if owner is not None else f"several users can change {tree}"
+    mounts = read_mounts()
+    repositories = (tree, *git_directories) if git_directories else ()
+    try:
+        steps = {place_of(mounts, step) for path in decisive for step in steps_to(path)}
+        directories = (tree, *git_directories)
+        trees = {place for path in directories for place in places_below(mounts, path)}
+        strange = [kind for path in directories if (kind := _strange_kind(mounts, path))]
+    except OSError as error:
+        owner, doubt = None, f"it is not known where {error.filename} lies ({error.strerror})"
+        return LocalSource(owner, doubt, (), (), ref, tree, repositories)
+    if strange and owner is not None:
+        owner, doubt = None, f"others may write the file system of {tree} ({strange[0]})"
+    return LocalSource(owner, doubt, tuple(steps), tuple(trees), ref, tree, repositories)
+
+
+def _strange_kind(mounts: list[Mount], path: str) -> str:
+    """The kind of the file system that has `path`, if not only this host writes to it."""
+    mount = find_mount(mounts, path)
+    host_roots = {each.device for each in mounts if each.point == "/"}
+    if mount.kind in _OWN_KINDS or (mount.kind == "overlay" and mount.device in host_roots):
+        return ""
+    return mount.kind
+
+
+def _repository_of(base: str, owner: int | None) -> str | None:
+    """The directory whose `.git` Nix would find first, from `base` upwards (parseFlakeRef).
+
+    Not if the `.git` is of somebody else, who could have made it after the flake, as in /tmp.
+    """
+    root = base
+    while root != "/":
+        git = f"{root}/.git"
+        if os.path.lexists(git):
+            same = os.lstat(git).st_uid == os.stat(base).st_uid if owner is None else None
+            return root if same or (same is None and sole_owner(git) == owner) else None
+        root = os.path.dirname(root)
+    return None
+
+
+def _git_directories(root: str) -> list[str]:
+    """The directories of git of a work tree (gitrepository-layout(5)): `.git`, or where this file
+    or link leads to, and the directory that all work trees share."""
+    git = f"{root}/.git"
+    if not os.path.lexists(git):
+        return [root]  # a bare repository
+    found = [os.path.realpath(git)]
+    if os.path.isfile(git):
+        found.append(_path_in(git, "gitdir:", root))
+    common = f"{found[-1]}/commondir"
+    if os.path.isfile(common):
+        found.append(_path_in(common, "", found[-1]))
+    return found
+
+
+def _path_in(file: str, mark: str, base: str) -> str:
+    with open(file, errors="surrogateescape") as opened:
+        text = opened.read(4096).removeprefix(mark).strip()
+    return os.path.realpath(os.path.join(base, text))
+
+
+def _reference(local: LocalRef, base: str, root: str | None) -> str:
+    """The reference for Nix, which finds the same flake by it without a search."""
+    query = [part for part in local.query.split("&") if part]
+    if root is None:
+        return "?".join(
+            part for part in (f"path:{quote(base, _URL_SAFE)}", "&".join(query)) if part
+        )
+    from_root = base.removeprefix(root).strip("/")
+    below = "/".join(part for part in (from_root, local.subdirectory) if part)
+    query = [part for part in query if not part.startswith("dir=")]
+    if below:
+        query.append(f"dir={quote(below, _URL_SAFE.replace('&', ''))}")
+    if not local.scheme and os.path.exists(f"{root}/.git/shallow"):
+        query.append("shallow=1")
+    url = f"git+file://{quote(root, _URL_SAFE)}"
+    return f"{url}?{'&'.join(query)}" if query else url

@@ -100,12 +100,12 @@ in
         message = "virtualisation.inx needs Nix 2.18 or newer; nix.package is ${config.nix.package.version}.";
       }
       {
+        # A source that several users can change is built by a user of that build alone, in this group.
         assertion = lib.any (who: lib.elem who allowedUsers) [
           "*"
-          cfg.settings.build_user
           "@${cfg.settings.build_user}"
         ];
-        message = "virtualisation.inx builds as the user ${cfg.settings.build_user}, who may not use Nix: add it to nix.settings.allowed-users.";
+        message = "virtualisation.inx builds as the group ${cfg.settings.build_user}, which may not use Nix: add \"@${cfg.settings.build_user}\" to nix.settings.allowed-users.";
       }
       {
         assertion = cfg.createPool -> lib.length (named "storage_pools" cfg.pool) == 1;

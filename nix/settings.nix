@@ -14,7 +14,7 @@ in
   '';
 
   build_user = setting (types.strMatching "[a-z_][a-z0-9_-]{0,31}") "inx-build" ''
-    The user that builds fetched sources and sources that several users can change.
+    The user that builds fetched sources. Its groups also build sources that several users or an instance can change.
   '';
 
   build_memory_max = setting (types.strMatching "[1-9][0-9]*[KMGT%]?|infinity") "50%" ''

@@ -92,6 +92,8 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
             if done.status == 0:
                 return _result(service.link, request)
             reason = await _exceeded_limit(uuid, settings) or redact(failure_reason(done))
+    if alone:
+        await remove_build_directory(uuid)  # with its caches, which serve no other build
     raise BuildError(f"{failed}: {refusal or reason}{alone}")
 
 

@@ -38,7 +38,7 @@ in
     networking.nftables.enable = false;
     nix.settings.allowed-users = [
       "root"
-      "builder"
+      "@builder"
     ];
   };
 

@@ -1,6 +1,6 @@
 """Sources that somebody else than the operator writes, and the traces that they leave."""
 
-import json
+from collections.abc import Mapping
 
 from support.disposable import Host
 from support.incus import Incus
@@ -40,7 +40,13 @@ def unlocked_flake(incus: Incus, directory: str, inputs: str = "") -> str:
     return directory
 
 
-def git_repository(host: Host, directory: str, config: str = "", script: str = "") -> str:
+def git_repository(
+    host: Host,
+    directory: str,
+    config: str = "",
+    script: str = "",
+    names: Mapping[str, str] | None = None,
+) -> str:
     """Make `directory` a repository with all its files, and add `config` to .git/config."""
     host.sh(
         """
@@ -50,7 +56,7 @@ def git_repository(host: Host, directory: str, config: str = "", script: str = "
         printf %s "$C" >>.git/config
         """
         + script,
-        env={"D": directory, "C": config},
+        env={"D": directory, "C": config, **(names or {})},
     )
     return directory
 
@@ -81,5 +87,73 @@ def console_line(incus: Incus, name: str) -> str:
     return found[0].strip()
 
 
-def quoted(text: str) -> str:
-    return json.dumps(text)
+def hostile_repository(incus: Incus, directory: str, owner: str = "0") -> str:
+    """Make `directory` a repository that names a program in each way that git has.
+
+    All users may write there, and it belongs to `owner`. Each program tells that it ran.
+    """
+    programs = "".join(
+        f'[{section}]\n{key} = "{trace(incus, f"{section.split()[0]}.{key}")}; false"\n'
+        for section, key in PROGRAMS
+    )
+    config = f"""{programs}
+[core]
+hooksPath = {directory}/hooks
+attributesFile = {directory}/attributes
+[remote "origin"]
+url = ssh://host.invalid/r
+[branch "master"]
+remote = origin
+merge = refs/heads/master
+[url "ext::logger -t ran-{incus.prefix} insteadOf "]
+insteadOf = file://
+insteadOf = https://
+[protocol "ext"]
+allow = always
+[submodule "sub"]
+update = "!{trace(incus, "submodule.update")}"
+url = "ext::logger -t ran-{incus.prefix} submodule.url"
+active = true
+[include]
+path = {directory}/included
+"""
+    script = """
+        printf '[core]\nfsmonitor = "%s; false"\n' "$I" >included
+        mkdir hooks; for hook in post-index-change post-checkout pre-commit fsmonitor-watchman; do
+            printf '#!/bin/sh\n%s\n' "$H" | tee .git/hooks/$hook >hooks/$hook
+            chmod +x hooks/$hook .git/hooks/$hook
+        done
+        echo '* filter=evil diff=evil' | tee .gitattributes .git/info/attributes >attributes
+        printf '[submodule "sub"]\npath = sub\nurl = "%s"\n' "$U" >.gitmodules
+        touch -d @1 *; echo " " >>flake.nix
+        chown -R "$O" .; chmod -R a+rwX .
+    """
+    names = {
+        "I": trace(incus, "include"),
+        "H": trace(incus, "hook"),
+        "U": f"ext::logger -t ran-{incus.prefix} gitmodules",
+        "O": owner,
+    }
+    return git_repository(incus.host, directory, config, script, names)
+
+
+PROGRAMS = (
+    ("core", "fsmonitor"),
+    ("core", "sshCommand"),
+    ("core", "gitProxy"),
+    ("core", "askPass"),
+    ("core", "pager"),
+    ("core", "editor"),
+    ("core", "alternateRefsCommand"),
+    ("credential", "helper"),
+    ("diff", "external"),
+    ('diff "evil"', "textconv"),
+    ('diff "evil"', "command"),
+    ('filter "evil"', "clean"),
+    ('filter "evil"', "smudge"),
+    ('filter "evil"', "process"),
+    ("gpg", "program"),
+    ('gpg "ssh"', "program"),
+    ("uploadpack", "packObjectsHook"),
+    ("interactive", "diffFilter"),
+)

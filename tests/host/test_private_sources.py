@@ -1,0 +1,131 @@
+"""Tokens are never shown; the build user has credentials for sources that are private."""
+
+import base64
+from collections.abc import Iterator
+
+import pytest
+from support.disposable import Host
+from support.incus import Incus
+from support.services import journal
+
+pytestmark = pytest.mark.main
+
+TOKEN = "gh-t0ken-of-the-operator"
+PORT = 8123
+CONFIG = "/var/lib/inx-build/.config/nix"
+
+# Serves /srv/private to who knows a user and a password.
+SERVER = """
+import http.server, sys
+class Private(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.headers.get("Authorization") != "Basic " + sys.argv[1]:
+            self.send_error(401)
+        else:
+            super().do_GET()
+    do_HEAD = do_GET
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Private).serve_forever()
+"""
+
+
+@pytest.fixture
+def private_flake(incus: Incus, host: Host) -> Iterator[str]:
+    """The reference of a flake that a server gives to the user "ci" only."""
+    directory = incus.flake(greeting="private")
+    word = base64.b64encode(f"ci:{TOKEN}".encode()).decode()
+    host.sh(
+        """
+        mkdir -p /srv/private; tar -C "$(dirname "$D")" -czf /srv/private/flake.tar.gz "${D##*/}"
+        cat >/srv/server.py
+        systemd-run -q --unit=private-server --working-directory=/srv/private \
+            python3 /srv/server.py "$W" "$P"
+        """,
+        env={"D": directory, "W": word, "P": str(PORT)},
+        input=SERVER,
+    )
+    listening = ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{PORT}"]
+    incus.eventually(lambda: host.run(listening, check=False).returncode == 0, incus.story)
+    yield f"http://127.0.0.1:{PORT}/flake.tar.gz"
+    host.run(["systemctl", "stop", "private-server"])
+    host.run(["rm", "-rf", f"{CONFIG}/netrc", f"{CONFIG}/nix.conf"])
+
+
+def test_the_build_user_fetches_with_its_netrc(
+    incus: Incus, host: Host, private_flake: str
+) -> None:
+    """As docs/secrets-and-deployment.md says."""
+    name = incus.init(flake=f"{private_flake}#web")
+    incus.start(name)
+    assert "401" in incus.wait_status(name, "failed: ")
+    incus.wait_state(name, "STOPPED")
+    host.sh(
+        """
+        install -d -o inx-build -g inx-build -m 0700 "$C"
+        echo "machine 127.0.0.1 login ci password $T" >/root/netrc
+        install -o inx-build -g inx-build -m 0600 /root/netrc "$C/netrc"
+        echo "netrc-file = $C/netrc" >>"$C/nix.conf"
+        """,
+        env={"C": CONFIG, "T": TOKEN},
+    )
+    incus.start(name)
+    incus.wait_ready(name)
+    assert TOKEN not in incus.console(name)
+
+
+def test_another_build_does_not_read_the_netrc(
+    incus: Incus, host: Host, private_flake: str
+) -> None:
+    """A source that several users can change has no part in the credentials."""
+    host.sh(
+        'install -d -o inx-build -m 0700 "$C"; install -o inx-build -m 0600 /dev/null "$C/netrc"',
+        env={"C": CONFIG},
+    )
+    text = f'builtins.seq (builtins.readFile "{CONFIG}/netrc") (import /etc/nixos)'
+    place = f"/srv/{incus.prefix}-file"
+    host.sh('mkdir "$D"; cat >"$D/x.nix"; chmod 777 "$D"', env={"D": place}, input=text)
+    name = incus.init(file=f"{place}/x.nix", attr="web")
+    incus.start(name)
+    assert "ermission denied" in incus.wait_status(name, "failed: ")
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        f"github:o/r?token={TOKEN}",
+        f"git+https://x-access-token:{TOKEN}@localhost/r",
+        f"http://user:{TOKEN}@127.0.0.1:1/x.tar.gz?ref=main",
+        f"http://127.0.0.1:1/x.tar.gz?access_token={TOKEN}",
+    ],
+)
+def test_a_token_is_not_built_with_and_not_shown(incus: Incus, host: Host, ref: str) -> None:
+    running = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+    name = incus.init(flake=f"{ref}#web")
+    assert incus.start(name, check=False).returncode
+    incus.set(running, f"user.inx.flake={ref}#web")
+    for each in (name, running):
+        status = incus.wait_status(each, ".*contains a password or a token")
+        assert "***" in status and TOKEN not in status
+        assert TOKEN not in incus.console(each) + incus.log(each)
+        assert TOKEN not in "\n".join(journal(host, each))
+    found = host.sh('grep -rl "$T" /var/log/inx /run/inx /var/lib/inx || :', env={"T": TOKEN})
+    assert found.stdout == ""
+    # The generation that exists still starts.
+    incus("restart", "-f", running)
+    incus.wait_inside(running)
+
+
+def test_an_input_with_a_token_is_not_shown(incus: Incus, host: Host) -> None:
+    """Nix prints the URLs of the inputs that it cannot fetch."""
+    url = f"http://user:{TOKEN}@127.0.0.1:1/x.tar.gz?token={TOKEN}"
+    directory = incus.flake()
+    script = 'sed -i "s|outputs = { self }:|inputs.x.url = \\"$U\\"; outputs = { self, x }:|" "$D"'
+    host.sh(script, env={"D": f"{directory}/flake.nix", "U": url.replace("&", "\\&")})
+    name = incus.init(flake=f"{directory}#web")
+    incus.start(name)
+    status = incus.wait_status(name, "failed: ")
+    assert "127.0.0.1:1" in status and TOKEN not in status
+    incus.wait_state(name, "STOPPED")
+    shown = incus.console(name) + incus.log(name) + "\n".join(journal(host, name))
+    assert "127.0.0.1:1" in shown and TOKEN not in shown
+    log = f"/var/log/inx/{incus.uuid(name)}.build.log"
+    assert TOKEN not in host.run(["cat", log]).stdout

@@ -88,7 +88,7 @@ def evaluator_for(
     owner, doubt = choose_owner(looked, shared)
     if isinstance(source, Flake):
         source = replace(source, ref=looked.ref)
-    elif owner is None:
+    else:
         source = replace(source, path=looked.ref)
     if owner is None:
         user = _build_user(settings)

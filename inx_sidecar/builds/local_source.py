@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 from inx_sidecar.base.errors import BuildError
-from inx_sidecar.builds.ownership import only_owner, sole_owner, steps_to
+from inx_sidecar.builds.ownership import entry_of_others, only_owner, sole_owner, steps_to
 from inx_sidecar.config.spec import Flake, LocalRef, NixFile
 from inx_sidecar.kernel.mount_table import (
     Mount,
@@ -26,6 +26,8 @@ _OWN_KINDS: Final = {
     "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs", "nilfs2",
     "ramfs", "reiserfs", "squashfs", "tmpfs", "xfs", "zfs",
 }  # fmt: skip
+# What decides about the files of a commit, and which programs git runs.
+_GIT_FILES: Final = ("config", "HEAD", "index", "info", "modules", "objects", "packed-refs", "refs")
 _URL_SAFE: Final = "/!$&'()*+,;=:@~"
 
 
@@ -69,12 +71,16 @@ def _look_at_flake(source: Flake) -> LocalSource:
     if not os.path.exists(file):
         raise BuildError(f"there is no {file}")
     base = os.path.realpath(local.path)
+    # Links in /proc lead elsewhere than their texts say.
+    if not os.path.samefile(local.path, base):
+        raise BuildError(f"{local.path} is not {base}, where its links lead")
     owner = sole_owner(file)
     root = base if local.scheme == "git+file" else None
     if not local.scheme:
         root = _repository_of(base, owner)
     ref = _reference(local, base, root)
-    return _judged([file], root or base, _git_directories(root) if root else [], ref)
+    git_directories = _git_directories(root) if root else []
+    return _judged([file], root or base, git_directories, ref, whole_tree=True)
 
 
 def _look_at_file(path: str) -> LocalSource:
@@ -84,16 +90,24 @@ def _look_at_file(path: str) -> LocalSource:
     files = [path]
     if os.path.isdir(real):
         files.append(f"{path}/default.nix")
-    return _judged(files, os.path.dirname(os.path.realpath(files[-1])), [], real)
+    if not os.path.samefile(path, real):
+        raise BuildError(f"{path} is not {real}, where its links lead")
+    tree = os.path.dirname(os.path.realpath(files[-1]))
+    return _judged(files, tree, [], real, whole_tree=False)
 
 
-def _judged(files: list[str], tree: str, git_directories: list[str], ref: str) -> LocalSource:
+def _judged(
+    files: list[str], tree: str, git_directories: list[str], ref: str, *, whole_tree: bool
+) -> LocalSource:
+    """The source that is read from `tree`: all of it with `whole_tree`, as Nix copies a flake."""
     decisive = [*files]
     for directory in git_directories:
-        names = (directory, f"{directory}/config", f"{directory}/HEAD")
+        names = (directory, *(f"{directory}/{name}" for name in _GIT_FILES))
         decisive += [name for name in names if os.path.lexists(name)]
     owner = only_owner(decisive)
     doubt = "" if owner is not None else f"several users can change {tree}"
+    if owner is not None and whole_tree and (other := entry_of_others(tree, owner)):
+        owner, doubt = None, f"several users can change {other}"
     mounts = read_mounts()
     repositories = (tree, *git_directories) if git_directories else ()
     try:

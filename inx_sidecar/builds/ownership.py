@@ -7,6 +7,7 @@ from typing import Final
 
 # As the kernel: path_resolution(7).
 _MAX_LINKS: Final = 40
+_MAX_ENTRIES: Final = 200_000
 _WRITABLE_BY_OTHERS: Final = 0o022
 
 
@@ -45,6 +46,31 @@ def only_owner(paths: Iterable[str]) -> int | None:
     if len(others) > 1:
         return None
     return others.pop() if others else 0
+
+
+def entry_of_others(tree: str, owner: int) -> str:
+    """A file or a directory below `tree` that a user beside root and `owner` can change; empty if
+    there is none. `.git` is left out: git protects what is in it by hashes.
+
+    A tree with more entries than can be looked at counts as changed.
+    """
+    left = _MAX_ENTRIES
+    for place, directories, files in os.walk(tree):
+        if ".git" in directories:
+            directories.remove(".git")
+        left -= len(directories) + len(files)
+        if left < 0:
+            return f"the {_MAX_ENTRIES} files and more of {tree}"
+        for name in (*directories, *files):
+            try:
+                status = os.lstat(f"{place}/{name}")
+            except FileNotFoundError:
+                continue
+            if stat.S_ISLNK(status.st_mode):
+                continue
+            if status.st_uid not in (0, owner) or status.st_mode & _WRITABLE_BY_OTHERS:
+                return f"{place}/{name}"
+    return ""
 
 
 def steps_to(path: str) -> Iterator[str]:

@@ -242,6 +242,23 @@ def test_files_in_the_store_are_not_evaluated_as_root(incus: Incus, host: Host) 
         host.run(["umount", f"{draft}/bound"])
 
 
+def test_the_root_of_a_process_is_not_taken_for_the_root_of_the_host(
+    incus: Incus, host: Host
+) -> None:
+    """/proc/PID/root reads as a link to "/", and leads into the container."""
+    file = nix_file(host, f"/srv/{incus.prefix}")
+    other = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+    inside = f"/proc/{incus.pid(other)}/root"
+    place = f"/srv/{incus.prefix}"
+    host.run(["touch", f"{place}/flake.nix"])
+    write_as_container(incus, other, place, place)
+    for key, source in (("file", f"{inside}{file}"), ("flake", f"{inside}/srv/{incus.prefix}")):
+        more = {"attr": "web"} if key == "file" else {}
+        name = start(incus, **{key: source}, **more)
+        assert "where its links lead" in incus.status(name)
+        incus("delete", "-f", name)
+
+
 def test_nothing_is_evaluated_as_root_while_incus_does_not_answer(incus: Incus, host: Host) -> None:
     """The instance waits for its build while Incus is stopped; then a build begins."""
     file = nix_file(host, f"/srv/{incus.prefix}")

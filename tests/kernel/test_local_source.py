@@ -173,3 +173,21 @@ def test_a_look_survives_the_way_from_the_child(top: Path) -> None:
     make_git(top)
     found = look(f"{top}/sub")
     assert LocalSource.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize("scheme", ["", "path:", "git+file:"])
+def test_files_of_others_in_a_flake_count(top: Path, scheme: str) -> None:
+    """Nix copies all of a flake, and evaluates what it imports."""
+    make_git(top)
+    ref = f"{scheme}{top}?dir=sub"
+    deep = top / "deep/er"
+    deep.mkdir(parents=True)
+    (deep / "x.nix").touch()
+    (deep / "link").symlink_to("/nowhere")
+    os.lchown(deep / "link", ALICE, ALICE)
+    assert look(ref).owner == 0
+    os.chown(deep / "x.nix", ALICE, ALICE)
+    assert (look(ref).owner, look(ref).doubt) == (None, f"several users can change {deep}/x.nix")
+    os.chown(deep / "x.nix", 0, 0)
+    deep.chmod(0o2775)
+    assert (look(ref).owner, look(ref).doubt) == (None, f"several users can change {deep}")

@@ -30,6 +30,7 @@ RUN = {
     ),
     ("docs/nixos.md", "Declared containers on other hosts"): "test_how_to_declare",
     ("docs/secrets-and-deployment.md", "Secrets"): "test_how_secrets_come_in",
+    ("docs/secrets-and-deployment.md", "Private sources"): "test_private_sources.py",
     ("docs/moving.md", "From nixos-container"): "test_moving.py",
     ("docs/moving.md", "From inx-container"): "test_moving_inx.py",
     ("docs/uninstall.md", "Other Linux"): "test_install_again_and_uninstall",

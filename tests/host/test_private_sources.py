@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from support.disposable import Host
 from support.incus import Incus
+from support.pages import commands
 from support.services import journal
 
 pytestmark = pytest.mark.main
@@ -60,16 +61,18 @@ def test_the_build_user_fetches_with_its_netrc(
     incus.wait_state(name, "STOPPED")
     host.sh(
         """
-        install -d -o inx-build -g inx-build -m 0700 "$C"
         echo "machine 127.0.0.1 login ci password $T" >/root/netrc
-        install -o inx-build -g inx-build -m 0600 /root/netrc "$C/netrc"
-        echo "netrc-file = $C/netrc" >>"$C/nix.conf"
+        printf 'netrc-file = %s/netrc\naccess-tokens = github.com=%s\n' "$C" "$T" >/root/nix.conf
         """,
         env={"C": CONFIG, "T": TOKEN},
     )
+    host.sh("\n".join(commands("docs/secrets-and-deployment.md", "Private sources")))
     incus.start(name)
     incus.wait_ready(name)
     assert TOKEN not in incus.console(name)
+    show = "nix --extra-experimental-features nix-command config show access-tokens"
+    argv = ["runuser", "-u", "inx-build", "--", "env", "HOME=/var/lib/inx-build", *show.split()]
+    assert f"github.com={TOKEN}" in host.run(argv).stdout
 
 
 def test_another_build_does_not_read_the_netrc(

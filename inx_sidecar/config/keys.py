@@ -182,7 +182,7 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.activate": _check_one_of("switch", "boot", "test", "none"),
     "user.inx.keep": _check_number(1, 1000),
 }
-_WRITTEN_BY_INX: Final = re.compile(r"user\.inx\.(status(\.system|\.generation)?|declared)")
+_WRITTEN_BY_INX: Final = re.compile(r"user\.inx\.(status(\.system|\.generation)?|sealed|declared)")
 
 
 def _known_keys() -> str:

@@ -21,6 +21,8 @@ from inx_sidecar.nix.store_paths import split_store_paths
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# The uuid of the instance for which the generations are sealed. A copy has the key of its source.
+SEALED: Final = "user.inx.sealed"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Instance:
     def isolated(self) -> bool:
         """Whether the container sees only the store paths that it needs."""
         return self.config.get("user.inx.store") == "isolated"
+
+    @property
+    def sealed_for(self) -> str:
+        """The uuid of the instance for which the generations were sealed when inx last looked: in a
+        copy that has not started yet, that of its source. "" if it is not known."""
+        uuid = self.config.get(SEALED, "")
+        return uuid if _UUID.fullmatch(uuid) else ""
 
     @property
     def included(self) -> tuple[str, ...]:

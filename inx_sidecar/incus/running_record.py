@@ -41,6 +41,7 @@ class Running:
     `attempted_digest`: the digest of a spec whose activation began and did not succeed.
     `undo`: the profile to restore if the generation that was made last never becomes active.
     `claims`: static addresses of the instance, each with the network that it is on.
+    `sealed`: this start has given each generation whose seal counts the seal of this instance.
     """
 
     facts: LxcFacts
@@ -57,6 +58,7 @@ class Running:
     attempted_digest: str = ""
     undo: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()
+    sealed: bool = False
 
     @property
     def system(self) -> str:

@@ -15,7 +15,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError, one_line
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
-from inx_sidecar.incus.instance import Instance
+from inx_sidecar.incus.instance import SEALED, Instance
 from inx_sidecar.nix.store_paths import redact_store_paths
 
 _TEXT_KEY: Final = "user.inx.status"
@@ -37,11 +37,15 @@ _Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Status:
-    """One line on the state of an instance, and the system and generation that it is about."""
+    """One line on the state of an instance, and the system and generation that it is about.
+
+    `sealed`: the generations have seals of this instance, which the key SEALED then says.
+    """
 
     text: str
     system: str = ""
     generation: int | None = None
+    sealed: bool = False
 
     def config(self) -> dict[str, str]:
         """The status keys with their values; "" unsets a key."""
@@ -93,7 +97,8 @@ class StatusWriter:
         """`instance` has just been read from Incus: the status in its configuration is what Incus
         has."""
         if _key(instance) not in self._tasks:
-            self._last[_key(instance)] = {key: instance.config.get(key, "") for key in _KEYS}
+            known = {key: instance.config.get(key, "") for key in (*_KEYS, SEALED)}
+            self._last[_key(instance)] = known
 
     def forget(self, uuid: str) -> None:
         """Drop what is known of a deleted instance."""
@@ -108,7 +113,8 @@ class StatusWriter:
         send Incus another request for it.
         """
         self.save_for_successor(instance, status)
-        self._enqueue(instance, status.config(), _DELAY_SECONDS if delayed else 0.0)
+        config = _config(instance, status)
+        self._enqueue(instance, config, _DELAY_SECONDS if delayed else 0.0)
 
     def set_note(self, instance: Instance, text: str) -> None:
         """Add `text` to every status of `instance`; "" removes it."""
@@ -118,7 +124,7 @@ class StatusWriter:
 
     def save_for_successor(self, instance: Instance, status: Status) -> None:
         """Save `status`; the next sidecar publishes it if this one ends before it does."""
-        _save(instance.uuid, status.config())
+        _save(instance.uuid, _config(instance, status))
 
     def publish_refusal(self, instance: Instance, error: InxError) -> None:
         """Write that a hook refused the start of `instance`, after Incus has undone the start."""
@@ -140,9 +146,10 @@ class StatusWriter:
     def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
         key = _key(instance)
         config = visible_config(config, self._notes.get(key, ""), isolated=instance.isolated)
-        if self._last.get(key) == config:
+        last = self._last.get(key, {})
+        if last | config == last:
             return
-        self._last[key] = config
+        self._last[key] = last | config
         self._wanted[key] = (instance, config)
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._write_wanted(key, delay))
@@ -174,6 +181,10 @@ class StatusWriter:
 
 def _key(instance: Instance) -> _Key:
     return instance.lxc_name, instance.uuid
+
+
+def _config(instance: Instance, status: Status) -> dict[str, str]:
+    return status.config() | ({SEALED: instance.uuid} if status.sealed else {})
 
 
 def _save(uuid: str, config: dict[str, str]) -> None:

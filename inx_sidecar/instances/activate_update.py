@@ -20,10 +20,10 @@ from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.deployment import Deployment
 from inx_sidecar.instances.instance_state import InstanceState
+from inx_sidecar.instances.sealing import with_seal
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Append, Change, Prune, Restore, Select
-from inx_sidecar.nix.seals import add_seal
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots, system_roots
 
@@ -47,7 +47,7 @@ async def activate_update(
     await direct_roots.add(gc, *owner, {system_roots.NEXT: system})
     await build.remove_build_directory(instance.uuid)
     activation.check_can_switch(instance, system)
-    written = None if mode == "test" else add_seal(change)
+    written = None if mode == "test" else with_seal(change, instance)
     if written is not None:
         Running.amend(instance.uuid, undo=_profile_to_restore(deployment))
     try:

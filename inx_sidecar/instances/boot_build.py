@@ -15,11 +15,11 @@ from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot, Build
+from inx_sidecar.instances.sealing import with_all_seals
 from inx_sidecar.instances.starting import Starter
 from inx_sidecar.instances.status_text import BUG, UNMAPPED, fallback_text
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Append
-from inx_sidecar.nix.seals import add_seal
 from inx_sidecar.roots.system_roots import add_system_roots
 
 
@@ -110,7 +110,7 @@ class BootBuilder:
         # The build's link roots the system until the instance's own root exists.
         await add_system_roots(self._gc, instance, deployment.present, boot.system)
         await build.remove_build_directory(instance.uuid)
-        change = add_seal(boot.change)
+        change = with_all_seals(boot.change, instance, deployment.all_generations)
         if deployment.spec.isolated:
             store = await deployment.store(boot.system)
             state.mapped = await attach_store_over(state.container, store, change)

@@ -16,11 +16,11 @@ from inx_sidecar.config.spec import InstanceSpec, System
 from inx_sidecar.container.mounts import HostDirectory
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.instances.plan import Boot, Build, Plan, choose_plan
+from inx_sidecar.instances.sealing import trusted_generations
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.closure import closure_of
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
-from inx_sidecar.nix.seals import trusted_generations
 from inx_sidecar.nix.store_paths import check_toplevel, resolve_toplevel, valid_paths
 from inx_sidecar.roots.system_roots import add_system_roots
 
@@ -77,7 +77,7 @@ def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
     static_nic_setups(instance, spec)
     every = generations.read(instance.rootfs, instance.name)
     # An isolated container sees what it boots, so it must not choose a system by itself.
-    present = trusted_generations(every, spec.isolated)
+    present = trusted_generations(every, instance)
     # With `activate=test`, a restart boots the current generation.
     keep_current = spec.activate == "test" and not running
     plan = choose_plan(

@@ -21,6 +21,7 @@ from inx_sidecar.instances.boot_build import BootBuilder
 from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
 from inx_sidecar.instances.deployment import deploy
 from inx_sidecar.instances.instance_state import InstanceState
+from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
 from inx_sidecar.instances.takeover import take_over_all
 from inx_sidecar.instances.updates import Updater
@@ -128,6 +129,8 @@ class Lifecycle:
             state.claims = dict.fromkeys(running.claims, facts.lxc_name)
             state.mounted.set()
             instance = running.as_started(read_instance(facts))
+            if running.sealed:
+                note_renewed(instance)
             self._statuses.set_known_status(instance)
             state.daemon.prepare()
             self.reconciler.instance_started(instance, running)

@@ -18,6 +18,7 @@ from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setu
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot
+from inx_sidecar.instances.sealing import note_renewed, with_all_seals
 from inx_sidecar.instances.status_text import (
     UNMAPPED,
     fallback_text,
@@ -26,7 +27,6 @@ from inx_sidecar.instances.status_text import (
 )
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.nix.seals import add_seal
 from inx_sidecar.nix.store_paths import redact_store_paths
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.system_roots import ACTIVE, NEXT, add_system_roots
@@ -117,6 +117,7 @@ class Starter:
     async def record_boot(self, state: InstanceState, deployment: Deployment, boot: Boot) -> Status:
         """The container has its system: root its generations, save what runs, return the status."""
         instance = deployment.instance
+        note_renewed(instance)
         after = generations.read(instance.rootfs, instance.name)
         await add_system_roots(self._gc, instance, after, boot.system)
         for former in (ACTIVE, NEXT):
@@ -126,9 +127,9 @@ class Starter:
         Running.amend(
             instance.uuid, mapped=state.mapped, booted=boot.system,
             profile_system=after.system or "", visible_systems=(boot.system,),
-            spec_digest=deployment.digest, status_text=text,
+            spec_digest=deployment.digest, status_text=text, sealed=True,
         )  # fmt: skip
-        return Status(text, boot.system, generation_of(boot.system, after))
+        return Status(text, boot.system, generation_of(boot.system, after), sealed=True)
 
     async def _attach(self, container: Container, deployment: Deployment) -> bool:
         """Attach what this start needs; True if the owners in the store are mapped."""
@@ -142,7 +143,9 @@ class Starter:
         has_store = bool(systems) or not deployment.spec.isolated
         if has_store:
             directories.insert(0, await deployment.store(*systems))
-        change = add_seal(plan.change) if isinstance(plan, Boot) else None
+        change = None
+        if isinstance(plan, Boot):
+            change = with_all_seals(plan.change, deployment.instance, deployment.all_generations)
         mapped = await attach_mounts(container, directories, change) or not has_store
         if not mapped:
             instance_log(container.name).warning("%s", UNMAPPED)

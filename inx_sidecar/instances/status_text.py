@@ -35,7 +35,7 @@ def running_status(text: str, present: Generations, running: Running) -> Status:
     a user inside has selected another generation since."""
     unchanged = present.system in (None, running.profile_system)
     system = running.system if unchanged else present.system
-    return Status(text, system or "", generation_of(system, present))
+    return Status(text, system or "", generation_of(system, present), running.sealed)
 
 
 def generation_of(system: str | None, present: Generations) -> int | None:

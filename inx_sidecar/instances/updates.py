@@ -21,6 +21,7 @@ from inx_sidecar.instances.activate_update import activate_update, undo_generati
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot
+from inx_sidecar.instances.sealing import trusted_generations
 from inx_sidecar.instances.status_text import (
     BUG,
     failed_update_text,
@@ -31,7 +32,6 @@ from inx_sidecar.instances.update_decision import UpdateStep, update_needed
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Append, Generations, Select
-from inx_sidecar.nix.seals import trusted_generations
 from inx_sidecar.roots import direct_roots, system_roots
 
 
@@ -182,4 +182,4 @@ def _present(instance: Instance) -> Generations:
     except InxError as error:
         instance_log(instance.lxc_name).error("%s", error)
         return Generations()
-    return trusted_generations(present, instance.isolated)
+    return trusted_generations(present, instance)

@@ -10,7 +10,6 @@ The container can write all of these links. inx reads their text and never follo
 them only in a process that has become the container's root.
 """
 
-import hmac
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -44,14 +43,12 @@ class Generations:
     pinned: bool = False
     seals: Mapping[int, str] = field(default_factory=dict)
 
-    def with_valid_seals(self, seal_of: Callable[[str], str]) -> "Generations":
-        """The generations that have the seal of their system."""
+    def with_valid_seals(self, counts: Callable[[str, str], bool]) -> "Generations":
+        """The generations for whose system and seal `counts` is true."""
         links = {
             number: system
             for number, system in self.links.items()
-            if hmac.compare_digest(
-                os.fsencode(self.seals.get(number, "")), seal_of(system).encode()
-            )
+            if number in self.seals and counts(system, self.seals[number])
         }
         return replace(self, links=links, current=self.current if self.current in links else None)
 
@@ -149,7 +146,25 @@ class Restore:
         return self.number
 
 
-Change = Select | Append | Prune | Restore
+@dataclass(frozen=True)
+class Seal:
+    """Give generations new seals, then apply `then`, if any.
+
+    `seals` has the system and the seal of each generation, by its number; one that names another
+    system by now is left alone.
+    """
+
+    seals: Mapping[int, tuple[str, str]]
+    then: Select | Append | None = None
+
+    def apply(self, dir_fd: int) -> int:
+        for number, (system, seal) in self.seals.items():
+            if _read_link(dir_fd, f"system-{number}-link") == system:
+                replace_link(dir_fd, f"system-{number}-seal", seal)
+        return self.then.apply(dir_fd) if self.then is not None else 0
+
+
+Change = Select | Append | Prune | Restore | Seal
 
 
 def to_prune(numbers: Iterable[int], current: int, keep: int) -> list[int]:

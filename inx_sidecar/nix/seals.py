@@ -1,55 +1,103 @@
-"""Seals tell the generations that inx wrote from those that a container wrote itself.
+"""Seals tell the generations that inx gave to an instance from those that a container made up.
 
 An isolated container may boot, and so see, only a system that inx gave to it. Its generations are
 links in its rootfs, so that snapshots and copies carry them; the container can write them. So inx
-writes a seal beside each generation, made with a key that no container can read. A container that
-has the seal of a system was given that system before.
+writes a seal beside each generation: an HMAC of the instance's uuid and of the system, with a key
+that no container can read. So a seal that one instance tells another one does not count there.
+
+A copy brings seals with the uuid of the instance that it was copied from. They count as well, until
+the copy has started once and has seals of its own.
 """
 
 import hashlib
 import hmac
 import os
+import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import UnsupportedError
-from inx_sidecar.nix.generations import Append, Generations, Select
+from inx_sidecar.nix.generations import Append, Generations
 
 _BYTES: Final = 32
+_SEAL: Final = re.compile("[0-9a-f]{64}")
 
 
-def seal_of(toplevel: str) -> str:
-    """The seal of `toplevel` on this host: its HMAC-SHA-256, in hexadecimal."""
-    return hmac.new(_key(), toplevel.encode(), hashlib.sha256).hexdigest()
+class Sealer:
+    """Makes and checks the seals of instance `uuid`; the host's key is read once.
 
-
-def add_seal(change: Select | Append | None) -> Select | Append | None:
-    """`change` with the seal of its system; only an Append has one."""
-    return replace(change, seal=seal_of(change.toplevel)) if isinstance(change, Append) else change
-
-
-def trusted_generations(present: Generations, isolated: bool) -> Generations:
-    """The generations that may be booted: in an isolated container, those that inx wrote."""
-    return present.with_valid_seals(seal_of) if isolated else present
-
-
-def _key() -> bytes:
-    """The key of this host; it is made at the first use.
-
-    If the key is lost, no seal is valid any more, and isolated containers build their systems anew.
-    UnsupportedError if the key cannot be read or written.
+    `origin` is the uuid of the instance that this one was copied from and whose seals count too; ""
+    if there is none. `former` are the systems for which a seal of the former format, without a
+    uuid, counts.
     """
-    path = f"{paths.STATE}/seal.key"
-    try:
-        with open(path, "rb") as file:
-            key = file.read()
-    except FileNotFoundError:
-        key = b""
-    except OSError as error:
-        raise UnsupportedError(f"cannot read {path}: {error.strerror}") from None
-    return key if len(key) == _BYTES else _make_key(path)
+
+    def __init__(self, uuid: str, origin: str = "", former: Iterable[str] = ()) -> None:
+        self._own = uuid.encode()
+        self._origin = origin.encode()
+        self._former = frozenset(former)
+
+    def seal_of(self, toplevel: str) -> str:
+        """The seal of `toplevel` for this instance, on this host: HMAC-SHA-256 in hexadecimal."""
+        return self._hmac(self._own + b"\0" + toplevel.encode())
+
+    def is_own(self, toplevel: str, seal: str) -> bool:
+        """Whether `seal`, any text, was made for this instance and `toplevel`."""
+        return _SEAL.fullmatch(seal) is not None and hmac.compare_digest(
+            seal, self.seal_of(toplevel)
+        )
+
+    def counts(self, toplevel: str, seal: str) -> bool:
+        """Whether `seal`, any text, shows that inx gave `toplevel` to this instance, or to the one
+        that it is a copy of."""
+        if self.is_own(toplevel, seal):
+            return True
+        if not _SEAL.fullmatch(seal):
+            return False
+        name = toplevel.encode()
+        return (
+            bool(self._origin)
+            and hmac.compare_digest(seal, self._hmac(self._origin + b"\0" + name))
+        ) or (toplevel in self._former and hmac.compare_digest(seal, self._hmac(name)))
+
+    def trusted(self, present: Generations) -> Generations:
+        """The generations whose seals count."""
+        return present.with_valid_seals(self.counts)
+
+    def missing_seals(self, present: Generations) -> dict[int, tuple[str, str]]:
+        """System and new seal of each generation that has a seal which counts, but is not that of
+        this instance."""
+        return {
+            number: (system, self.seal_of(system))
+            for number, system in self.trusted(present).links.items()
+            if not self.is_own(system, present.seals[number])
+        }
+
+    def add_seal(self, append: Append) -> Append:
+        return replace(append, seal=self.seal_of(append.toplevel))
+
+    def _hmac(self, text: bytes) -> str:
+        return hmac.digest(self._key, text, hashlib.sha256).hex()
+
+    @cached_property
+    def _key(self) -> bytes:
+        """The key of this host; it is made at the first use.
+
+        If the key is lost, no seal counts any more, and isolated containers build their systems
+        anew. UnsupportedError if the key cannot be read or written.
+        """
+        path = f"{paths.STATE}/seal.key"
+        try:
+            with open(path, "rb") as file:
+                key = file.read()
+        except FileNotFoundError:
+            key = b""
+        except OSError as error:
+            raise UnsupportedError(f"cannot read {path}: {error.strerror}") from None
+        return key if len(key) == _BYTES else _make_key(path)
 
 
 def _make_key(path: str) -> bytes:

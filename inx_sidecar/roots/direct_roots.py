@@ -53,6 +53,14 @@ def read(root_directory: str, within: str = "") -> dict[str, str]:
     return found
 
 
+def path_of(lxc_name: str, uuid: str, name: str) -> str | None:
+    """The store path that the root `name` holds; None if there is no such root."""
+    try:
+        return os.readlink(f"{directory(lxc_name, uuid)}/{name}")
+    except OSError:
+        return None
+
+
 async def add(gc: GcClient, lxc_name: str, uuid: str, wanted: Mapping[str, str]) -> dict[str, str]:
     """Make `wanted` (root name to store path) roots of the instance; returns the new ones.
 

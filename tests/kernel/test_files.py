@@ -16,7 +16,7 @@ from inx_sidecar.container.files import read_tail, write_generation
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.generations import Append, Change, Select
-from inx_sidecar.nix.seals import seal_of
+from inx_sidecar.nix.seals import Sealer
 from kernel.test_mounts import CHANGE, SYSTEM, planted
 
 pytestmark = pytest.mark.main
@@ -59,7 +59,8 @@ def test_a_generation_that_inx_writes_counts_and_one_made_inside_does_not(
 ) -> None:
     (tmp_path / "state").mkdir()
     monkeypatch.setattr(paths, "STATE", str(tmp_path / "state"))
-    write(unprivileged, Append(SYSTEM, "x", 5, seal_of(SYSTEM)))
+    sealer = Sealer("0" * 36)
+    write(unprivileged, sealer.add_seal(Append(SYSTEM, "x", 5)))
     profiles = "/nix/var/nix/profiles"
 
     def make() -> None:
@@ -71,7 +72,7 @@ def test_a_generation_that_inx_writes_counts_and_one_made_inside_does_not(
     unprivileged.inside(make)
     present = generations.read(str(unprivileged.rootfs), "web")
     assert (present.links, present.current) == ({1: SYSTEM, 2: OTHER}, 2)
-    usable = present.with_valid_seals(seal_of)
+    usable = sealer.trusted(present)
     assert (usable.links, usable.current) == ({1: SYSTEM}, None)
 
 

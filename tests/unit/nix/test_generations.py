@@ -309,7 +309,7 @@ def test_generations_count_by_their_seals() -> None:
     links = {1: store("a"), 2: store("b"), 3: store("c")}
     seals = {1: f"sealed {store('a')}", 2: f"sealed {store('a')}"}
     present = Generations(links, 3, "source", seals=seals)
-    found = present.with_valid_seals(lambda path: f"sealed {path}")
+    found = present.with_valid_seals(lambda path, seal: seal == f"sealed {path}")
     assert (found.links, found.current, found.fingerprint) == ({1: store("a")}, None, "source")
 
 
@@ -320,3 +320,18 @@ def test_a_generation_and_its_seal_come_and_go_together(profiles: Path, profiles
     Append(store("b"), "f", 1, seal="of b").apply(profiles_fd)
     assert generations.read_links(profiles_fd).seals == {2: "of b"}
     assert not os.path.lexists(profiles / "system-1-seal")
+
+
+@pytest.mark.isolated
+def test_generations_get_other_seals_unless_they_changed(profiles: Path, profiles_fd: int) -> None:
+    Append(store("a"), "f", 5, seal="of a").apply(profiles_fd)
+    Append(store("b"), "f", 5, seal="of b").apply(profiles_fd)
+    renewed = {1: (store("a"), "new of a"), 2: (store("a"), "new of a"), 3: (store("c"), "of c")}
+    assert generations.Seal(renewed, Select(1, pinned=False)).apply(profiles_fd) == 1
+    found = generations.read_links(profiles_fd)
+    assert (found.seals, found.current) == ({1: "new of a", 2: "of b"}, 1)
+    assert set(found.links) == {1, 2}
+    generations.Seal({2: (store("b"), "x")}, Append(store("c"), "f", 1, seal="of c")).apply(
+        profiles_fd
+    )
+    assert generations.read_links(profiles_fd).seals == {3: "of c"}

@@ -1,0 +1,58 @@
+"""Which generations of an instance may be booted, and the seals that inx writes beside them."""
+
+from typing import Final
+
+from inx_sidecar.incus.instance import Instance
+from inx_sidecar.nix.generations import Append, Generations, Seal, Select
+from inx_sidecar.nix.seals import Sealer
+from inx_sidecar.roots import direct_roots, system_roots
+
+# Uuids of instances whose seals were renewed at a start, while Incus may not have the key yet.
+_renewed: Final[set[str]] = set()
+
+
+def sealer_of(instance: Instance) -> Sealer:
+    """What makes and checks the seals of `instance`.
+
+    Seals without a uuid, as inx wrote them first, count for the systems that this instance ran last
+    on this host: only host root can write these roots.
+    """
+    if instance.sealed_for == instance.uuid:
+        _renewed.discard(instance.uuid)
+        return Sealer(instance.uuid)
+    if instance.uuid in _renewed:
+        return Sealer(instance.uuid)
+    ran = (
+        direct_roots.path_of(instance.lxc_name, instance.uuid, name)
+        for name in (system_roots.BOOTED, system_roots.ACTIVE)
+    )
+    return Sealer(instance.uuid, instance.sealed_for, filter(None, ran))
+
+
+def trusted_generations(present: Generations, instance: Instance) -> Generations:
+    """The generations that may be booted: in an isolated container, those that inx gave to it."""
+    return sealer_of(instance).trusted(present) if instance.isolated else present
+
+
+def with_seal(change: Select | Append | None, instance: Instance) -> Select | Append | None:
+    """`change` with the seal of its system; only an Append has one."""
+    return sealer_of(instance).add_seal(change) if isinstance(change, Append) else change
+
+
+def with_all_seals(
+    change: Select | Append | None, instance: Instance, present: Generations
+) -> Select | Append | Seal | None:
+    """What a start has to write: `change`, and new seals if those in `present` were made for
+    another instance, of which this one is a copy."""
+    change = with_seal(change, instance)
+    if instance.sealed_for == instance.uuid:
+        return change
+    missing = sealer_of(instance).missing_seals(present)
+    return Seal(missing, change) if missing else change
+
+
+def note_renewed(instance: Instance) -> None:
+    """The start has written what `with_all_seals` gave: from now on seals of another instance do
+    not count here. A container that keeps Incus from writing the key gains nothing."""
+    if instance.sealed_for != instance.uuid:
+        _renewed.add(instance.uuid)

@@ -64,6 +64,15 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
     )
 
 
+def asked_for(config: Mapping[str, str]) -> Mapping[str, str]:
+    """What `config` asks inx for: its keys of inx, without those that inx writes."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key.startswith(PREFIX) and not _WRITTEN_BY_INX.fullmatch(key)
+    }
+
+
 def _parse_source(values: Mapping[str, str], instance: str, default_flake: str) -> Source:
     given = [name for name in ("flake", "file", "system") if PREFIX + name in values]
     if len(given) > 1:

@@ -27,14 +27,21 @@ async def write_generation(container: Container, change: Change) -> int:
     """Apply `change` to the profile of a running container; returns the generation's number.
 
     InstanceError if something in the container's file system stands in the way; MountError if the
-    child fails or does not end in time.
+    child fails; TookTooLongError if a file system inside does not answer.
     """
 
     def write() -> forked.Result:
         return apply_change(container.enter(), container.name, change), []
 
     action = f"writing the generation of {container.name!r}"
-    number, _ = await forked.run_in_child(write, action, instance=container.name)
+    try:
+        number, _ = await forked.run_in_child(write, action, instance=container.name)
+    except forked.TookTooLongError as error:
+        raise forked.TookTooLongError(
+            f"{error}: the file system at /{paths.PROFILES_INSIDE} does not answer; end it, or "
+            f"stop the instance with 'incus stop -f {container.name}'",
+            error.ended,
+        ) from None
     return int(number)
 
 

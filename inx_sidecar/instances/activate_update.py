@@ -59,7 +59,10 @@ async def activate_update(
         lines = await _last_output(instance)
         note = activation.describe_result(status, lines, system, instance.name)
     except Exception:
-        await undo_generation(instance)
+        try:
+            await undo_generation(instance)
+        except InxError as error:  # the next update tries it again before anything else
+            instance_log(instance.lxc_name).error("%s", error)
         raise
     # The system is active now, or, with `boot`, the next start boots it.
     if mode != "boot":

@@ -4,6 +4,7 @@ An event only says which instance to look at; one task at a time looks at an ins
 """
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -12,21 +13,20 @@ from typing import Any, Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError, InxError
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.config.keys import asked_for
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.events import Event, listen
 from inx_sidecar.incus.instance import Instance, parse_instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.lifecycle import Lifecycle
+from inx_sidecar.instances.retries import BURST_SECONDS, Pace, Retries
 
 # After so many seconds without an event all instances are looked at: an event may have been lost.
 _QUIET_SECONDS: Final = 600.0
-# A connection that was lost is tried again after these delays.
+# A connection that was lost is tried again after these delays; after the first one again if it
+# lasted longer than the last one.
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 30.0
-# An update that failed for another reason than the configuration is tried again after this delay.
-_RETRY_SECONDS: Final = 10.0
-# Changes come in bursts, and often right before a restart, which reads the configuration itself.
-_BURST_SECONDS: Final = 0.3
 
 # Project and name of an instance.
 _Key = tuple[str, str]
@@ -45,14 +45,17 @@ class ConfigWatch:
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
         # The last error of each instance: the same error is logged once.
         self._logged: dict[_Key, str] = {}
+        self._retries = Retries()
+        self._pace_of_all = Pace()
 
     async def follow(self) -> None:
         """Follow events until this task is cancelled."""
         delay = _FIRST_DELAY
+        loop = asyncio.get_running_loop()
         while True:
+            begin = loop.time()
             try:
                 async for event in listen(_QUIET_SECONDS):
-                    delay = _FIRST_DELAY
                     key = affected_by(event)
                     if key is not None:
                         self._look_at(*key)
@@ -60,6 +63,8 @@ class ConfigWatch:
                 log.debug("%s", error)
             except Exception:
                 log.exception("following Incus' events ended in a bug")
+            if loop.time() - begin > _LAST_DELAY:
+                delay = _FIRST_DELAY
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LAST_DELAY)
 
@@ -77,7 +82,7 @@ class ConfigWatch:
 
     async def _look_while_changed(self, project: str, name: str) -> None:
         while (project, name) in self._changed:
-            await asyncio.sleep(_BURST_SECONDS)
+            await asyncio.sleep(self._pause_before(project, name))
             self._changed.discard((project, name))
             try:
                 if (project, name) == _ALL:
@@ -89,6 +94,11 @@ class ConfigWatch:
             except Exception:
                 instance_log(name).exception("looking at it ended in a bug")
 
+    def _pause_before(self, project: str, name: str) -> float:
+        if (project, name) != _ALL:
+            return BURST_SECONDS
+        return self._pace_of_all.next_pause(asyncio.get_running_loop().time())
+
     async def _look_at_all(self) -> None:
         """Ask Incus once for all instances, and only if one of ours runs."""
         if any(Running.load(uuid) for uuid in os.listdir(paths.RUN)):
@@ -97,19 +107,27 @@ class ConfigWatch:
                     self._look_at(api["project"], api["name"])
 
     async def _update(self, project: str, name: str) -> None:
-        logged = self._logged.pop((project, name), "")
-        instance = running_instance(await incus.get_instance(project, name))
+        key = project, name
+        instance = running_instance(await incus.get_instance(*key))
         if instance is None:
+            self._logged.pop(key, "")
+            self._retries.succeeded(key)
             return
+        wish = wish_of(instance)
+        if self._retries.must_wait(key, wish):
+            return
+        logged = self._logged.pop(key, "")
         try:
             await self._lifecycle.update(instance)
         except InxError as error:
-            self._logged[project, name] = str(error)
+            self._logged[key] = str(error)
             if logged != str(error):
                 instance_log(instance.lxc_name).error("%s", error)
             if not isinstance(error, ConfigError):
-                loop = asyncio.get_running_loop()
-                loop.call_later(_RETRY_SECONDS, self._look_at, project, name)
+                look_again = functools.partial(self._look_at, project, name)
+                self._retries.failed(key, wish, error, look_again)
+                return
+        self._retries.succeeded(key)
 
 
 def affected_by(event: Event | None) -> _Key | None:
@@ -118,8 +136,14 @@ def affected_by(event: Event | None) -> _Key | None:
     if event is None or event.action.startswith(("profile-", "project-")):
         return _ALL
     if event.action in _CHANGES:
-        return event.project, event.name
+        return (event.project, event.name) if event.name else _ALL
     return None
+
+
+def wish_of(instance: Instance) -> object:
+    """What `instance` is asked to be, and which start of it."""
+    running = Running.load(instance.uuid)
+    return asked_for(instance.config), running.started if running is not None else 0
 
 
 def running_instance(api: Mapping[str, Any]) -> Instance | None:

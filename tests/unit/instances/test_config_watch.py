@@ -25,6 +25,10 @@ def test_an_instance_that_was_changed_or_started_is_checked(action: str) -> None
     assert affected_by(Event(action, "shop", "web")) == ("shop", "web")
 
 
+def test_after_a_change_of_an_instance_that_is_not_known_all_are_checked() -> None:
+    assert affected_by(Event("instance-updated", "", "")) == ALL
+
+
 @pytest.mark.parametrize(
     "action", ["instance-stopped", "instance-deleted", "instance-exec", "image-created", ""]
 )

@@ -1,0 +1,86 @@
+"""When to look again: at an instance whose update could not be carried out, and at all instances.
+
+No state of a container makes the sidecar repeat itself without pause.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Final
+
+from inx_sidecar.kernel.forked import TookTooLongError
+
+_FIRST_SECONDS: Final = 10.0
+_LONGEST_SECONDS: Final = 300.0
+# Changes come in bursts, and often right before a restart, which reads the configuration itself.
+BURST_SECONDS: Final = 0.3
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An update for `wish` failed: it is tried again after `seconds`, at the time `until`, and not
+    before `child_exited` is done, if a child did not end in time."""
+
+    wish: object
+    seconds: float
+    until: float
+    timer: asyncio.TimerHandle
+    child_exited: asyncio.Future[None] | None
+
+
+class Retries:
+    """Exponential backoff for the updates of each instance; a new wish is tried at once.
+
+    A wish is any value that changes with what an instance is asked to be.
+    """
+
+    def __init__(self) -> None:
+        self._failures: dict[Hashable, _Failure] = {}
+
+    def must_wait(self, key: Hashable, wish: object) -> bool:
+        """Whether the update for `wish` has failed, and its next attempt has to wait."""
+        failure = self._failures.get(key)
+        if failure is None or failure.wish != wish:
+            return False
+        exited = failure.child_exited is None or failure.child_exited.done()
+        return not exited or asyncio.get_running_loop().time() < failure.until
+
+    def failed(
+        self, key: Hashable, wish: object, error: Exception, look_again: Callable[[], None]
+    ) -> None:
+        """The update failed by `error`: `look_again` is called when it may be tried again."""
+        loop = asyncio.get_running_loop()
+        before = self._failures.get(key)
+        seconds = _FIRST_SECONDS
+        if before is not None:
+            before.timer.cancel()
+            if before.wish == wish:
+                seconds = min(before.seconds * 2, _LONGEST_SECONDS)
+        exited = error.ended if isinstance(error, TookTooLongError) else None
+        until = loop.time() + seconds
+        timer = loop.call_at(until, look_again)
+        self._failures[key] = _Failure(wish, seconds, until, timer, exited)
+        if exited is not None:
+            exited.add_done_callback(lambda _: look_again())
+
+    def succeeded(self, key: Hashable) -> None:
+        failure = self._failures.pop(key, None)
+        if failure is not None:
+            failure.timer.cancel()
+
+
+class Pace:
+    """How long looks wait that may follow one another without end: each longer than the one
+    before."""
+
+    def __init__(self) -> None:
+        self._pause = 0.0
+        self._last = float("-inf")
+
+    def next_pause(self, now: float) -> float:
+        """The seconds that the look that is wanted at the time `now` has to wait."""
+        follows = now - self._last < _LONGEST_PAUSE_SECONDS
+        pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS) if follows else BURST_SECONDS
+        self._pause, self._last = pause, now + pause
+        return pause

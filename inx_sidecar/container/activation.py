@@ -1,6 +1,5 @@
 """Activate a system inside a running instance, with NixOS' switch-to-configuration."""
 
-import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -8,6 +7,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ActivationError
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.instance import Instance
+from inx_sidecar.nix.store_paths import is_in
 
 # Exit statuses of switch-to-configuration with which the system is active, in part at least.
 _TOLERATED: Final = {
@@ -50,7 +50,7 @@ _PROGRAM: Final = "bin/switch-to-configuration"
 
 def check_can_switch(instance: Instance, system: str) -> None:
     """ActivationError if `system` can only be booted, as it has no switch-to-configuration."""
-    if not os.path.lexists(f"{system}/{_PROGRAM}"):
+    if not is_in(system, _PROGRAM):
         raise ActivationError(
             f"{system} has no {_PROGRAM}, so {instance.name!r} cannot switch to it while it runs; "
             "restart it"

@@ -13,6 +13,12 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
+from inx_sidecar.kernel.syscalls import (
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    openat2,
+    opened,
+)
 
 # Nix's base 32 leaves out e, o, t and u; names are checked as in libstore/path.cc.
 STORE_PATH: Final = re.compile(
@@ -25,6 +31,7 @@ CLOSURE_QUERY: Final = """
         union select reference from Refs join closure on referrer = closure.id
     )
 """
+_NO_LINKS: Final = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _IN_TEXT: Final = re.compile(r"(?:/nix/store/)?[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]+")
 _AT_OR_BELOW: Final = re.compile(rf"({STORE_PATH.pattern})(?:/.*)?", re.DOTALL)
 
@@ -84,9 +91,25 @@ def resolve_toplevel(path: str, instance: str) -> str:
     return target
 
 
+def is_in(path: str, name: str) -> bool:
+    """Whether the store path `path`, a directory, has an entry `name`, which may have steps.
+
+    No link in it is followed. Every container may add store paths: links in them may lead, by
+    /proc/PID/root, into the file systems of a container, which need not answer.
+    """
+    store, own_name = os.path.split(path)
+    try:
+        with opened(os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
+            flags = os.O_PATH | os.O_NOFOLLOW
+            with opened(openat2(directory, f"{own_name}/{name}", flags, _NO_LINKS)):
+                return True
+    except OSError:
+        return False
+
+
 def check_toplevel(path: str, subject: str) -> None:
     """SystemMissingError if `path` is not a NixOS system; the error begins with `subject`."""
-    if not os.path.lexists(f"{path}/init"):
+    if not is_in(path, "init"):
         raise SystemMissingError(
             f"{subject} is {path}, which is not a NixOS system: it has no 'init'"
         )

@@ -1,13 +1,18 @@
 """A container keeps a process of the sidecar waiting for ever."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from support.attacker.stalling import never_answer_below_overlay
 from support.attacks import stalled
 from support.disposable import Host
 from support.gc import add_to_store, collect, in_store, main_pid, make_links, register
 from support.incus import Incus
-from support.services import SERVICE, property_of
+from support.running import PROFILES, newest_system, says
+from support.services import SERVICE, journal, property_of
+from support.sources import at_switch, bump, launched, source
 
 pytestmark = pytest.mark.main
 
@@ -99,8 +104,120 @@ def test_processes_that_wait_for_ever_are_few(incus: Incus, host: Host) -> None:
     assert sync.returncode == 0, sync
 
 
+def test_a_profile_that_does_not_answer_while_an_update_fails_is_restored_later(
+    incus: Incus, host: Host
+) -> None:
+    """The activation itself can put the file system there. Then the profile cannot be restored."""
+    name = launched(incus, "one")
+    old = newest_system(incus, name)
+    source(
+        incus, "two", activate=at_switch(": >/run/began; until [ -e /run/go ]; do :; done; exit 1")
+    )
+    bump(incus, name)
+    incus.eventually(lambda: incus.inside(name, "[ -e /run/began ]"), incus.story)
+    descriptors = open_files(host)
+    with stalled(incus, name, PROFILES):
+        incus.sh(name, ": >/run/go")
+        said = incus.wait_status(name, f"failed: .*/{PROFILES.strip('/')} does not answer")
+        assert f"incus stop -f {name}" in said
+        source(incus, "three")
+        seen = []
+        for number in range(3, 9):
+            bump(incus, name, str(number))
+            other = incus.launch(name=incus.name(f"b{number}"), flake="/etc/nixos#web")
+            assert incus.status(other) == "ready"
+            incus("delete", "-f", other)
+            seen.append(len(stuck(host)))
+        incus.wait_status(name, "failed: .*3 processes wait for a file system of")
+        lines = journal(host, name)
+        assert max(seen) <= 3 == len(stuck(host)), seen
+        assert open_files(host) <= descriptors + 12
+        assert len([line for line in lines if "does not answer" in line]) < 12, lines
+        # The server ends, and the instance runs on.
+        host.run(["pkill", "-KILL", "-f", f"support.attacker {incus.pid(name)} "])
+        incus.sh(name, f"umount -l {PROFILES}")
+        incus.wait_generation(name, "2")
+        assert says(incus, name, "three")
+        assert newest_system(incus, name) != old
+        incus.eventually(lambda: stuck(host) == [], incus.story)
+
+
+STOPS: dict[str, Callable[[Incus, str], Any]] = {
+    "stop": lambda incus, name: incus("stop", "-f", name),
+    "delete": lambda incus, name: incus("delete", "-f", name),
+    "restart": lambda incus, name: incus("restart", "-f", name),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
+def test_an_instance_whose_profile_does_not_answer_can_be_stopped(
+    incus: Incus, host: Host, stop: Callable[[Incus, str], Any]
+) -> None:
+    name = launched(incus, "one")
+    source(
+        incus, "two", activate=at_switch(": >/run/began; until [ -e /run/go ]; do :; done; exit 1")
+    )
+    bump(incus, name)
+    incus.eventually(lambda: incus.inside(name, "[ -e /run/began ]"), incus.story)
+    with stalled(incus, name, PROFILES) as requests:
+        incus.sh(name, ": >/run/go")
+        assert requests.readline() == '"asked"\n'
+        begin = time.monotonic()
+        stop(incus, name)
+        assert time.monotonic() - begin < 10
+        incus.eventually(lambda: stuck(host) == [], incus.story)
+
+
+LINKS = {
+    "the system": "ln -s {inside} $out",
+    "its programs": "mkdir $out; : >$out/init; ln -s {inside} $out/bin",
+}
+
+
+@pytest.mark.parametrize("script", LINKS.values(), ids=LINKS)
+def test_a_store_path_that_leads_into_a_container_is_not_followed(
+    incus: Incus, host: Host, script: str
+) -> None:
+    """Every container may add store paths. By /proc/PID/root, host root would follow their links.
+
+    The sidecar itself hung, and systemd ended it after 30 seconds, over and over.
+    """
+    name = incus.launch(flake="/etc/nixos#web")
+    inside = f"/proc/{incus.pid(name)}/root/root/stall"
+    system = host.sh(
+        f"""
+        d=$(mktemp -d); out=$d/{incus.prefix}-leads-away; {script.format(inside=inside)}
+        nix-store --add $out
+        """
+    ).stdout.strip()
+    incus.sh(
+        name,
+        f"""
+        mkdir /root/stall; cd {PROFILES}
+        ln -s {system} system-2-link; ln -sfn system-2-link system; ln -s 2 system-pinned
+        """,
+    )
+    with stalled(incus, name, "/root/stall", never_answer_below_overlay):
+        before = main_pid(host)
+        incus.set(name, "user.inx.activate=test")
+        incus.wait_status(name, "failed: .*(is not a NixOS system|no bin/switch)")
+        goes_on(incus, host, before)
+
+
+def goes_on(incus: Incus, host: Host, before: int) -> None:
+    """The sidecar whose PID was `before` starts another instance."""
+    other = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+    assert incus.status(other) == "ready"
+    assert main_pid(host) == before
+
+
 def stuck(host: Host) -> list[str]:
     """The processes of the sidecar's service, besides the main one."""
     group = property_of(host, "ControlGroup")
     found = host.sh(f"cat /sys/fs/cgroup{group}/cgroup.procs").stdout.split()
     return [pid for pid in found if pid != str(main_pid(host))]
+
+
+def open_files(host: Host) -> int:
+    """The number of descriptors that the sidecar has open."""
+    return len(host.run(["ls", f"/proc/{main_pid(host)}/fd"]).stdout.split())

@@ -38,13 +38,15 @@ def inside(incus: Incus, name: str, function: Callable[..., Any], *args: Any) ->
 
 
 @contextlib.contextmanager
-def stalled(incus: Incus, name: str, place: str) -> Iterator[IO[str]]:
+def stalled(
+    incus: Incus, name: str, place: str, how: Callable[..., Any] = never_answer
+) -> Iterator[IO[str]]:
     """While the block runs, a file system at `place` inside never answers.
 
     The file that the block gets has a line `"asked"` for each request to that file system. At the
     end the instance is stopped: only that lets the processes go that wait for an answer.
     """
-    argv = incus.host.enter(command_inside(incus, name, never_answer))
+    argv = incus.host.enter(command_inside(incus, name, how))
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as stall:
         try:

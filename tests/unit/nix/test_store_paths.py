@@ -150,6 +150,19 @@ def test_a_system_has_an_init(tmp_path: Path) -> None:
     check_toplevel(str(tmp_path), "the result")
 
 
+def test_no_link_in_a_store_path_is_followed(tmp_path: Path) -> None:
+    """Such links may lead into a file system of a container, which need not answer."""
+    (tmp_path / "real/bin").mkdir(parents=True)
+    (tmp_path / "real/bin/switch").touch()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real/sbin").symlink_to("bin")
+    is_in = store_paths.is_in
+    assert is_in(f"{tmp_path}/real", "bin/switch")
+    assert not is_in(f"{tmp_path}/real", "bin/other")
+    assert not is_in(f"{tmp_path}/real", "sbin/switch")
+    assert not is_in(f"{tmp_path}/link", "bin/switch")
+
+
 @pytest.mark.isolated
 @pytest.mark.parametrize(
     ("text", "found"),

@@ -6,20 +6,21 @@ connection. So a listener looks at everything when a connection begins, and late
 names.
 """
 
-import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
-from websockets.asyncio.client import unix_connect
-from websockets.exceptions import WebSocketException
-
 from inx_sidecar.base import paths
 from inx_sidecar.incus.api import IncusError
+from inx_sidecar.incus.websocket import Message, connect
 
-_URL: Final = "ws://incus/1.0/events?type=lifecycle&all-projects=true"
-_MAX_BYTES: Final = 1 << 20
+_TARGET: Final = "/1.0/events?type=lifecycle&all-projects=true"
+# How the text of an event begins (incus shared/api/event.go and event_lifecycle.go).
+_BEGINS: Final = re.compile(
+    rb'\{"type":"lifecycle","timestamp":"[^"]*","metadata":\{"action":"([a-z-]+)"'
+)
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,25 @@ async def listen(quiet: float) -> AsyncIterator[Event | None]:
     """Events as they arrive; None when anything may have changed.
 
     None comes first, when the connection begins, then after `quiet` seconds without an event, and
-    for an event that is not understood. IncusError when there is no connection, or it ends.
+    for an event that is not understood. An event that is too long for this process has its action
+    alone. IncusError when there is no connection, or it ends.
     """
     try:
-        async with unix_connect(
-            paths.INCUS_SOCKET, _URL, max_size=_MAX_BYTES, ping_interval=None, compression=None
-        ) as connection:
+        async with connect(_TARGET) as websocket:
             yield None
             while True:
-                try:
-                    async with asyncio.timeout(quiet):
-                        message = await connection.recv()
-                except TimeoutError:
-                    yield None
-                else:
-                    yield _parse_event(message)
-    except (OSError, TimeoutError, WebSocketException) as error:
+                message = await websocket.receive(quiet)
+                yield None if message is None else _parse_event(message)
+    except (OSError, EOFError, ValueError) as error:
         raise IncusError(f"Incus tells no events on {paths.INCUS_SOCKET}: {error}") from None
 
 
-def _parse_event(message: str | bytes) -> Event | None:
+def _parse_event(message: Message) -> Event | None:
+    if not message.complete:
+        begins = _BEGINS.match(message.content)
+        return Event(begins[1].decode(), "", "") if begins else None
     try:
-        event = json.loads(message)
+        event = json.loads(message.content)
         metadata = event["metadata"]
         return Event(metadata["action"], event.get("project", ""), metadata.get("name", ""))
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -14,7 +14,6 @@ let
         "logging-journald"
         "pyroute2"
         "pyyaml"
-        "websockets"
       ] (name: name)
       // {
         buildPythonApplication = arguments: arguments;

@@ -5,8 +5,13 @@ import json
 import pytest
 
 from inx_sidecar.incus.events import Event, _parse_event
+from inx_sidecar.incus.websocket import Message
 
 pytestmark = pytest.mark.life
+
+
+def parse(content: bytes, *, complete: bool = True) -> Event | None:
+    return _parse_event(Message(content, complete))
 
 
 def test_an_event_names_action_project_and_object() -> None:
@@ -15,16 +20,33 @@ def test_an_event_names_action_project_and_object() -> None:
         "project": "work",
         "metadata": {"action": "instance-updated", "name": "web", "source": "/1.0/instances/web"},
     }
-    assert _parse_event(json.dumps(message)) == Event("instance-updated", "work", "web")
+    assert parse(json.dumps(message).encode()) == Event("instance-updated", "work", "web")
 
 
 def test_an_event_without_a_name_is_one() -> None:
     message = json.dumps({"metadata": {"action": "config-updated"}})
-    assert _parse_event(message.encode()) == Event("config-updated", "", "")
+    assert parse(message.encode()) == Event("config-updated", "", "")
 
 
 @pytest.mark.parametrize(
-    "message", ["", "{", "[]", "1", "null", "{}", '{"metadata":null}', '{"metadata":{}}', b"\xff"]
+    "message",
+    [b"", b"{", b"[]", b"1", b"null", b"{}", b'{"metadata":null}', b'{"metadata":{}}', b"\xff"],
 )
-def test_what_is_not_understood_is_none(message: str | bytes) -> None:
-    assert _parse_event(message) is None
+def test_what_is_not_understood_is_none(message: bytes) -> None:
+    assert parse(message) is None
+
+
+BEGINS = b'{"type":"lifecycle","timestamp":"2026-01-01T00:00:00Z","metadata":{"action":"'
+
+
+def test_of_an_event_that_is_too_long_the_action_counts() -> None:
+    command = b'instance-exec","source":"/1.0/instances/web","context":{"command":["xxxxxxxxxxx'
+    assert parse(BEGINS + command, complete=False) == Event("instance-exec", "", "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", BEGINS, BEGINS + b"Instance", b'{"metadata":{"action":"instance-exec",', b'["' + BEGINS],
+)
+def test_an_event_that_is_too_long_and_not_understood_may_mean_any_change(message: bytes) -> None:
+    assert parse(message, complete=False) is None

@@ -178,7 +178,7 @@ in
     systemd.packages = [ cfg.package ];
     systemd.tmpfiles.rules = [
       "d /nix/var/nix/gc-socket 0755 root root -"
-      "d /nix/var/nix/gcroots/inx 0755 root root -"
+      "d /nix/var/nix/gcroots/inx 0700 root root -"
       "d /var/lib/inx-build 0700 ${cfg.settings.build_user} ${cfg.settings.build_user} -"
       "e /var/log/inx 0700 root root 30d"
     ];

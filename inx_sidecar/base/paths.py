@@ -51,10 +51,14 @@ def daemon_socket_dir(uuid: str) -> str:
     return f"{RUN}/{uuid}/daemon-socket"
 
 
+def state_dir(uuid: str) -> str:
+    """Exists as long as the instance does. Only root may enter."""
+    return f"{STATE}/{uuid}"
+
+
 def auto_dir(uuid: str) -> str:
-    """The roots that Nix clients of the instance register with its own nix-daemon. STATE/UUID,
-    which contains it, exists as long as the instance does."""
-    return f"{STATE}/{uuid}/auto"
+    """The roots that Nix clients of the instance register with its own nix-daemon."""
+    return f"{state_dir(uuid)}/auto"
 
 
 def gcroots_dir(uuid: str) -> str:
@@ -62,12 +66,13 @@ def gcroots_dir(uuid: str) -> str:
 
     `auto` is a link in it, which Nix does not follow when it looks for roots.
     """
-    return f"{STATE}/{uuid}/gcroots"
+    return f"{state_dir(uuid)}/gcroots"
 
 
 def build_dir(uuid: str) -> str:
-    """Has a directory of the build's user, in which Nix makes the result link."""
-    return f"{STATE}/{uuid}/build"
+    """Has a directory of the build's user, in which Nix makes the result link. So that user can
+    enter it."""
+    return f"{STATE}/builds/{uuid}"
 
 
 def build_log(uuid: str) -> str:

@@ -11,6 +11,7 @@ import shutil
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
 from inx_sidecar.container.namespaces import Container
@@ -21,6 +22,7 @@ from inx_sidecar.instances.boot_build import BootBuilder
 from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
 from inx_sidecar.instances.deployment import deploy
 from inx_sidecar.instances.instance_state import InstanceState
+from inx_sidecar.instances.private_directories import make_all_private
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
 from inx_sidecar.instances.takeover import take_over_all
@@ -120,6 +122,7 @@ class Lifecycle:
 
     async def resume(self) -> None:
         """Take over the instances that run; builds begin again for each init that waits."""
+        await make_all_private()
         await take_over_all(self._take_over)
 
     async def _take_over(self, uuid: str, running: Running) -> None:
@@ -165,7 +168,8 @@ class Lifecycle:
             await state.cancel_build()
             state.container_ended()
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
-            shutil.rmtree(f"{paths.STATE}/{uuid}", ignore_errors=True)
+            shutil.rmtree(paths.state_dir(uuid), ignore_errors=True)
+            await build.remove_build_directory(uuid)
             state.daemon.begin_stop()
             await state.await_daemon_units()
             self._statuses.forget(uuid)

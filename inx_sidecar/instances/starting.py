@@ -18,6 +18,7 @@ from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setu
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot
+from inx_sidecar.instances.private_directories import make_private
 from inx_sidecar.instances.sealing import note_renewed, with_all_seals
 from inx_sidecar.instances.status_text import (
     UNMAPPED,
@@ -65,6 +66,7 @@ class Starter:
         """Make /dev/.inx and the socket of the Nix daemon, as `deployment` needs them."""
         instance, plan = deployment.instance, deployment.plan
         await state.await_daemon_units()
+        make_private(instance.uuid)
         state.daemon.prepare()
         notice = fallback_text(plan, deployment.present) if isinstance(plan, Boot) else ""
         notice = redact_store_paths(notice) if instance.isolated else notice

@@ -7,7 +7,7 @@ from inx_sidecar.config.spec import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
 
-LINK = "/var/lib/inx/uuid/build/system"
+LINK = "/var/lib/inx/builds/uuid/system"
 MISSING = f"/nix/store/{'0' * 32}-nixos-system-web"
 DRV = f"/nix/store/{'1' * 32}"
 

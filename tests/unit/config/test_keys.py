@@ -15,7 +15,7 @@ from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
 pytestmark = pytest.mark.main
 
 SYSTEM = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-web-25.05"
-LINK = "/var/lib/inx/uuid/build/system"
+LINK = "/var/lib/inx/builds/uuid/system"
 
 
 def spec(instance: str = "web", default: str = "/etc/nixos", **keys: str) -> InstanceSpec:

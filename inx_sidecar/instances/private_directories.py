@@ -1,0 +1,38 @@
+"""Directories of the host that tell names of instances, or paths inside them: root alone enters."""
+
+import contextlib
+import os
+import re
+from typing import Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.process import run
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def make_private(uuid: str) -> None:
+    """Make the directories of one instance, before anything is put there."""
+    for directory in (paths.state_dir(uuid), paths.run_dir(uuid)):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+
+
+async def make_all_private() -> None:
+    """Do so for all directories that exist: earlier versions let every user of the host enter.
+
+    Earlier versions also built in a directory in that of the instance. A user of the host can enter
+    no directory there any more, so what is left of such builds is removed.
+    """
+    os.makedirs(paths.GCROOTS, mode=0o700, exist_ok=True)
+    os.chmod(paths.GCROOTS, 0o700)
+    for parent in (paths.STATE, paths.RUN):
+        for name in filter(_UUID.fullmatch, os.listdir(parent)):
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(f"{parent}/{name}", 0o700)
+    former = [
+        f"{paths.state_dir(name)}/build"
+        for name in filter(_UUID.fullmatch, os.listdir(paths.STATE))
+    ]
+    former = [directory for directory in former if os.path.lexists(directory)]
+    if former:
+        await run(["rm", "-rf", "--one-file-system", "--", *former])

@@ -22,6 +22,7 @@ VAR_TMP = "/var/tmp"
 RUN = "/run/inx"
 SOCKET = "/run/inx/sidecar.sock"
 STATE = "/var/lib/inx"
+BUILDS = "/var/lib/inx/builds"
 LOG = "/var/log/inx"
 
 INCUS = "/var/lib/incus"
@@ -72,7 +73,7 @@ def gcroots_dir(uuid: str) -> str:
 def build_dir(uuid: str) -> str:
     """Has a directory of the build's user, in which Nix makes the result link. So that user can
     enter it."""
-    return f"{STATE}/builds/{uuid}"
+    return f"{BUILDS}/{uuid}"
 
 
 def build_log(uuid: str) -> str:

@@ -25,6 +25,7 @@ async def make_all_private() -> None:
     """
     os.makedirs(paths.GCROOTS, mode=0o700, exist_ok=True)
     os.chmod(paths.GCROOTS, 0o700)
+    os.makedirs(paths.BUILDS, mode=0o711, exist_ok=True)
     for parent in (paths.STATE, paths.RUN):
         for name in filter(_UUID.fullmatch, os.listdir(parent)):
             with contextlib.suppress(FileNotFoundError):

@@ -15,6 +15,7 @@ from inx_sidecar.config import keys
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.declared import ownership
 from inx_sidecar.incus import status
+from inx_sidecar.incus.instance import SEALED
 
 pytestmark = pytest.mark.main
 
@@ -52,7 +53,7 @@ def test_the_docs_list_the_statuses() -> None:
 
 def test_the_docs_list_the_keys() -> None:
     listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", read("docs/keys.md"), re.MULTILINE)
-    assert sorted(listed) == sorted([*keys._KEYS, *status._KEYS, ownership.OWNERSHIP_KEY])
+    assert sorted(listed) == sorted([*keys._KEYS, *status._KEYS, SEALED, ownership.OWNERSHIP_KEY])
 
 
 def test_the_docs_list_the_settings() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus.instance import Instance, LxcFacts
+from inx_sidecar.kernel.process_times import process_start_time as process_start_time
 
 # Keys whose values at the start hold until the instance stops, whatever its configuration says.
 _FIXED: Final = ("user.inx.store", "user.inx.store.include", "user.inx.daemon")
@@ -107,15 +108,6 @@ class Running:
         with open(f"{path}.new", "w") as file:
             json.dump(asdict(self), file)
         os.rename(f"{path}.new", path)
-
-
-def process_start_time(pid: int) -> int:
-    """When process `pid` began, in clock ticks since boot (proc_pid_stat(5), field 22).
-
-    Tells the process from a later one with the same number.
-    """
-    with open(f"/proc/{pid}/stat", errors="replace") as file:
-        return int(file.read().rpartition(")")[2].split()[19])
 
 
 def _path(uuid: str) -> str:

@@ -65,6 +65,9 @@ async def serve(listener: socket.socket) -> None:
         try:
             if _peer_uid(writer) == 0:
                 writer.write(await _answer(lifecycle, await _read_request(reader)))
+                # A child that cannot be killed may have a copy of the socket, so closing it would
+                # not end the answer.
+                writer.write_eof()
                 await writer.drain()
         except ConnectionError:
             pass

@@ -26,7 +26,7 @@ def main() -> int:
     kind = sys.argv[1]
     _redirect_output()
     facts = [f"{name}={os.environ.get(name, '')}" for name in FACTS]
-    status, message = _ask(
+    status, message = ask(
         "\0".join([FORMER_KINDS.get(kind, kind), *facts]).encode(errors="surrogateescape")
     )
     if status and kind == "stop":
@@ -38,7 +38,7 @@ def main() -> int:
     return status
 
 
-def _ask(request: bytes) -> tuple[int, str]:
+def ask(request: bytes) -> tuple[int, str]:
     """The sidecar's answer. If the sidecar dies meanwhile, the next one is asked, up to the
     deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS

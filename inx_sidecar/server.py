@@ -17,7 +17,7 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.systemd_notify import notify, send_keep_alives
 from inx_sidecar.container import bootstrap
 from inx_sidecar.hook import FORMER_KINDS
-from inx_sidecar.incus.instance import LxcFacts
+from inx_sidecar.incus.instance import UUID, LxcFacts
 from inx_sidecar.instances.config_watch import ConfigWatch
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.kernel.cgroups import kill_others_of_service
@@ -103,7 +103,7 @@ async def _read_request(reader: asyncio.StreamReader) -> bytes:
 async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
     """Exit status and message. An expected failure has its own status. A bug has status 1; its
     traceback goes to the journal."""
-    parsed: Request | str | None = None
+    parsed: Request | DaemonRequest | str | None = None
     try:
         parsed = parse(request)
         message = await _carry_out(lifecycle, parsed)
@@ -130,13 +130,22 @@ class Request:
     target: str
 
 
-def parse(request: bytes) -> Request | str:
-    """The request that hook.py made, or the word of `sidecar_client.ask`; UnsupportedError if it is
-    neither."""
+@dataclass(frozen=True)
+class DaemonRequest:
+    """The Nix daemon of an instance is about to start (nix_daemon.py)."""
+
+    uuid: str
+
+
+def parse(request: bytes) -> Request | DaemonRequest | str:
+    """The request of hook.py or nix_daemon.py, or the word of `sidecar_client.ask`;
+    UnsupportedError if it is none of these."""
     kind, *pairs = request.decode(errors="replace").split("\0")
     if kind in (sidecar_client.SYNC, sidecar_client.DRAIN) and not pairs:
         return kind
     given = dict(pair.partition("=")[::2] for pair in pairs)
+    if kind == "nix-daemon" and UUID.fullmatch(given.get("UUID", "")):
+        return DaemonRequest(given["UUID"])
     kind = _PRESENT_KINDS.get(kind, kind)
     if kind not in ("pre-start", "mount", "stop"):
         raise UnsupportedError(f"unknown hook {one_line(kind)[:40]!r}: is inx installed in parts?")
@@ -148,8 +157,10 @@ def parse(request: bytes) -> Request | str:
         raise UnsupportedError(f"the hook {kind!r} lacks {error}: was it run by LXC?") from None
 
 
-async def _carry_out(lifecycle: Lifecycle, request: Request | str) -> str:
+async def _carry_out(lifecycle: Lifecycle, request: Request | DaemonRequest | str) -> str:
     match request:
+        case DaemonRequest(uuid):
+            return await lifecycle.daemons.start(uuid)
         case sidecar_client.SYNC:
             return await lifecycle.reconciler.sync()
         case sidecar_client.DRAIN:

@@ -179,6 +179,7 @@ in
     systemd.tmpfiles.rules = [
       "d /nix/var/nix/gc-socket 0755 root root -"
       "d /nix/var/nix/gcroots/inx 0700 root root -"
+      "d /run/systemd/system.control 0755 root root -"
       "d /var/lib/inx-build 0700 ${cfg.settings.build_user} ${cfg.settings.build_user} -"
       "e /var/log/inx 0700 root root 30d"
     ];
@@ -207,12 +208,8 @@ in
       "inx-nix-daemon@" = {
         # A daemon that runs may be building. The next start of an instance uses the new Nix.
         restartIfChanged = false;
-        path = [
-          config.nix.package
-          config.programs.ssh.package
-          pkgs.util-linux
-        ];
-        environment = config.nix.envVars // config.networking.proxy.envVars;
+        # No variable of config.nix.envVars or of a proxy: they may hold credentials.
+        path = [ config.nix.package ];
       };
     };
   };

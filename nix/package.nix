@@ -69,7 +69,7 @@ buildPythonApplication {
     # inx 0.1 called this hook start-host, and raw.lxc of older instances uses that name.
     ln -s mount $share/hooks/start-host
 
-    for unit in $share/systemd/*.service $share/systemd/*.socket; do
+    for unit in $share/systemd/*.service $share/systemd/*.socket $share/systemd/*.slice; do
       install -D -m 644 $unit -t $out/lib/systemd/system
     done
     sed -i "s,/opt/inx/,$out/," $out/lib/systemd/system/*

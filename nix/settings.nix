@@ -28,4 +28,20 @@ in
   max_roots_per_instance = setting types.ints.positive 20000 ''
     Links that one instance may keep. Newer links are not kept, and the status of the instance says so.
   '';
+
+  daemon_memory_max = setting (types.strMatching "[1-9][0-9]*[KMGT%]?|infinity") "50%" ''
+    The memory limit of the Nix daemon of an instance without `limits.memory`, and of its builds.
+  '';
+
+  daemon_tasks_max = setting types.ints.positive 4096 ''
+    Processes and threads of the Nix daemon of an instance without `limits.processes`, and of its builds.
+  '';
+
+  builds_per_instance = setting (types.ints.between 1 32) 8 ''
+    Builds of one instance that run at once. Other builds of that instance wait.
+  '';
+
+  first_build_id = setting (types.ints.between 65536 2147483648) 65536 ''
+    The first of 34464 user ids for builds of instances. Each instance with a Nix daemon gets 32 of them.
+  '';
 }

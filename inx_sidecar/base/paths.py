@@ -10,6 +10,8 @@ GC_SOCKET = "/nix/var/nix/gc-socket/socket"
 GCROOTS = "/nix/var/nix/gcroots/inx"
 HOST_GCROOTS = "/nix/var/nix/gcroots"
 HOST_TEMPROOTS = "/nix/var/nix/temproots"
+NIX_BUILDS = "/nix/var/nix/inx-builds"
+DAEMON_BUILDS = "/nix/var/nix/builds"  # as the nix-daemon of an instance sees it
 
 CONFIG = "/etc/inx/config.toml"
 HOOKS = "/etc/inx/hooks"
@@ -23,6 +25,7 @@ RUN = "/run/inx"
 SOCKET = "/run/inx/sidecar.sock"
 STATE = "/var/lib/inx"
 BUILDS = "/var/lib/inx/builds"
+BUILD_IDS = "/var/lib/inx/build-ids"
 LOG = "/var/log/inx"
 
 INCUS = "/var/lib/incus"
@@ -70,6 +73,17 @@ def gcroots_dir(uuid: str) -> str:
     return f"{state_dir(uuid)}/gcroots"
 
 
+def daemon_etc_dir(uuid: str) -> str:
+    """/etc of the instance's nix-daemon."""
+    return f"{RUN}/{uuid}/etc"
+
+
+def daemon_builds_dir(uuid: str) -> str:
+    """/nix/var/nix/builds of the instance's nix-daemon: files of builds, also of failed ones that
+    the client keeps. It is on the disk of the store, which builds fill anyway."""
+    return f"{NIX_BUILDS}/{uuid}"
+
+
 def build_dir(uuid: str) -> str:
     """Has a directory of the build's user, in which Nix makes the result link. So that user can
     enter it."""
@@ -86,6 +100,11 @@ def daemon_socket_unit(uuid: str) -> str:
 
 def daemon_service_unit(uuid: str) -> str:
     return f"inx-nix-daemon@{uuid}.service"
+
+
+def daemon_limits_dir(uuid: str) -> str:
+    """What 'systemctl set-property --runtime' has written for the instance's nix-daemon."""
+    return f"/run/systemd/system.control/{daemon_service_unit(uuid)}.d"
 
 
 def build_unit(uuid: str) -> str:

@@ -10,10 +10,14 @@ from inx_sidecar.base.errors import ConfigError
 from inx_sidecar.config.credentials import has_credentials, redact
 from inx_sidecar.config.keys import check_flake
 from inx_sidecar.config.spec import Flake, NixFile, Source
+from inx_sidecar.nix.build_ids import IDS
 
 _HARMLESS_QUERIES: Final = {"dir", "ref", "rev", "submodules", "shallow", "narHash"}
 _SIZE: Final = re.compile(r"[1-9][0-9]*[KMGT%]?|infinity")
 _MAX_NUMBER: Final = 10**6
+# 16-bit ids have their uses (systemd docs/UIDS-GIDS.md), and (uid_t) -1 is invalid.
+_FIRST_ID: Final = 65536
+_LAST_ID: Final = 2**31
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Settings:
     build_timeout: int = 7200
     max_builds: int = 2
     max_roots_per_instance: int = 20_000
+    daemon_memory_max: str = "50%"
+    daemon_tasks_max: int = 4096
+    builds_per_instance: int = 8
+    first_build_id: int = 65536
 
     def check_allowed(self, source: Source) -> None:
         """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow, or
@@ -113,9 +121,19 @@ def _check(path: str, name: str, value: Any) -> Any:
         case "build_user":
             if not isinstance(value, str) or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
                 raise invalid("the name of a user")
-        case "build_memory_max":
+        case "build_memory_max" | "daemon_memory_max":
             if not isinstance(value, str) or not _SIZE.fullmatch(value):
                 raise invalid("a size as in systemd's MemoryMax=, for example '4G'")
+        case "builds_per_instance":
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= IDS:
+                raise invalid(f"a whole number from 1 to {IDS}")
+        case "first_build_id":
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not _FIRST_ID <= value <= _LAST_ID
+            ):
+                raise invalid(f"a whole number from {_FIRST_ID} to {_LAST_ID}")
         case _:
             if (
                 not isinstance(value, int)

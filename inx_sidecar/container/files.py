@@ -61,6 +61,28 @@ def apply_change(root: int, name: str, change: Change) -> int:
             raise unusable_path_error(path, name, error) from None
 
 
+async def read_head(container: Container, path: str, max_bytes: int, seconds: float) -> str | None:
+    """At most `max_bytes` from the begin of a file inside; None if there is no such regular file.
+
+    Links are followed inside the container. TookTooLongError if its file system does not answer.
+    """
+
+    def read() -> forked.Result:
+        with opened(container.enter()) as root:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+            try:
+                with opened(openat2(root, path, flags, _RESOLVE)) as fd:
+                    if not stat.S_ISREG(os.fstat(fd).st_mode):
+                        return None, []
+                    return os.pread(fd, max_bytes, 0).decode(errors="replace"), []
+            except OSError:
+                return None, []
+
+    action = f"reading /{path} of {container.name!r}"
+    text, _ = await forked.run_in_child(read, action, seconds, instance=container.name)
+    return None if text is None else str(text)
+
+
 async def read_tail(container: Container, path: str, max_bytes: int) -> str:
     """At most `max_bytes` from the end of a file inside; "" if there is no such regular file."""
 

@@ -19,7 +19,7 @@ from inx_sidecar.nix.store_paths import split_store_paths
 
 # Every scalar is read as text: YAML 1.1 takes "no" for a boolean and "=" for a type of its own.
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # The uuid of the instance for which the generations are sealed. A copy has the key of its source.
 SEALED: Final = "user.inx.sealed"
@@ -117,7 +117,7 @@ def parse_instance(api: Mapping[str, Any], facts: LxcFacts) -> Instance:
         for name, device in (api.get("expanded_devices") or {}).items()
     }
     name, project, uuid = api["name"], api["project"], config["volatile.uuid"]
-    if not (_UUID.fullmatch(uuid) and _NAME.fullmatch(name) and _NAME.fullmatch(project)):
+    if not (UUID.fullmatch(uuid) and _NAME.fullmatch(name) and _NAME.fullmatch(project)):
         raise ValueError(f"{project}/{name}/{uuid}")
     return Instance(
         name=name,

@@ -45,10 +45,11 @@ class InstanceState:
         self.claims = {}
         self.mounted.clear()
 
-    async def await_daemon_units(self) -> None:
-        """Wait for the systemctl commands that still run; a failure is only logged."""
+    async def await_daemon_units(self, seconds: float | None = None) -> None:
+        """Wait for the systemctl commands that still run, but at most `seconds`; a failure is only
+        logged."""
         try:
-            await self.daemon.wait_until_done()
+            await self.daemon.wait_until_done(seconds)
         except InxError as error:
             log.error("%s", error)
 

@@ -20,6 +20,7 @@ from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.instances.boot_build import BootBuilder
 from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
+from inx_sidecar.instances.daemon_starts import DaemonStarts
 from inx_sidecar.instances.deployment import deploy
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.private_directories import make_all_private
@@ -46,6 +47,7 @@ class Lifecycle:
         self._starter = Starter(self._gc, self._statuses, compare_soon)
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
+        self.daemons = DaemonStarts()
 
     async def pre_start(self, facts: LxcFacts) -> None:
         """Hook pre-start: decide what this start does, or refuse it; begin a build if needed."""
@@ -91,7 +93,9 @@ class Lifecycle:
             state.deployment = None
             await add_roots_of_stopped(self._gc, instance)
             await self.reconciler.instance_stopped(instance)
-            if target != "reboot":
+            if target == "reboot":  # the container gets another network namespace
+                state.daemon.begin_end()
+            else:
                 shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
                 state.daemon.begin_stop()
         instance_log(instance.lxc_name).info("stopped")
@@ -101,6 +105,7 @@ class Lifecycle:
 
         An activation that runs is awaited first. InxError if the configuration is not possible.
         """
+        await self.daemons.configuration_changed(instance)
         state = self._states.get(instance.uuid)
         while state is not None:
             async with state.lock:
@@ -135,6 +140,11 @@ class Lifecycle:
             if running.sealed:
                 note_renewed(instance)
             self._statuses.set_known_status(instance)
+            if not os.path.exists(paths.daemon_etc_dir(uuid)):
+                # An inx that was installed before started this daemon, in the network of the host.
+                state.daemon.begin_end()
+            elif state.daemon.is_running:
+                self.daemons.follow(uuid, running)
             state.daemon.prepare()
             self.reconciler.instance_started(instance, running)
             if bootstrap.is_waiting(uuid):
@@ -151,6 +161,7 @@ class Lifecycle:
     async def close(self) -> None:
         """Stop the builds; leave everything else as it is for the next sidecar."""
         await self.reconciler.close()
+        await self.daemons.close()
         for state in list(self._states.values()):
             await state.cancel_build()
             state.container_ended()
@@ -172,6 +183,7 @@ class Lifecycle:
             await build.remove_build_directory(uuid)
             state.daemon.begin_stop()
             await state.await_daemon_units()
+            state.daemon.remove_traces()
             self._statuses.forget(uuid)
         del self._states[uuid]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError, NetworkError, SystemMissingError
@@ -31,6 +32,9 @@ from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store_paths import redact_store_paths
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.system_roots import ACTIVE, NEXT, add_system_roots
+
+# A daemon of the former container that does not end delays no start; its socket comes later.
+_DAEMON_SECONDS: Final = 3.0
 
 
 class Starter:
@@ -65,7 +69,7 @@ class Starter:
     async def make_ready(self, state: InstanceState, deployment: Deployment) -> None:
         """Make /dev/.inx and the socket of the Nix daemon, as `deployment` needs them."""
         instance, plan = deployment.instance, deployment.plan
-        await state.await_daemon_units()
+        await state.await_daemon_units(_DAEMON_SECONDS)
         make_private(instance.uuid)
         state.daemon.prepare()
         notice = fallback_text(plan, deployment.present) if isinstance(plan, Boot) else ""
@@ -76,7 +80,7 @@ class Starter:
         if deployment.has_daemon:
             state.daemon.begin_start()
         else:
-            await state.daemon.refuse_clients()
+            await state.daemon.refuse_clients(_DAEMON_SECONDS)
         instance_log(instance.lxc_name).info("%s", plan.describe())
         state.deployment = deployment
 
@@ -99,7 +103,7 @@ class Starter:
             check_addresses(instance, excluded_claims(setups), states)
             state.claims = dict.fromkeys(claims(setups), instance.lxc_name)
             await network.set_up(state.container, setups, self._network_lock)
-            await state.daemon.wait_until_done()
+            await state.daemon.wait_until_done(_DAEMON_SECONDS)
             state.mapped = await self._attach(state.container, deployment)
             running = Running.of(deployment.instance, pid, state.mapped, state.claims)
             running.save(instance.uuid)

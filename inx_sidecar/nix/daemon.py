@@ -4,13 +4,22 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import socket
+from collections.abc import Awaitable, Callable
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError, UnsupportedError
 from inx_sidecar.base.process import run
+from inx_sidecar.kernel.cgroups import hierarchy
 
 log = logging.getLogger(__name__)
+
+
+def is_running(uuid: str) -> bool:
+    """Whether the daemon of instance `uuid` has a control group."""
+    unit = paths.daemon_service_unit(uuid)
+    return os.path.isdir(f"{hierarchy()}/inx.slice/inx-nix.slice/{unit}")
 
 
 class NixDaemon:
@@ -38,34 +47,60 @@ class NixDaemon:
         os.makedirs(os.path.dirname(paths.GC_SOCKET), mode=0o755, exist_ok=True)
         # Private to root: every user of the host who reached the socket below could use it.
         os.makedirs(paths.run_dir(uuid), mode=0o700, exist_ok=True)
+        # Private to root: builds keep files there.
+        os.makedirs(paths.NIX_BUILDS, mode=0o700, exist_ok=True)
         for directory in (
             paths.auto_dir(uuid), paths.gcroots_dir(uuid), paths.daemon_socket_dir(uuid),
+            paths.daemon_etc_dir(uuid), paths.daemon_builds_dir(uuid),
         ):  # fmt: skip
             os.makedirs(directory, mode=0o755, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.symlink(paths.auto_dir(uuid), f"{paths.gcroots_dir(uuid)}/auto")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the service has a control group: some process of it may be left."""
+        return is_running(self._uuid)
+
     def begin_start(self) -> None:
+        """Listen on the socket; a daemon of a former container ends before."""
+        if self.is_running:
+            self.begin_end()
         self._begin("start", [paths.daemon_socket_unit(self._uuid)])
 
     def begin_stop(self) -> None:
-        units = [paths.daemon_socket_unit(self._uuid), paths.daemon_service_unit(self._uuid)]
-        self._begin("stop", units)
+        """End the daemon and its socket."""
+        service = paths.daemon_service_unit(self._uuid)
+        self._begin("stop", [paths.daemon_socket_unit(self._uuid), service], self._remove_builds)
 
-    async def wait_until_done(self) -> None:
-        """Wait for the last change; UnsupportedError if the socket could not be started."""
-        change, self._change = self._change, None
-        error = None if change is None else await change
+    def begin_end(self) -> None:
+        """End the daemon with all its builds; the next client starts another one."""
+        self._begin("stop", [paths.daemon_service_unit(self._uuid)], self._remove_builds)
+
+    async def wait_until_done(self, seconds: float | None = None) -> None:
+        """Wait for the last change, but at most `seconds`.
+
+        UnsupportedError if the socket could not be started.
+        """
+        change = self._change
+        if change is None:
+            return
+        done, _ = await asyncio.wait([change], timeout=seconds)
+        if not done:
+            log.warning("systemd still ends the Nix daemon of %s", self._uuid)
+            return
+        self._change = None
+        error = change.result()
         if error is not None:
             raise error
 
-    async def refuse_clients(self) -> None:
-        """Put a socket in place that no process listens on.
+    async def refuse_clients(self, seconds: float) -> None:
+        """Put a socket in place that no process listens on, at the latest after `seconds`.
 
         Without a socket, a Nix client inside would open the store without a daemon.
         """
         self.begin_stop()
-        await self.wait_until_done()
+        await self.wait_until_done(seconds)
         path = f"{paths.daemon_socket_dir(self._uuid)}/socket"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -73,13 +108,38 @@ class NixDaemon:
             unused.bind(path)
         os.chmod(path, 0o666)
 
-    def _begin(self, verb: str, units: list[str]) -> None:
+    def remove_traces(self) -> None:
+        """The instance is deleted: remove what its daemon has outside the instance's directories.
+
+        Its user ids are free as soon as those directories and the daemon are gone (build_ids.py).
+        """
+        shutil.rmtree(paths.daemon_limits_dir(self._uuid), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(paths.daemon_builds_dir(self._uuid))
+
+    async def _remove_builds(self) -> None:
+        """Remove what builds have left. A program of its own does this: it may be much."""
+        directory = paths.daemon_builds_dir(self._uuid)
+        if os.path.isdir(directory) and os.listdir(directory) and not self.is_running:
+            find = ["find", directory, "-xdev", "-mindepth", "1", "-delete"]
+            done = await run(find)
+            if done.status:
+                log.error("cannot empty %s: %s", directory, done.output)
+
+    def _begin(
+        self,
+        verb: str,
+        units: list[str],
+        then: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         before = self._change
 
         async def systemctl() -> InxError | None:
             if before is not None:
                 await asyncio.wait([before])
             done = await run(["systemctl", verb, "--quiet", *units])
+            if then is not None:
+                await then()
             if done.status == 0:
                 return None
             error = UnsupportedError(f"'{done.command}' failed: {done.output}")

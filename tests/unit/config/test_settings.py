@@ -43,9 +43,15 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         build_memory_max = "4G"
         build_timeout = 60
         max_builds = 8
+        daemon_memory_max = "3G"
+        daemon_tasks_max = 100
+        builds_per_instance = 32
+        first_build_id = 200000
     """
     allowed = ("/etc/nixos", "github:owner/")
-    wanted = Settings("github:owner/repo#web", allowed, "_builder", "4G", 60, 8)
+    wanted = Settings(
+        "github:owner/repo#web", allowed, "_builder", "4G", 60, 8, 20_000, "3G", 100, 32, 200_000
+    )
     assert loaded(tmp_path, text) == wanted
 
 

@@ -60,7 +60,7 @@ class Instance:
         """The uuid of the instance for which the generations were sealed when inx last looked: in a
         copy that has not started yet, that of its source. "" if it is not known."""
         uuid = self.config.get(SEALED, "")
-        return uuid if _UUID.fullmatch(uuid) else ""
+        return uuid if UUID.fullmatch(uuid) else ""
 
     @property
     def included(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ The container can write all of these links. inx reads their text and never follo
 them only in a process that has become the container's root.
 """
 
+import heapq
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +27,9 @@ _LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
 _LAST: Final = 999_999_999
 _SOURCE: Final = "system-source"
 _PINNED: Final = "system-pinned"
-_MAX_ENTRIES: Final = 20_000
+_MAX_ENTRIES: Final = 10_000
+# The host looks at so many generations, the newest, and at the current one.
+_MOST: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def to_prune(numbers: Iterable[int], current: int, keep: int) -> list[int]:
 
 
 def read(rootfs: str, instance: str) -> Generations:
-    """The generations in `rootfs`, the root file system of a running or stopped instance.
+    """The newest generations in `rootfs`, the root file system of a running or stopped instance.
 
     InstanceError if the profile cannot be read; a missing one has no generations.
     """
@@ -190,12 +193,15 @@ def read(rootfs: str, instance: str) -> Generations:
     with opened(place):
         profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     with opened(profiles):
-        return read_links(profiles, instance)
+        return read_links(profiles, instance, _MOST)
 
 
-def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
-    """The generations in the profile directory `dir_fd`; InstanceError if it has too many files."""
-    links: dict[int, str] = {}
+def read_links(
+    dir_fd: int, instance: str = "the instance", most: int = _MAX_ENTRIES
+) -> Generations:
+    """The generations in the profile directory `dir_fd`: the current one, and the newest, `most` of
+    them. InstanceError if the directory has too many files."""
+    numbers: set[int] = set()
     with os.scandir(dir_fd) as entries:
         for count, entry in enumerate(entries):
             if count == _MAX_ENTRIES:
@@ -203,16 +209,19 @@ def read_links(dir_fd: int, instance: str = "the instance") -> Generations:
                     f"/{paths.PROFILES_INSIDE} of {instance!r} holds over {_MAX_ENTRIES} entries; "
                     "remove what does not belong there"
                 )
-            match = _LINK.fullmatch(entry.name)
-            target = _read_link(dir_fd, entry.name) if match else None
-            if match and target and STORE_PATH.fullmatch(target):
-                links[int(match[1])] = target
-    seals = {number: _read_link(dir_fd, f"system-{number}-seal") for number in links}
+            if match := _LINK.fullmatch(entry.name):
+                numbers.add(int(match[1]))
     selected = _LINK.fullmatch(os.path.basename(_read_link(dir_fd, "system") or ""))
-    current = int(selected[1]) if selected and int(selected[1]) in links else None
+    chosen = {int(selected[1])} & numbers if selected else set()
+    links: dict[int, str] = {}
+    for number in chosen.union(heapq.nlargest(most, numbers)):
+        target = _read_link(dir_fd, f"system-{number}-link")
+        if target and STORE_PATH.fullmatch(target):
+            links[number] = target
+    seals = {number: _read_link(dir_fd, f"system-{number}-seal") for number in links}
     return Generations(
         links=links,
-        current=current,
+        current=next(iter(chosen & links.keys()), None),
         fingerprint=_read_link(dir_fd, _SOURCE),
         pinned=_read_link(dir_fd, _PINNED) is not None,
         seals={number: seal for number, seal in seals.items() if seal is not None},

@@ -145,6 +145,17 @@ def test_a_flood_of_entries_is_refused(
         read(str(tmp_path), "web")
 
 
+def test_of_many_generations_the_newest_count_and_the_current_one(
+    tmp_path: Path, profiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generations, "_MOST", 3)
+    link(profiles, **{f"system-{number}-link": store("a") for number in range(1, 10)})
+    assert set(read(str(tmp_path), "web").links) == {7, 8, 9}
+    link(profiles, system="system-2-link")
+    found = read(str(tmp_path), "web")
+    assert (set(found.links), found.current) == ({2, 7, 8, 9}, 2)
+
+
 @pytest.mark.parametrize("place", ["nix", "nix/var", "nix/var/nix", "nix/var/nix/profiles"])
 @pytest.mark.parametrize("target", ["/", "/etc", ".", "..", "elsewhere", "loop", "missing"])
 def test_no_link_on_the_way_is_followed(tmp_path: Path, place: str, target: str) -> None:

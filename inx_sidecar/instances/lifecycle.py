@@ -11,6 +11,7 @@ import shutil
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.base.process import run
 from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
@@ -42,7 +43,9 @@ class Lifecycle:
         self._statuses = StatusWriter()
         self._gc = GcClient()
         slots = BuildSlots()
-        self.reconciler = RootReconciler(self._gc, self._statuses, self._forget)
+        self.reconciler = RootReconciler(
+            self._gc, self._statuses, self._forget, lambda uuid: self._state_of(uuid).daemon
+        )
         compare_soon = self.reconciler.compare_soon
         self._starter = Starter(self._gc, self._statuses, compare_soon)
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
@@ -179,7 +182,8 @@ class Lifecycle:
             await state.cancel_build()
             state.container_ended()
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
-            shutil.rmtree(paths.state_dir(uuid), ignore_errors=True)
+            # A program of its own: an instance may have registered any number of roots.
+            await run(["rm", "-rf", "--one-file-system", "--", paths.state_dir(uuid)])
             await build.remove_build_directory(uuid)
             state.daemon.begin_stop()
             await state.await_daemon_units()

@@ -46,6 +46,7 @@ _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
 
+_RENAME_EXCHANGE: Final = 2
 _STATX_MNT_ID: Final = 0x1000
 _STATX_SIZE: Final = 256
 _STATX_MNT_ID_OFFSET: Final = 0x90
@@ -167,6 +168,14 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
     _check(
         _libc.mount(*(os.fsencode(s) for s in (source, target, fstype)), flags, os.fsencode(data)),
         target,
+    )
+
+
+def exchange(one: str, other: str) -> None:
+    """Give two files or directories each other's path, in one step (renameat2(2))."""
+    _check(
+        _libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE),
+        one,
     )
 
 

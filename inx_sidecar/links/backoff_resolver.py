@@ -3,7 +3,7 @@
 A path that did not answer keeps what it held. It is looked at again after a backoff.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from inx_sidecar.base.errors import quoted
@@ -51,15 +51,18 @@ class BackoffResolver:
         """Every file system gets a chance to answer again."""
         self._chances = _MAX_UNANSWERED
 
-    async def resolve(self, texts: Iterable[str]) -> dict[str, ResolvedLink]:
-        """The link at each path; nothing is sure of a path that does not answer.
+    async def resolve(
+        self, texts: Iterable[str], last_found: Mapping[str, frozenset[str]] | None = None
+    ) -> dict[str, ResolvedLink]:
+        """The link at each path; nothing is sure of a path that does not answer. For `last_found`,
+        see `resolver.resolve_links`.
 
         TookTooLongError if none answered in time; InstanceError if the container has ended.
         """
         links = dict.fromkeys(texts, _UNSURE)
         left = [text for text in links if not self._backs_off(text)]
         while left and self._chances:
-            resolution = await self._resolve_once(left)
+            resolution = await self._resolve_once(left, last_found)
             links |= resolution.links
             if resolution.child_exited is not None:
                 self._backoff = self._backoff.longer(resolution.child_exited)
@@ -81,11 +84,15 @@ class BackoffResolver:
     def _backs_off(self, text: str) -> bool:
         return text in self._unanswered and self._unanswered[text].lasts()
 
-    async def _resolve_once(self, texts: list[str]) -> Resolution:
+    async def _resolve_once(
+        self, texts: list[str], last_found: Mapping[str, frozenset[str]] | None
+    ) -> Resolution:
         try:
             if self._process is None:
                 return await resolver.resolve_links_offline(self._lxc_name, self._rootfs, texts)
-            resolution = await resolver.resolve_links(self._lxc_name, self._process, texts)
+            resolution = await resolver.resolve_links(
+                self._lxc_name, self._process, texts, last_found
+            )
         except TookTooLongError as error:
             self._backoff = self._backoff.longer(error.ended)
             raise

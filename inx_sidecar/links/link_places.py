@@ -36,13 +36,29 @@ class LinkPlaces:
         if self._places == self._saved:
             return
         self._saved = dict(self._places)
+        # Each place is written once: many links lie at few places.
+        numbers = {
+            place: number
+            for number, place in enumerate(sorted(set().union(*self._places.values())))
+        }
+        links = {
+            name: sorted(numbers[place] for place in places)
+            for name, places in self._places.items()
+        }
         with open(f"{self._file}.new", "w") as file:
-            json.dump({name: sorted(places) for name, places in self._places.items()}, file)
+            json.dump({"places": list(numbers), "links": links}, file)
         os.rename(f"{self._file}.new", self._file)
 
     def _load(self) -> dict[str, frozenset[str]]:
         try:
             with open(self._file) as file:
-                return {name: frozenset(places) for name, places in json.load(file).items()}
-        except (OSError, ValueError):
+                saved = json.load(file)
+            if "links" not in saved:  # inx 0.1 wrote the places at each link
+                return {name: frozenset(places) for name, places in saved.items()}
+            places = saved["places"]
+            return {
+                name: frozenset(places[number] for number in numbers)
+                for name, numbers in saved["links"].items()
+            }
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from inx_sidecar.base.errors import InstanceError, InxError
@@ -27,8 +28,8 @@ from inx_sidecar.kernel.syscalls import (
     openat2,
     opened,
 )
-from inx_sidecar.links import indirect_roots
-from inx_sidecar.links.root_directories import RootDirectory, root_directories_of
+from inx_sidecar.links.registration_copy import write_copy
+from inx_sidecar.links.root_directories import INIT, RootDirectory, root_directories_of
 from inx_sidecar.nix.store_paths import store_path_of
 
 # After so many seconds a file system counts as one that does not answer: what was found there
@@ -40,6 +41,8 @@ _NO_SUCH_LINK: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOO
 # The child writes it before each answer. JSON takes it for white space.
 _ANSWER_BEGINS: Final = b" "
 _COPY_INCOMPLETE: Final = "copies and snapshots lack roots"
+_MAX_FOUND: Final = 4
+_MAX_TARGETS: Final = 64
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
@@ -49,8 +52,9 @@ class ResolvedLink:
 
     `targets`: the store paths that the link leads to. The value is True if the link lies on the
     root file system as init sees it, which always exists.
-    `found` and `missing`: the places that have such a link, and the places that certainly have
-    none. A place is a root directory, and the component of the path at which a mount begins there.
+    `found` and `missing`: places that have such a link, at most _MAX_FOUND, and places that
+    certainly have none. A place is a root directory, and the component of the path at which a mount
+    begins there.
     `sure`: False if an error may hide a link.
     """
 
@@ -82,16 +86,26 @@ class Resolution:
     child_exited: asyncio.Future[None] | None = None
 
 
-async def resolve_links(name: str, process: InitProcess, texts: Sequence[str]) -> Resolution:
+async def resolve_links(
+    name: str,
+    process: InitProcess,
+    texts: Sequence[str],
+    last_found: Mapping[str, frozenset[str]] | None = None,
+) -> Resolution:
     """Resolve the paths `texts` in the running container `name`, and complete the copy of them that
     the container itself keeps.
 
+    With `last_found`, the places where each path was found before, only these count as missing.
     InstanceError if the container has ended, TookTooLongError if no path was resolved in time.
     """
 
     def inside(answers: int) -> list[str]:
         roots, complete = _become_root(name, process)
-        present = [text for text in texts if _answer(answers, text, roots, complete)["targets"]]
+        present = [
+            text
+            for text in texts
+            if _answer(answers, text, roots, complete, (last_found or {}).get(text))["targets"]
+        ]
         problem = _keep_copy(roots[0].fd, name, add=present)
         many = f"{name!r} has too many processes to look at: no root is dropped"
         return [problem, "" if complete else many]
@@ -159,7 +173,7 @@ def _become_root(name: str, process: InitProcess) -> tuple[list[RootDirectory], 
 def _keep_copy(root: int, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> str:
     """In the child: change the container's own copy; one sentence if that fails."""
     try:
-        indirect_roots.write_inside(root, name, add, remove)
+        write_copy(root, name, add, remove)
     except InxError as error:
         return f"{_COPY_INCOMPLETE}: {error}"
     except OSError as error:
@@ -169,12 +183,27 @@ def _keep_copy(root: int, name: str, add: Iterable[str] = (), remove: Iterable[s
 
 
 def _answer(
-    answers: int, text: str, roots: Sequence[RootDirectory], complete: bool
+    answers: int,
+    text: str,
+    roots: Sequence[RootDirectory],
+    complete: bool,
+    last_found: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     os.write(answers, _ANSWER_BEGINS)
     answer = _resolve(text, roots, complete)
+    # A container may have any number of places.
+    answer["found"] = sorted(answer["found"], key=_init_first)[:_MAX_FOUND]
+    if len(answer["targets"]) > _MAX_TARGETS:
+        answer["targets"] = dict(islice(answer["targets"].items(), _MAX_TARGETS))
+        answer["sure"] = False
+    if last_found is not None:
+        answer["missing"] = [place for place in answer["missing"] if place in last_found]
     os.write(answers, json.dumps(answer).encode() + b"\n")
     return answer
+
+
+def _init_first(place: str) -> tuple[bool, str]:
+    return not place.startswith(INIT), place
 
 
 def _resolve(text: str, roots: Sequence[RootDirectory], complete: bool) -> dict[str, Any]:

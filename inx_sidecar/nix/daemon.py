@@ -73,6 +73,13 @@ class NixDaemon:
         service = paths.daemon_service_unit(self._uuid)
         self._begin("stop", [paths.daemon_socket_unit(self._uuid), service], self._remove_builds)
 
+    def begin_kill(self) -> None:
+        """As `begin_stop`, at once: a process of the daemon may take long to end by itself, since
+        it looks for a signal only now and then."""
+        if self.is_running:
+            self._begin("kill", ["--signal=KILL", paths.daemon_service_unit(self._uuid)])
+        self.begin_stop()
+
     def begin_end(self) -> None:
         """End the daemon with all its builds; the next client starts another one."""
         self._begin("stop", [paths.daemon_service_unit(self._uuid)], self._remove_builds)
@@ -89,7 +96,8 @@ class NixDaemon:
         if not done:
             log.warning("systemd still ends the Nix daemon of %s", self._uuid)
             return
-        self._change = None
+        if self._change is change:
+            self._change = None
         error = change.result()
         if error is not None:
             raise error

@@ -48,8 +48,7 @@ async def compare_running(
         """Asked after the look and before the drop."""
         if inventory is None or not await inventory.is_current():
             return False
-        current = direct_roots.read(direct_roots.directory(*owner))
-        await root_new_snapshots(gc, *owner, current, settings.max_roots())
+        await root_new_snapshots(gc, *owner, settings.max_roots())
         return True
 
     await mirror.compare(may_drop)
@@ -57,11 +56,11 @@ async def compare_running(
         return
     present = generations.read(mirror.rootfs, instance.name)
     await system_roots.add_system_roots(gc, instance, present, None)
-    rooted = direct_roots.read(direct_roots.directory(*owner))
+    rooted = system_roots.read_rooted(*owner)
     # What the instance shows now, and what it will show after its next start.
     listed = inventory.included(mirror.uuid) if inventory else set()
     included = {*instance.included, *listed}
     unwanted = system_roots.unwanted_roots(present, included, rooted)
     if (unwanted or deleted_snapshots(*owner)) and await may_drop():
         direct_roots.drop(*owner, unwanted)
-        drop_deleted_snapshots(*owner)
+        await drop_deleted_snapshots(*owner)

@@ -31,7 +31,7 @@ async def remove_deleted(inventory: Inventory, forget: Callable[[str], Awaitable
     if again.reason:
         return
     for name, uuid in owners - again.owners:
-        direct_roots.remove(name, uuid)
+        await direct_roots.remove(name, uuid)
         why = "renamed" if uuid in again.uuids else "deleted"
         instance_log(name).info("roots dropped: the instance is %s", why)
     for uuid in uuids - again.uuids:

@@ -8,16 +8,18 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError
+from inx_sidecar.kernel import forked
 from inx_sidecar.nix.gc_client import GcClient
 
 _FORMER: Final = "former."
 # After so many links other tasks of the event loop get a turn.
 _STEP: Final = 200
+_REMOVAL_SECONDS: Final = 120.0
 
 
 def directory(lxc_name: str, uuid: str) -> str:
@@ -39,18 +41,46 @@ def read(root_directory: str, within: str = "") -> dict[str, str]:
 
     With `within`, such as "links/" or "snapshots/before/", only the roots in that directory.
     """
+    return dict(_each(root_directory, within, below=True))
+
+
+def read_top(root_directory: str) -> dict[str, str]:
+    """As `read`, without the roots in directories."""
+    return dict(_each(root_directory, "", below=False))
+
+
+async def read_in_turns(root_directory: str, within: str = "") -> dict[str, str]:
+    """As `read`, but other tasks get turns: a container may have any number of roots."""
     found: dict[str, str] = {}
+    for count, (name, path) in enumerate(_each(root_directory, within, below=True)):
+        if count % _STEP == _STEP - 1:
+            await asyncio.sleep(0)
+        found[name] = path
+    return found
+
+
+def names(lxc_name: str, uuid: str, within: str) -> list[str]:
+    """The names of the roots in the directory `within`, such as "links/"."""
+    try:
+        return [within + name for name in os.listdir(f"{directory(lxc_name, uuid)}/{within}")]
+    except FileNotFoundError:
+        return []
+
+
+def _each(root_directory: str, within: str, *, below: bool) -> Iterator[tuple[str, str]]:
     try:
         entries = list(os.scandir(f"{root_directory}/{within}"))
     except FileNotFoundError:
-        return {}
+        return
     for entry in entries:
         name = within + entry.name
         if entry.is_symlink():
-            found[name] = os.readlink(f"{root_directory}/{name}")
-        elif entry.is_dir(follow_symlinks=False):
-            found |= read(root_directory, f"{name}/")
-    return found
+            try:
+                yield name, os.readlink(f"{root_directory}/{name}")
+            except FileNotFoundError:
+                continue  # it was dropped meanwhile
+        elif below and entry.is_dir(follow_symlinks=False):
+            yield from _each(root_directory, f"{name}/", below=True)
 
 
 def path_of(lxc_name: str, uuid: str, name: str) -> str | None:
@@ -95,10 +125,10 @@ def make_directory(lxc_name: str, uuid: str, within: str) -> None:
         raise RootError(f"cannot make {place}: {error.strerror}") from None
 
 
-def drop(lxc_name: str, uuid: str, names: Iterable[str]) -> None:
+def drop(lxc_name: str, uuid: str, unwanted: Iterable[str]) -> None:
     place = directory(lxc_name, uuid)
     try:
-        for name in names:
+        for name in unwanted:
             os.unlink(f"{place}/{name}")
     except OSError as error:
         what = f"the root {name} of {lxc_name!r} in {place}"
@@ -110,15 +140,21 @@ def drop_if_there(lxc_name: str, uuid: str, name: str) -> None:
         drop(lxc_name, uuid, [name])
 
 
-def remove(lxc_name: str, uuid: str, within: str = "") -> None:
+async def remove(lxc_name: str, uuid: str, within: str = "") -> None:
     """Remove all roots of an instance, or those `within` one directory of it."""
-    place = f"{directory(lxc_name, uuid)}/{within}"
-    try:
-        shutil.rmtree(place.rstrip("/"))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise RootError(f"cannot remove {place}: {error.strerror}") from None
+    place = f"{directory(lxc_name, uuid)}/{within}".rstrip("/")
+
+    def remove_tree() -> forked.Result:
+        try:
+            shutil.rmtree(place)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RootError(f"cannot remove {place}: {error.strerror}") from None
+        return None, []
+
+    # A container may have any number of links, and a snapshot of it as many roots.
+    await forked.run_in_child(remove_tree, f"removing {place}", _REMOVAL_SECONDS)
 
 
 def _set(place: str, name: str, path: str) -> bool:

@@ -44,9 +44,7 @@ class InitialRoots:
                     unreadable.add(item.lxc_name)
                     continue
                 await system_roots.add_included_roots(self._gc, *item.owner, item.include)
-                current = direct_roots.read(direct_roots.directory(*item.owner))
-                most = settings.max_roots()
-                await root_new_snapshots(self._gc, *item.owner, current, most)
+                await root_new_snapshots(self._gc, *item.owner, settings.max_roots())
             except (InxError, OSError) as error:
                 # The other instances are compared nevertheless.
                 reason = str(error)

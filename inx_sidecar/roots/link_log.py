@@ -2,10 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+from inx_sidecar.base.errors import quoted
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.roots.link_roots import parse_root_name
 
 _MAX_LINES: Final = 20
 _REFUSED_SECONDS: Final = 10.0
@@ -30,3 +32,9 @@ class LinkLog:
         if refused and time.monotonic() - self._refused_at > _REFUSED_SECONDS:
             self._refused_at = time.monotonic()
             self.lines(refused, logging.WARNING)
+
+
+def describe_root(root: str, texts: Mapping[str, str]) -> str:
+    """The registered path that a root is for, fit for a log; "'?'" if `texts`, the paths of
+    registrations by name, do not have it."""
+    return quoted(texts.get(parse_root_name(root)[0], "?"))

@@ -1,23 +1,26 @@
 """Keep the roots of one instance equal to the links that its Nix clients registered.
 
-Roots are added at once. Roots are dropped only by a comparison, while the container runs.
+Roots are added at once. Roots are dropped only by a comparison, while the container runs. A
+container may register and link as much as it may: all work is done in batches, between which other
+tasks get turns.
 """
 
 import asyncio
-import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import islice
+from typing import Final
 
-from inx_sidecar.base import paths
 from inx_sidecar.base.errors import quoted
 from inx_sidecar.links import indirect_roots, resolver
 from inx_sidecar.links.backoff_resolver import BackoffResolver
 from inx_sidecar.links.link_places import LinkPlaces
 from inx_sidecar.links.resolver import InitProcess
+from inx_sidecar.nix.daemon import NixDaemon
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots
-from inx_sidecar.roots.link_log import LinkLog
+from inx_sidecar.roots.link_log import LinkLog, describe_root
 from inx_sidecar.roots.link_roots import (
     LINKS,
     batches,
@@ -25,14 +28,21 @@ from inx_sidecar.roots.link_roots import (
     paths_to_hold,
     root_names,
 )
+from inx_sidecar.roots.lost_roots import LostRoots
+from inx_sidecar.roots.registrations import Registrations
+
+_REST_SECONDS: Final = 5.0
+_SLOW_SECONDS: Final = 5.0
+_SLOW_SECONDS_EACH: Final = 0.001
 
 
 class Mirror:
-    """The links of one instance, of which `most` are kept; `process` is None if it does not run."""
+    """The links of one instance, of which `most` are kept; `process` is None if it does not run,
+    `daemon` is its Nix daemon if it runs."""
 
     def __init__(
         self, lxc_name: str, uuid: str, rootfs: str, process: InitProcess | None, most: int,
-        gc: GcClient,
+        gc: GcClient, daemon: NixDaemon | None = None,
     ) -> None:  # fmt: skip
         self.lxc_name = lxc_name
         self.uuid = uuid
@@ -40,37 +50,49 @@ class Mirror:
         self.process = process
         self.most = most
         self.resolver = BackoffResolver(lxc_name, rootfs, process)
+        # How many seconds the last comparison took.
+        self.took = 0.0
         # The last error of a comparison, in one sentence; empty when a comparison succeeds.
         self.problem = ""
-        # The number of registrations that were refused, as there were too many.
-        self.refused = 0
         self._gc = gc
         self._log = LinkLog(lxc_name)
+        self.registrations = Registrations(lxc_name, uuid, most, self._log, daemon)
+        # Held for one batch, and for one comparison.
         self._lock = asyncio.Lock()
-        self._known: dict[str, indirect_roots.Mark] = {}
+        self._comparing = asyncio.Lock()
         self._away = LinkPlaces(uuid)
-        self._lost: set[str] = set()
+        self._lost = LostRoots(uuid, self._log)
         self._held: set[str] = set()
+        self._next_for_room = 0.0
+        self._slow = False
         self._compared = False
+        # What was registered since the last comparison began.
+        self._added: set[str] = set()
+
+    async def changed(self) -> set[str]:
+        """The names of registrations that were made, or made again, since the last look."""
+        async with self._lock:
+            return set((await self.registrations.find_changes()).made)
 
     @property
-    def near_limit(self) -> bool:
-        """More than three quarters of the allowed registrations exist: a comparison may find some
-        that can be dropped."""
-        return len(self._known) > self.most * 3 // 4
+    def unresponsive(self) -> bool:
+        """Nothing waits for this instance: a file system in it does not answer, or its links take
+        unusually long to look at, as a container with very many mount namespaces can make it."""
+        return self.resolver.unresponsive or self._slow
 
-    def changed(self) -> set[str]:
-        """The names of registrations that were made, or made again, since the last look."""
-        now = indirect_roots.names(self.uuid)
-        return {name for name, mark in now.items() if self._known.get(name) != mark}
+    def may_gain_room(self) -> bool:
+        """Whether a comparison now may drop roots of an instance that is near its limit.
+
+        Not soon after the last one: the container decides how long one takes, and how often it
+        registers.
+        """
+        rested = time.monotonic() > self._next_for_room
+        return self.registrations.near_limit and rested
 
     def status(self) -> str:
         """One sentence that the operator should know; empty if all is well."""
-        if self.refused:
-            return (
-                f"{self.most} GC roots are registered inside and newer ones are not kept: remove "
-                f"links, or raise max_roots_per_instance in {paths.CONFIG}"
-            )
+        if self.registrations.problem:
+            return self.registrations.problem
         silent = self.resolver.unanswered
         if silent is not None and not self.problem:
             return f"the file system at {quoted(silent)} does not answer"
@@ -80,105 +102,121 @@ class Mirror:
         """Add the roots of the registrations `names`."""
         async with self._lock:
             self.resolver.begin_turn()
+            begin, count = time.monotonic(), 0
             for batch in batches(names):
                 marks = indirect_roots.marks(self.uuid, batch)
-                texts = await self._admit(marks)
+                texts = self.registrations.read(await self.registrations.admit(marks))
                 links = await self.resolver.resolve(texts.values())
                 roots: dict[str, str] = {}
                 for name, text in texts.items():
                     roots |= root_names(name, links[text].targets)
                 await self._add(roots, texts)
                 for name, text in texts.items():
-                    self._known[name] = marks[name]
+                    self.registrations.known[name] = marks[name]
                     self._away.remember(name, links[text])
+                self._added.update(texts)
+                count += len(batch)
+                self._slow = is_slow(time.monotonic() - begin, count)
             self._save_away()
 
     async def compare(self, may_drop: Callable[[], Awaitable[bool]] | None) -> None:
         """Look at every registered path. Drop the roots of those that lead nowhere if the container
-        runs and `may_drop`, which is asked after the look, allows it."""
-        async with self._lock:
-            self.resolver.begin_turn()
-            marks = indirect_roots.names(self.uuid)
-            self._known = {name: self._known[name] for name in self._known if name in marks}
-            texts = await self._admit(marks)
-            present = direct_roots.read(direct_roots.directory(self.lxc_name, self.uuid), LINKS)
-            self._held = set(present)
-            held: dict[str, dict[str, bool]] = {}
-            for root, path in present.items():
-                name, home = parse_root_name(root)
-                held.setdefault(name, {})[path] = home
-            wanted, gone = await self._wanted_and_gone(texts, held)
-            await self._add(wanted, texts)
-            if not self._compared:
-                # A sidecar before this one may have died after it made a root, and before it told
-                # a collection of it.
-                await self._gc.add_temp_roots(wanted.values())
-                self._compared = True
-            self._known = {name: marks[name] for name in texts}
+        runs and `may_drop`, which is asked after the look, allows it.
+
+        What is registered meanwhile is added between two batches, and is not dropped.
+        """
+        async with self._comparing:
+            begin = time.monotonic()
+            async with self._lock:
+                self.resolver.begin_turn()
+                self._added.clear()
+                marks = await self._list_admitted()
+            place = direct_roots.directory(self.lxc_name, self.uuid)
+            present = await direct_roots.read_in_turns(place, LINKS)
+            wanted, gone = await self._add_wanted(marks, present)
+            self._compared = True
             drop = gone or present.keys() - wanted.keys()
             if drop and may_drop is not None and self.process is not None and await may_drop():
-                wanted |= await self._forget(gone, present)
-                self._drop(present, wanted, texts)
+                async with self._lock:
+                    wanted |= await self._forget(gone, present)
+                    await self._drop(present, wanted, gone)
             self._save_away()
-        self._find_lost({root: path for root, path in present.items() if root in wanted}, texts)
+            now = time.monotonic()
+            self.took = now - begin
+            self._slow = is_slow(self.took, len(marks))
+            self._next_for_room = now + max(_REST_SECONDS, 10 * self.took)
+            await self._lost.find({root: path for root, path in present.items() if root in wanted})
 
-    async def _wanted_and_gone(
-        self, texts: Mapping[str, str], held: Mapping[str, Mapping[str, bool]]
+    async def _list_admitted(self) -> dict[str, indirect_roots.Mark]:
+        """The registrations that exist, without those that are refused."""
+        registrations = self.registrations
+        changes = await registrations.find_changes()
+        for name in changes.gone:
+            registrations.known.pop(name, None)
+        marks = registrations.known | changes.made
+        return {name: marks[name] for name in await registrations.admit(marks)}
+
+    async def _add_wanted(
+        self, marks: Mapping[str, indirect_roots.Mark], present: Mapping[str, str]
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """The roots that are wanted, and the registered paths that lead nowhere."""
-        half_full = len(texts) * 2 > self.most
+        """Add the roots of the registrations `marks`, which have the roots `present`. Returns the
+        roots that are wanted, and the registered paths that lead nowhere."""
+        self._held = set(present)
+        held: dict[str, dict[str, bool]] = {}
+        for root, path in present.items():
+            name, home = parse_root_name(root)
+            held.setdefault(name, {})[path] = home
+        half_full = len(marks) * 2 > self.most
         wanted: dict[str, str] = {}
         gone: dict[str, str] = {}
-        for batch in batches(texts):
-            links = await self.resolver.resolve(texts[name] for name in batch)
-            for name in batch:
-                link = links[texts[name]]
-                before = held.get(name, {})
-                last_found = self._away.last_found(name)
-                holds = paths_to_hold(link, before, last_found, half_full=half_full)
-                if self.process is None:
-                    holds = {**before, **holds}
-                wanted |= root_names(name, holds)
-                if not holds and link.sure:
-                    gone[name] = texts[name]
-                self._away.remember(name, link)
+        for batch in batches(marks):
+            async with self._lock:
+                texts = self.registrations.read(batch)
+                places = {text: self._away.last_found(name) for name, text in texts.items()}
+                links = await self.resolver.resolve(texts.values(), places)
+                roots: dict[str, str] = {}
+                for name, text in texts.items():
+                    link, before = links[text], held.get(name, {})
+                    holds = paths_to_hold(link, before, places[text], half_full=half_full)
+                    if self.process is None:
+                        holds = {**before, **holds}
+                    roots |= root_names(name, holds)
+                    if not holds and link.sure:
+                        gone[name] = text
+                    self._away.remember(name, link)
+                await self._add(roots, texts, room=2 * self.most - len(wanted))
+                if not self._compared:
+                    # A sidecar before this one may have died after it made a root, and before it
+                    # told a collection of it.
+                    await self._gc.add_temp_roots(roots.values())
+                self.registrations.known |= {name: marks[name] for name in texts}
+            # More than can be kept are not remembered, so that no number of them fills the memory.
+            wanted |= {
+                root: path
+                for root, path in roots.items()
+                if root in present or len(wanted) < 2 * self.most
+            }
         return wanted, gone
 
-    async def _admit(self, marks: Mapping[str, indirect_roots.Mark]) -> dict[str, str]:
-        """The paths of the registrations `marks`, without those that are refused: the newest beyond
-        the limit, and paths in the store. Refused registrations are removed."""
-        oldest_first = sorted(marks, key=lambda name: (name not in self._known, marks[name][1]))
-        room = max(0, self.most - len(self._known.keys() - set(oldest_first)))
-        beyond = oldest_first[room:]
-        texts = indirect_roots.read(self.uuid, oldest_first[:room])
-        stored = [name for name, text in texts.items() if f"{text}/".startswith(f"{paths.STORE}/")]
-        self._log.refused([f"{quoted(texts.pop(name))} is in the store" for name in stored])
-        for batch in batches([*beyond, *stored]):
-            indirect_roots.forget(self.uuid, batch)
-            await asyncio.sleep(0)
-        if beyond and not self.refused:
-            self.refused = len(beyond)
-            self._log.journal.warning("root refused: %s", self.status())
-        elif not self.near_limit:
-            self.refused = 0
-        return texts
-
-    async def _add(self, wanted: Mapping[str, str], texts: Mapping[str, str]) -> None:
+    async def _add(
+        self, wanted: Mapping[str, str], texts: Mapping[str, str], room: int | None = None
+    ) -> None:
+        """Add the roots `wanted`, at most `room` of them."""
         valid = valid_paths(wanted.values())
         # A path may lead elsewhere in each mount namespace, and a container can make any number.
-        limited = islice((item for item in wanted.items() if item[1] in valid), 2 * self.most)
-        roots = dict(limited)
+        limit = 2 * self.most if room is None else max(0, room)
+        roots = dict(islice((item for item in wanted.items() if item[1] in valid), limit))
         new = await direct_roots.add(self._gc, self.lxc_name, self.uuid, roots)
         self._log.lines(
-            f"root added: {_text_of(root, texts)} -> {path}" for root, path in new.items()
+            f"root added: {describe_root(root, texts)} -> {path}" for root, path in new.items()
         )
         self._log.refused(
-            f"{_text_of(root, texts)} -> {path} is not in the store"
+            f"{describe_root(root, texts)} -> {path} is not in the store"
             for root, path in wanted.items()
             if path not in valid and root not in self._held
         )
         self._held |= roots.keys()
-        self._find_lost(new, texts)
+        await self._lost.find(new)
 
     async def _forget(self, gone: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
         """Remove the registrations of the paths in `gone`. Then look a second time, and restore the
@@ -192,10 +230,10 @@ class Mirror:
             return {}
         back: dict[str, str] = {}
         surely_gone: dict[str, str] = {}
-        indirect_roots.forget(self.uuid, gone)
+        await self.registrations.remove(gone)
         try:
             for batch in batches(gone):
-                links = await self.resolver.resolve(gone[name] for name in batch)
+                links = await self.resolver.resolve([gone[name] for name in batch])
                 for name in batch:
                     link = links[gone[name]]
                     back |= root_names(name, link.targets)
@@ -209,7 +247,7 @@ class Mirror:
         await self._add(back, again)
         back |= {root: path for root, path in present.items() if parse_root_name(root)[0] in again}
         for name in surely_gone:
-            self._known.pop(name, None)
+            self.registrations.known.pop(name, None)
             self._away.forget(name)
         if surely_gone and self.process is not None:
             await resolver.remove_registrations_inside(
@@ -217,28 +255,20 @@ class Mirror:
             )
         return back
 
-    def _drop(
+    async def _drop(
         self, present: Mapping[str, str], wanted: Mapping[str, str], texts: Mapping[str, str]
     ) -> None:
-        unwanted = [root for root in present if root not in wanted]
-        direct_roots.drop(self.lxc_name, self.uuid, unwanted)
+        unwanted = [
+            root
+            for root in present
+            if root not in wanted and parse_root_name(root)[0] not in self._added
+        ]
+        for batch in batches(unwanted):
+            direct_roots.drop(self.lxc_name, self.uuid, batch)
+            await asyncio.sleep(0)
         self._log.lines(
-            f"root dropped: {_text_of(root, texts)} -> {present[root]}" for root in unwanted
+            f"root dropped: {describe_root(root, texts)} -> {present[root]}" for root in unwanted
         )
-
-    def _find_lost(self, held: Mapping[str, str], texts: Mapping[str, str]) -> None:
-        """Log the roots whose store paths were collected nevertheless, once each."""
-        lost = set(held.values()) - valid_paths(held.values())
-        self._log.lines(
-            (
-                f"root lost: {_text_of(root, texts)} -> {path} is no more in the store; build it "
-                "again"
-                for root, path in held.items()
-                if path in lost and path not in self._lost
-            ),
-            logging.ERROR,
-        )
-        self._lost = (self._lost - set(held.values())) | lost
 
     def _save_away(self) -> None:
         try:
@@ -247,6 +277,6 @@ class Mirror:
             self._log.journal.debug("%s", error)
 
 
-def _text_of(root: str, texts: Mapping[str, str]) -> str:
-    """The registered path that a root is for, fit for a log; "'?'" if it is not known any more."""
-    return quoted(texts.get(parse_root_name(root)[0], "?"))
+def is_slow(seconds: float, links: int) -> bool:
+    """Whether it took unusually long to look at so many links."""
+    return seconds > _SLOW_SECONDS and seconds > links * _SLOW_SECONDS_EACH

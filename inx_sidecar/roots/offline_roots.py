@@ -4,13 +4,11 @@ No container uses such a root file system now. Links are read as text. Paths are
 this root file system alone.
 """
 
-import os
-
 from inx_sidecar.base.errors import InxError, RootError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.kernel.forked import TookTooLongError
-from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.links import indirect_roots
+from inx_sidecar.links.registration_copy import read_copy
 from inx_sidecar.links.resolver import resolve_links_offline
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.store_paths import valid_paths
@@ -26,11 +24,9 @@ async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str]
     container itself can have made it so, and only the container loses by it.
     """
     try:
-        root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        texts = await read_copy(rootfs, lxc_name, most)
     except FileNotFoundError:
         return None
-    with opened(root):
-        texts = indirect_roots.read_inside(root, lxc_name, most)
     found: dict[str, str] = {}
     try:
         found |= system_roots(generations.read(rootfs, lxc_name))

@@ -17,8 +17,9 @@ from inx_sidecar.config import settings
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
-from inx_sidecar.links import indirect_roots
+from inx_sidecar.links.registration_copy import import_registrations
 from inx_sidecar.links.resolver import InitProcess
+from inx_sidecar.nix.daemon import NixDaemon
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.comparison import Outcome, compare_running
@@ -35,27 +36,37 @@ from inx_sidecar.roots.stopped_instances import StoppedInstances
 _PERIOD_SECONDS: Final = 600.0
 _BURST_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 5.0
+_LONGEST_SECONDS: Final = 60.0
 _AT_ONCE: Final = 8
+# What an instance links is compared longer than that only in the background: nothing waits for it.
+_PATIENCE_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
 
 
 class RootReconciler:
-    """`forget` is called with the uuid of each instance that was deleted."""
+    """`forget` is called with the uuid of each instance that was deleted; `daemon_of` gives the Nix
+    daemon of an instance."""
 
     def __init__(
-        self, gc: GcClient, statuses: StatusWriter, forget: Callable[[str], Awaitable[None]]
+        self,
+        gc: GcClient,
+        statuses: StatusWriter,
+        forget: Callable[[str], Awaitable[None]],
+        daemon_of: Callable[[str], NixDaemon],
     ) -> None:
         self._gc = gc
         self._statuses = statuses
         self._forget_instance = forget
+        self._daemon_of = daemon_of
         self._instances: dict[str, Instance] = {}
         self._watch = RegistrationWatch(self._add_registered)
         self._complaints = ComparisonErrors(self._show_complaint)
         self._initial = InitialRoots(gc, self._complaints, self._runs)
         self._stopped = StoppedInstances(gc)
         self._tasks: set[asyncio.Task[None]] = set()
-        # Separate comparisons of instances with a file system that does not answer, by uuid.
+        # By uuid: comparisons that run. Nothing waits for one that takes long, or for an instance
+        # with a file system that does not answer.
         self._apart: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._comparing = asyncio.Lock()
@@ -79,7 +90,7 @@ class RootReconciler:
         self._watch.begin(
             Mirror(
                 instance.lxc_name, instance.uuid, instance.rootfs, process, settings.max_roots(),
-                self._gc,
+                self._gc, self._daemon_of(instance.uuid),
             )
         )  # fmt: skip
         self._spawn(self._import_registrations(instance))
@@ -119,14 +130,17 @@ class RootReconciler:
         self._wake.set()
 
     async def keep_comparing(self) -> None:
-        """Compare everything after each change and every ten minutes, until cancelled."""
+        """Compare everything after each change and every ten minutes, until cancelled; sooner if
+        something is missing, but ever later while a file system does not answer."""
+        silence = _RETRY_SECONDS
         while True:
             seconds = _RETRY_SECONDS
             try:
                 outcome = await self._compare_next()
-                incomplete = any(mirror.resolver.incomplete for mirror in self._watch.mirrors)
-                if not (outcome.incomplete or incomplete):
-                    seconds = _PERIOD_SECONDS
+                silent = any(mirror.resolver.incomplete for mirror in self._watch.mirrors)
+                silence = min(silence * 2, _LONGEST_SECONDS) if silent else _RETRY_SECONDS
+                if not outcome.incomplete:
+                    seconds = silence if silent else _PERIOD_SECONDS
             except (InxError, OSError) as error:
                 log.error("cannot compare all roots: %s", error)
             except Exception:
@@ -166,17 +180,19 @@ class RootReconciler:
         reason = await self._initial.add(inventory)
         may_drop = inventory if not reason else None
         mirrors = self._watch.mirrors
-        for mirror in mirrors:
-            if mirror.resolver.unresponsive and mirror.uuid not in self._apart:
-                self._compare_apart(mirror, may_drop)
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def compare(mirror: Mirror) -> None:
+            if mirror.unresponsive or mirror.took > _PATIENCE_SECONDS:
+                self._begin_apart(mirror, may_drop)
+                return
             async with turns:
-                await self._compare_one(mirror, may_drop)
+                apart = self._begin_apart(mirror, may_drop)
+                done, _ = await asyncio.wait([apart], timeout=_PATIENCE_SECONDS)
+                for task in done:
+                    task.result()
 
-        awaited = [m for m in mirrors if not m.resolver.unresponsive and m.uuid not in self._apart]
-        await asyncio.gather(*map(compare, awaited))
+        await asyncio.gather(*(compare(m) for m in mirrors if m.uuid not in self._apart))
         for item in inventory.instances:
             if item.ours and not self._runs(item):
                 await self._stopped.compare(item, may_drop=may_drop is not None)
@@ -185,11 +201,12 @@ class RootReconciler:
         # The complaints are read now: the next comparison may begin before the caller continues.
         return Outcome(len(mirrors), reason, self._complaints.first)
 
-    def _compare_apart(self, mirror: Mirror, inventory: Inventory | None) -> None:
-        """A file system in this container does not answer: nothing else waits for it."""
+    def _begin_apart(self, mirror: Mirror, inventory: Inventory | None) -> asyncio.Task[None]:
+        """Compare in a task of its own, so that the comparison of all need not wait for it."""
         task = asyncio.create_task(self._compare_one(mirror, inventory))
         self._apart[mirror.uuid] = task
         task.add_done_callback(lambda _: self._apart.pop(mirror.uuid))
+        return task
 
     async def _compare_one(self, mirror: Mirror, inventory: Inventory | None) -> None:
         try:
@@ -202,10 +219,10 @@ class RootReconciler:
             mirror.problem = ""
         self._show_status(mirror)
 
-    async def _add_registered(self, mirror: Mirror, names: set[str]) -> None:
+    async def _add_registered(self, mirror: Mirror, names: set[str], list_all: bool) -> None:
         was_incomplete = mirror.resolver.incomplete
         try:
-            await mirror.add_registered(names)
+            await mirror.add_registered(names | await mirror.changed() if list_all else names)
         except InstanceError as error:
             log.debug("%s", error)  # the container ended: its hook stop looks again
         except (InxError, OSError) as error:
@@ -216,7 +233,7 @@ class RootReconciler:
         # A comparison looks again at what does not answer, and is then repeated every few seconds
         # by itself: further registrations of that instance must not cause comparisons of all.
         became_incomplete = mirror.resolver.incomplete and not was_incomplete
-        if mirror.near_limit or became_incomplete:
+        if became_incomplete or mirror.may_gain_room():
             self.compare_soon()
         self._show_status(mirror)
 
@@ -226,7 +243,7 @@ class RootReconciler:
         mirror = self._watch.get(instance.uuid)
         owner = instance.lxc_name, instance.uuid
         try:
-            indirect_roots.import_from(instance.rootfs, *owner, settings.max_roots())
+            await import_registrations(instance.rootfs, *owner, settings.max_roots())
             if mirror is not None:
                 await mirror.compare(None)
             direct_roots.make_directory(*owner, LINKS)

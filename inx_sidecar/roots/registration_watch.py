@@ -20,21 +20,30 @@ from inx_sidecar.roots.mirror import Mirror
 _REGISTERED: Final = flags.MOVED_TO | flags.ONLYDIR
 _ENTRIES: Final = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.ONLYDIR
 _POLL_SECONDS: Final = 2.0
+# How often `drain` looks whether it still has to wait for an instance.
+_PATIENCE_SECONDS: Final = 0.5
+# An instance that registers more than this while earlier ones are added is listed instead.
+_MAX_WAITING: Final = 4000
 
 log = logging.getLogger(__name__)
 
 
 class RegistrationWatch:
-    """Calls `add(mirror, names)` for what is registered; for one mirror, one call at a time."""
+    """Calls `add(mirror, names, list)` for what is registered; for one mirror, one call at a time.
 
-    def __init__(self, add: Callable[[Mirror, set[str]], Awaitable[None]]) -> None:
+    With `list`, all that has changed has to be added, and not only `names`.
+    """
+
+    def __init__(self, add: Callable[[Mirror, set[str], bool], Awaitable[None]]) -> None:
         self._add = add
         self._mirrors: dict[str, Mirror] = {}
         # Watch descriptors: of the directories of instances, by uuid, and of other directories.
         self._wds: dict[int, str] = {}
         self._directories: dict[int, Callable[[], None]] = {}
-        # By uuid: names that were registered, the task that adds them, and calls of `drain`.
+        # By uuid: names that were registered, instances to list, the task that adds the names, and
+        # calls of `drain`.
         self._registered: dict[str, set[str]] = {}
+        self._to_list: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._polling: asyncio.Task[None] | None = None
@@ -69,6 +78,7 @@ class RegistrationWatch:
         """Watch from now on; add what is registered already, as well."""
         self.end(mirror.uuid)
         self._mirrors[mirror.uuid] = mirror
+        mirror.registrations.limit.begin()
         if not self._watch(mirror):
             self._poll()
         self._list_names(mirror)
@@ -77,24 +87,30 @@ class RegistrationWatch:
         mirror = self._mirrors.pop(uuid, None)
         if mirror is not None:
             self._unwatch(mirror)
+            mirror.registrations.limit.end()
             self._registered.pop(uuid, None)
+            self._to_list.discard(uuid)
 
     async def drain(self) -> None:
         """Return when each registration that exists now was added, or could not be.
 
-        Instances with a file system that does not answer are not waited for.
+        Instances that are unresponsive, or become so, are not waited for.
         """
         self._read_events()
         for mirror in self.mirrors:
             if mirror.uuid not in self._wds.values():
                 self._list_names(mirror)
-        ends = []
+        ends: dict[asyncio.Future[None], str] = {}
         for uuid in self._tasks:
-            if uuid not in self._mirrors or not self._mirrors[uuid].resolver.unresponsive:
-                ends.append(asyncio.get_running_loop().create_future())
-                self._waiters.setdefault(uuid, []).append(ends[-1])
-        if ends:
-            await asyncio.wait(ends)
+            end = asyncio.get_running_loop().create_future()
+            ends[end] = uuid
+            self._waiters.setdefault(uuid, []).append(end)
+        while awaited := [end for end, uuid in ends.items() if self._is_awaited(end, uuid)]:
+            await asyncio.wait(awaited, timeout=_PATIENCE_SECONDS)
+
+    def _is_awaited(self, end: asyncio.Future[None], uuid: str) -> bool:
+        mirror = self._mirrors.get(uuid)
+        return not end.done() and not (mirror is not None and mirror.unresponsive)
 
     async def close(self) -> None:
         if self._polling is not None:
@@ -102,6 +118,8 @@ class RegistrationWatch:
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for mirror in self.mirrors:
+            mirror.registrations.limit.end()
         if self._inotify is not None:
             asyncio.get_running_loop().remove_reader(self._inotify.fd)
             self._inotify.close()
@@ -121,7 +139,7 @@ class RegistrationWatch:
                 self._wds.pop(event.wd, None)
                 self._poll()
             elif indirect_roots.NAME.fullmatch(event.name) and event.wd in self._wds:
-                self._add_soon(self._wds[event.wd], {event.name})
+                self._add_soon(self._wds[event.wd], event.name)
 
     def _watch(self, mirror: Mirror) -> bool:
         """False if this directory cannot be watched now."""
@@ -147,23 +165,38 @@ class RegistrationWatch:
                     pass  # the directory is gone, and the watch with it
 
     def _list_names(self, mirror: Mirror) -> None:
-        self._add_soon(mirror.uuid, mirror.changed())
+        """Add what is registered, whether an event told it or not."""
+        self._to_list.add(mirror.uuid)
+        self._begin_task(mirror.uuid)
 
-    def _add_soon(self, uuid: str, names: set[str]) -> None:
-        if names:
-            self._registered.setdefault(uuid, set()).update(names)
-            if uuid not in self._tasks:
-                self._tasks[uuid] = asyncio.create_task(self._add_registered(uuid))
+    def _add_soon(self, uuid: str, name: str) -> None:
+        waiting = self._registered.setdefault(uuid, set())
+        waiting.add(name)
+        if len(waiting) > _MAX_WAITING:
+            mirror = self._mirrors[uuid]
+            self._unwatch(mirror)
+            self._poll()
+            del self._registered[uuid]
+            self._to_list.add(uuid)
+        self._begin_task(uuid)
+
+    def _begin_task(self, uuid: str) -> None:
+        if uuid not in self._tasks:
+            self._tasks[uuid] = asyncio.create_task(self._add_registered(uuid))
 
     async def _add_registered(self, uuid: str) -> None:
         waiters: list[asyncio.Future[None]] = []
         try:
-            while uuid in self._mirrors and (names := self._registered.pop(uuid, None)):
-                mirror = self._mirrors[uuid]
+            while mirror := self._mirrors.get(uuid):
+                names = self._registered.pop(uuid, set())
+                to_list = uuid in self._to_list
+                self._to_list.discard(uuid)
+                if not names and not to_list:
+                    break
                 waiters = self._waiters.pop(uuid, [])
-                await self._add(mirror, names)
+                await self._add(mirror, names, to_list)
                 _release(waiters)
-                if mirror.refused and uuid in self._wds.values():
+                if mirror.registrations.refused and uuid in self._wds.values():
                     # Events would only tell of registrations that are refused.
                     self._unwatch(mirror)
                     self._poll()
@@ -181,7 +214,7 @@ class RegistrationWatch:
             await asyncio.sleep(_POLL_SECONDS)
             unwatched = [m for m in self.mirrors if m.uuid not in self._wds.values()]
             for mirror in unwatched:
-                if not mirror.refused and os.path.isdir(paths.auto_dir(mirror.uuid)):
+                if not mirror.registrations.refused and os.path.isdir(paths.auto_dir(mirror.uuid)):
                     self._watch(mirror)
                 self._list_names(mirror)
             if not unwatched:

@@ -6,7 +6,6 @@ the snapshot: nothing is dropped from the instance before its snapshots have bee
 """
 
 import os
-from collections.abc import Mapping
 from typing import Final
 
 from inx_sidecar.base import paths
@@ -19,13 +18,17 @@ from inx_sidecar.roots.system_roots import INCLUDED
 SNAPSHOTS: Final = "snapshots/"
 
 
-async def root_new_snapshots(
-    gc: GcClient, lxc_name: str, uuid: str, current: Mapping[str, str], most: int
-) -> None:
-    """Root what new snapshots name; `current` are the roots of the instance itself."""
-    for key, place in _on_disk(lxc_name).items():
-        if os.path.exists(_seen_mark(lxc_name, uuid, key)):
-            continue
+async def root_new_snapshots(gc: GcClient, lxc_name: str, uuid: str, most: int) -> None:
+    """Root what new snapshots name."""
+    new = {
+        key: place
+        for key, place in _on_disk(lxc_name).items()
+        if not os.path.exists(_seen_mark(lxc_name, uuid, key))
+    }
+    if not new:
+        return
+    current = await direct_roots.read_in_turns(direct_roots.directory(lxc_name, uuid))
+    for key, place in new.items():
         names = await offline_roots(lxc_name, f"{place}/rootfs", most)
         # Only Incus knows which included paths the configuration of the snapshot names.
         included = {path for root, path in current.items() if root.startswith(INCLUDED)}
@@ -43,9 +46,9 @@ def deleted_snapshots(lxc_name: str, uuid: str) -> list[str]:
     return sorted(_rooted(lxc_name, uuid) - _on_disk(lxc_name).keys())
 
 
-def drop_deleted_snapshots(lxc_name: str, uuid: str) -> None:
+async def drop_deleted_snapshots(lxc_name: str, uuid: str) -> None:
     for key in deleted_snapshots(lxc_name, uuid):
-        direct_roots.remove(lxc_name, uuid, f"{SNAPSHOTS}{key}")
+        await direct_roots.remove(lxc_name, uuid, f"{SNAPSHOTS}{key}")
         instance_log(lxc_name).info("roots of snapshot %s dropped", snapshot_name(key))
 
 

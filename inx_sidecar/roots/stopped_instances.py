@@ -24,14 +24,16 @@ class StoppedInstances:
 
     async def add_registered(self, lxc_name: str, uuid: str, rootfs: str) -> None:
         """Root what was registered and has no root yet, as right before the instance stopped."""
-        names = indirect_roots.names(uuid)
-        if not names or self._looked_at.get((lxc_name, uuid)) == names:
-            return
         try:
             mirror = Mirror(lxc_name, uuid, rootfs, None, settings.max_roots(), self._gc)
+            known = self._looked_at.get((lxc_name, uuid), {})
+            mirror.registrations.known = dict(known)
+            names = await mirror.changed()
+            if not names:
+                return
             await mirror.add_registered(names)
             if not mirror.resolver.incomplete:
-                self._looked_at[lxc_name, uuid] = names
+                self._looked_at[lxc_name, uuid] = mirror.registrations.known
         except (InxError, OSError) as error:
             log.debug("%s", error)
 
@@ -42,7 +44,7 @@ class StoppedInstances:
             names = await offline_roots(item.lxc_name, item.rootfs, settings.max_roots())
             if names is not None:
                 await direct_roots.add(self._gc, *item.owner, names)
-                drop_deleted_snapshots(*item.owner)
+                await drop_deleted_snapshots(*item.owner)
 
     def forget(self, uuid: str) -> None:
         for owner in [owner for owner in self._looked_at if owner[1] == uuid]:

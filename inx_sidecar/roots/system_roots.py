@@ -36,6 +36,12 @@ def included_roots(include: Iterable[str]) -> dict[str, str]:
     return {f"{INCLUDED}{os.path.basename(path)[:32]}": path for path in include}
 
 
+def read_rooted(lxc_name: str, uuid: str) -> dict[str, str]:
+    """The roots of systems and of included paths that exist, and what they hold."""
+    place = direct_roots.directory(lxc_name, uuid)
+    return direct_roots.read_top(place) | direct_roots.read(place, INCLUDED)
+
+
 def unwanted_roots(
     present: Generations, include: Iterable[str], rooted: Mapping[str, str]
 ) -> list[str]:

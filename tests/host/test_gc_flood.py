@@ -1,18 +1,17 @@
 """An instance registers more roots than it may, or than the sidecar is prepared for."""
 
 import contextlib
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
+from support.attacks import flooded
 from support.disposable import Host
 from support.gc import (
     CONFIG,
     LONGEST_COLLECTION,
-    REGISTER,
+    SIDECAR,
     STATE,
     SYNC,
     add_to_store,
@@ -23,6 +22,7 @@ from support.gc import (
     journal_lines,
     left,
     link_roots,
+    main_pid,
     make_links,
     make_roots,
     paused,
@@ -33,27 +33,9 @@ from support.gc import (
 )
 from support.incus import Incus
 
+from inx_sidecar.roots.registration_limit import overfull_at
+
 pytestmark = pytest.mark.gc
-
-
-@contextlib.contextmanager
-def flood(incus: Incus, name: str, prefix: str) -> Iterator[None]:
-    """While the block runs, a client registers new texts as fast as the daemon accepts them."""
-    argv = ["python3", "-c", REGISTER, daemon_socket(incus, name), prefix]
-    with subprocess.Popen(
-        incus.host.enter(argv),
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # nsenter's child ends with it
-    ) as process:
-        assert process.stdin is not None
-        process.stdin.write(b"[]")
-        process.stdin.close()
-        try:
-            yield
-            assert process.poll() is None, "the flood ended by itself"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -62,6 +44,26 @@ def limit(host: Host) -> Iterator[int]:
     host.sh(f"mkdir -p /etc/inx; echo max_roots_per_instance = 50 >{CONFIG}")
     yield 50
     host.run(["rm", "-f", CONFIG])
+
+
+@contextlib.contextmanager
+def background(incus: Incus, name: str, script: str) -> Iterator[None]:
+    """While the block runs, a script runs inside."""
+    argv = incus.host.enter(["incus", "exec", name, "--", "sh", "-euc", script])
+    null = subprocess.DEVNULL
+    with subprocess.Popen(argv, stdin=null, stdout=null, stderr=null) as process:
+        try:
+            yield
+        finally:
+            incus("stop", "-f", name)
+            process.wait(60)
+
+
+def daemon_listens(incus: Incus, name: str) -> bool:
+    """Whether the instance's daemon takes connections."""
+    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    argv = ["python3", "-c", connect, daemon_socket(incus, name)]
+    return bool(incus.host.run(argv, check=False).returncode == 0)
 
 
 def test_a_flood_is_refused_and_reported_and_does_not_harm_others(
@@ -75,7 +77,7 @@ def test_a_flood_is_refused_and_reported_and_does_not_harm_others(
         make_links(incus, name, {f"/root/more-{count}": path for count in range(2000)})
         since, begin = journal_end(host), time.monotonic()
         register(incus, name, [f"/root/more-{count}" for count in range(2000)])
-        with flood(incus, name, "/root/flood-"):
+        with flooded(incus, name, 1):
             status = incus.wait_status(name, r"ready \(.*max_roots_per_instance")
             theirs = {f"/root/r{count}": path for count in range(20)}
             asked = time.monotonic()
@@ -92,6 +94,89 @@ def test_a_flood_is_refused_and_reported_and_does_not_harm_others(
         )
         lines = journal_lines(host, since)
         assert len(lines) < 40 + 5 * (time.monotonic() - begin), lines[:100]
+
+
+def test_a_flood_stops_the_daemon_of_its_instance_alone(
+    incus: Incus, host: Host, limit: int
+) -> None:
+    """Root inside registers by six connections, and makes them again, faster than anybody looks."""
+    path = add_to_store(incus, "kept")
+    name = incus.launch(flake="/etc/nixos#web")
+    make_roots(incus, name, {"/root/kept": path})
+    neighbour = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+    uuid, before = incus.uuid(name), main_pid(host)
+    most = overfull_at(limit)
+    sizes: list[int] = []
+    with flooded(incus, name, 6):
+        status = incus.wait_status(name, rf"ready \(over {most} GC roots were registered inside")
+        assert name in status and "max_roots_per_instance" in status
+        for number in range(10):
+            asked = time.monotonic()
+            make_roots(incus, neighbour, {f"/root/r{number}": path})
+            assert time.monotonic() - asked < 5, "others wait for an instance that floods"
+            sizes.append(int(host.sh(f"ls {STATE}/{uuid} {STATE}/{uuid}/auto | wc -l").stdout))
+        assert collect(host) < LONGEST_COLLECTION
+        # It is stopped again and again, each time for longer.
+        incus.wait_status(name, r"ready \(.* is stopped for [24]0 s")
+    assert max(sizes) < 20 * most, sizes
+    assert main_pid(host) == before, "the sidecar was restarted"
+    assert in_store(host, path) and root_name("/root/kept", path) in link_roots(incus, name)
+    # After the flood, the daemon starts again by itself.
+    incus.eventually(lambda: daemon_listens(incus, name), incus.story)
+    make_roots(incus, name, {"/root/after": path})
+
+
+def test_many_links_in_many_namespaces_delay_no_other_instance(incus: Incus, host: Host) -> None:
+    """A look at all of them takes longer than the barrier may hold a collection."""
+    path, links, namespaces = add_to_store(incus, "spread"), 12_000, 100
+    name = incus.launch(flake="/etc/nixos#web")
+    neighbour = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+    make_links(incus, name, {f"/srv/links/l{number}": path for number in range(links)})
+    script = f"""
+        mkdir /away
+        for number in $(seq {namespaces}); do
+            unshare -m sh -c 'mount -o bind /srv/links /away; exec sleep 3600' &
+        done
+        wait
+        """
+    with background(incus, name, script):
+        incus.eventually(
+            lambda: int(incus.said(name, "sh", "-c", "pidof sleep | wc -w")) >= namespaces,
+            incus.story,
+        )
+        register(incus, name, [f"/away/l{number}" for number in range(links)])
+        for number in range(5):
+            asked = time.monotonic()
+            make_roots(incus, neighbour, {f"/root/r{number}": path})
+            assert time.monotonic() - asked < 5, "others wait for an instance with many links"
+            assert collect(host) < 20
+        wait_rooted(incus, name, {"/away/l0": path, f"/away/l{links - 1}": path})
+        size = int(host.sh(f"stat -c %s {STATE}/{incus.uuid(name)}/away.json").stdout)
+        assert size < 100 * links, "the places of each link are few"
+    assert in_store(host, path)
+
+
+def test_a_new_sidecar_starts_a_daemon_that_the_former_one_stopped(
+    incus: Incus, host: Host, limit: int
+) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    with flooded(incus, name, 6):
+        incus.wait_status(name, r"ready \(over .* GC roots were registered inside")
+    host.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", SIDECAR])
+    incus.eventually(lambda: daemon_listens(incus, name), incus.story)
+
+
+def test_an_instance_that_flooded_is_deleted_without_harm(
+    incus: Incus, host: Host, limit: int
+) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    uuid, before = incus.uuid(name), main_pid(host)
+    with flooded(incus, name, 6):
+        incus.wait_status(name, r"ready \(over .* GC roots were registered inside")
+        incus("delete", "-f", name)
+    gone = ["test", "!", "-e", f"{STATE}/{uuid}"]
+    incus.eventually(lambda: host.run(gone, check=False).returncode == 0, incus.story)
+    assert main_pid(host) == before
 
 
 def test_the_status_of_a_full_instance_says_what_to_do(incus: Incus, limit: int) -> None:

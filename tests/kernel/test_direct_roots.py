@@ -106,19 +106,19 @@ def test_only_the_roots_of_one_instance_are_removed() -> None:
     other = UUID[::-1]
     for name, uuid in (("web", UUID), ("web", other), ("old", UUID)):
         asyncio.run(added({"system-1": ONE, "links/one": ONE}, name, uuid))
-    direct_roots.remove("web", UUID)
+    asyncio.run(direct_roots.remove("web", UUID))
     assert direct_roots.owners() == {("web", other), ("old", UUID)}
     assert direct_roots.read(direct_roots.directory("web", other)) == {
         "system-1": ONE,
         "links/one": ONE,
     }
-    direct_roots.remove("web", UUID)
-    direct_roots.remove("none", UUID)
+    asyncio.run(direct_roots.remove("web", UUID))
+    asyncio.run(direct_roots.remove("none", UUID))
 
 
 def test_one_directory_of_roots_is_removed_alone() -> None:
     add({"system-1": ONE, "snapshots/one/x": ONE, "snapshots/one.1/x": ONE, "links/one": ONE})
-    direct_roots.remove("web", UUID, "snapshots/one")
+    asyncio.run(direct_roots.remove("web", UUID, "snapshots/one"))
     assert present() == {"system-1": ONE, "snapshots/one.1/x": ONE, "links/one": ONE}
 
 
@@ -128,7 +128,7 @@ def test_a_removal_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "precious/file").touch()
     add({"system-1": ONE})
     os.symlink(tmp_path / "precious", f"{paths.GCROOTS}/web.{UUID}/directory")
-    direct_roots.remove("web", UUID)
+    asyncio.run(direct_roots.remove("web", UUID))
     assert (tmp_path / "precious/file").exists() and direct_roots.owners() == set()
 
 

@@ -9,7 +9,7 @@ from support.containers import MS_BIND, make_rootfs, plain
 from support.links import COPY, NAME, ONE, Web
 
 from inx_sidecar.base.errors import MountError
-from inx_sidecar.links import indirect_roots, resolver
+from inx_sidecar.links import indirect_roots, registration_copy, resolver
 
 pytestmark = pytest.mark.gc
 
@@ -128,12 +128,8 @@ def test_only_correct_entries_of_a_copy_are_read(web: Web) -> None:
         os.mkfifo(f"/{COPY}/{indirect_roots.name_of('/root/fifo')}")
 
     web.inside(prepare)
-    root = os.open(web.rootfs, os.O_PATH)
-    try:
-        assert indirect_roots.read_inside(root, NAME, 10) == ["/root/result"]
-        assert indirect_roots.read_inside(root, NAME, 0) == []
-    finally:
-        os.close(root)
+    assert read_inside(web.rootfs, 10) == ["/root/result"]
+    assert read_inside(web.rootfs, 0) == []
 
 
 @pytest.mark.parametrize("place", ["nix", "nix/var/nix/gcroots", COPY])
@@ -145,11 +141,28 @@ def test_the_host_follows_no_link_to_read_a_copy(tmp_path: Path, outside: Path, 
     rootfs = tmp_path / "stopped"
     (rootfs / place).parent.mkdir(parents=True)
     (rootfs / place).symlink_to(outside)
-    root = os.open(rootfs, os.O_PATH)
-    try:
-        assert indirect_roots.read_inside(root, NAME, 10) == []
-    finally:
-        os.close(root)
+    assert read_inside(rootfs, 10) == []
+
+
+@pytest.mark.parametrize("others", [0, 3000])
+def test_a_copy_with_many_entries_is_read_up_to_the_limit(web: Web, others: int) -> None:
+    """A child reads what the event loop would take long for. The others come first or last."""
+    texts = [f"/root/{number}" for number in range(2000)]
+
+    def prepare() -> None:
+        os.makedirs(f"/{COPY}")
+        for text in texts:
+            os.symlink(text, f"/{COPY}/{indirect_roots.name_of(text)}")
+        for number in range(others):
+            os.symlink("/x", f"/{COPY}/other-{number}")
+
+    web.inside(prepare)
+    assert sorted(read_inside(web.rootfs, 10_000)) == sorted(texts)
+    assert len(read_inside(web.rootfs, 1000)) <= 1000
+
+
+def read_inside(rootfs: str | Path, most: int) -> list[str]:
+    return asyncio.run(registration_copy.read_copy(str(rootfs), NAME, most))
 
 
 def test_the_links_of_a_stopped_container_are_resolved_without_a_change(

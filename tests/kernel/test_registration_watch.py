@@ -131,6 +131,7 @@ def test_drain_does_not_wait_for_an_instance_in_backoff() -> None:
     async def main() -> None:
         one = mirror()
         async with watching(one, mirror(SHOP)) as (watched, added):
+            await watched.drain()
             added.go.clear()
             indirect_roots.put(WEB, "/one")
             await asyncio.sleep(0.05)
@@ -148,11 +149,11 @@ def test_drain_does_not_wait_for_an_instance_in_backoff() -> None:
 def test_one_instance_has_one_call_at_a_time() -> None:
     running: list[str] = []
 
-    async def take(mirror: Mirror, some: set[str]) -> None:
+    async def take(mirror: Mirror, some: set[str], list_all: bool) -> None:
         assert mirror.uuid not in running
         running.append(mirror.uuid)
         await asyncio.sleep(0.002)
-        await mirror.add_registered(some)
+        await mirror.add_registered(some | await mirror.changed() if list_all else some)
         running.remove(mirror.uuid)
 
     async def main() -> None:
@@ -166,7 +167,7 @@ def test_one_instance_has_one_call_at_a_time() -> None:
             await asyncio.sleep(0.001)
         await asyncio.wait_for(watched.drain(), 20)
         for one in watched.mirrors:
-            assert one.changed() == set()
+            assert await one.changed() == set()
         await watched.close()
 
     asyncio.run(main())

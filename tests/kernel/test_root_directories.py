@@ -1,5 +1,6 @@
 """The resolver looks for a link below the root directory of every process of the container."""
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -135,3 +136,13 @@ def test_the_root_of_a_process_with_its_own_user_namespace_counts(web: Web) -> N
             assert link.targets == {ONE: False} and link.sure
     finally:
         os.close(proc)
+
+
+def test_of_many_places_few_are_named_that_of_init_first(web: Web) -> None:
+    """A container can have any number of mount namespaces."""
+    web.link("/srv/result")
+    with contextlib.ExitStack() as services:
+        for number in range(10):
+            services.enter_context(web.service(lambda: None, below=f"s{number}.service"))
+        found = web.resolve("/srv/result").found
+    assert len(found) == 4 and INIT in found

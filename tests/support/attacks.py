@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from support.attacker.registering import flood
 from support.attacker.stalling import never_answer
 from support.disposable import Host
 from support.incus import Incus
@@ -58,6 +61,32 @@ def stalled(
         finally:
             incus("stop", "-f", name, check=False)
             stall.kill()
+
+
+def flooded(
+    incus: Incus, name: str, connections: int, length: int = 0
+) -> contextlib.AbstractContextManager[None]:
+    """While the block runs, root inside registers GC roots without end, by `connections`."""
+    return attacking(incus, name, flood, connections, "/root/flood-", length)
+
+
+@contextlib.contextmanager
+def attacking(incus: Incus, name: str, function: Callable[..., Any], *args: Any) -> Iterator[None]:
+    """While the block runs, `function` runs inside; it has told that it began."""
+    argv = incus.host.enter(command_inside(incus, name, function))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        argv, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdin and process.stdout
+            process.stdin.write(json.dumps(args))
+            process.stdin.close()
+            assert process.stdout.readline() == '"begun"\n'
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # it ended with its instance
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def on_host(host: Host, function: Callable[..., Any], *args: Any) -> Any:

@@ -36,8 +36,9 @@ class Added:
         self.go = asyncio.Event()
         self.go.set()
 
-    async def __call__(self, mirror: Mirror, some: set[str]) -> None:
+    async def __call__(self, mirror: Mirror, some: set[str], list_all: bool) -> None:
         await self.go.wait()
+        some = some | await mirror.changed() if list_all else some
         await mirror.add_registered(some)
         self.names.setdefault(mirror.uuid, set()).update(some)
         self.turns.append(mirror.uuid)

@@ -64,3 +64,26 @@ def test_the_file_is_not_written_without_a_change(file: Path) -> None:
     before = file.stat().st_ino
     saved("one", AWAY)
     assert file.stat().st_ino == before
+
+
+def test_the_file_names_a_place_once_for_many_links(file: Path) -> None:
+    """A container can make any number of links, and of places."""
+    away = LinkPlaces(UUID)
+    for number in range(1000):
+        away.remember(f"link-{number}", AWAY)
+    away.save()
+    assert file.read_text().count("init@2") == 1
+    assert LinkPlaces(UUID).last_found("link-999") == AWAY.found
+
+
+def test_a_file_of_the_former_version_is_read(file: Path) -> None:
+    file.write_text('{"one": ["init@2", "service"]}')
+    assert LinkPlaces(UUID).last_found("one") == AWAY.found
+
+
+@pytest.mark.parametrize(
+    "text", ['{"places": [], "links": {"one": [0]}}', '{"links": {}}', '{"one": 1}', "[]", "1"]
+)
+def test_a_file_of_another_form_counts_as_missing(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert LinkPlaces(UUID).last_found("one") == frozenset()

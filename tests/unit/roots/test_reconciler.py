@@ -7,6 +7,7 @@ import pytest
 
 from inx_sidecar.base.errors import InstanceError, RootError
 from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.nix.daemon import NixDaemon
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots.reconciler import RootReconciler
 
@@ -22,12 +23,15 @@ class Resolver:
 class Registering:
     """A mirror to which a registration is added, which ends with `error`, if any."""
 
-    near_limit: bool = False
+    room: bool = False
     unanswered: bool = False
     resolver: Resolver = field(default_factory=Resolver)
     error: Exception | None = None
     lxc_name: str = "web"
     uuid: str = "11111111-2222-3333-4444-555555555555"
+
+    def may_gain_room(self) -> bool:
+        return self.room
 
     async def add_registered(self, names: set[str]) -> None:
         self.resolver.incomplete |= self.unanswered
@@ -42,8 +46,8 @@ def compares_after(mirror: Registering) -> bool:
         raise AssertionError(uuid)
 
     async def main() -> bool:
-        reconciler = RootReconciler(GcClient(), StatusWriter(), forget)
-        await reconciler._add_registered(mirror, {"name"})  # type: ignore[arg-type]
+        reconciler = RootReconciler(GcClient(), StatusWriter(), forget, NixDaemon)
+        await reconciler._add_registered(mirror, {"name"}, False)  # type: ignore[arg-type]
         return reconciler._wake.is_set()
 
     return asyncio.run(main())
@@ -64,7 +68,7 @@ def test_an_instance_that_keeps_registering_there_causes_no_further_comparisons(
 
 
 def test_links_that_are_gone_are_looked_for_near_the_limit() -> None:
-    assert compares_after(Registering(near_limit=True))
+    assert compares_after(Registering(room=True))
 
 
 def test_a_registration_that_could_not_be_rooted_is_tried_again() -> None:

@@ -50,12 +50,15 @@ _READ_ONLY: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 class HostDirectory:
     """`source` of the host appears read-only at `target`, a path below the container's root.
 
-    With `entries`, the container sees only the entries of these names.
+    With `entries`, the container sees only the entries of these names. With `foreign`, nobody in
+    the container owns the files: only an owner can take leases on a file, and a lease delays
+    everybody who opens the same file (fcntl(2), F_SETLEASE).
     """
 
     source: str
     target: str
     entries: frozenset[str] | None = None
+    foreign: bool = False
 
     def describe(self) -> str:
         part = "" if self.entries is None else f"{len(self.entries)} entries of "
@@ -117,7 +120,10 @@ async def _attach_locked(
     action = f"attaching the store of {container.name!r}"
     with ExitStack() as fds:
         clones = [fds.enter_context(opened(_clone_mount(directory))) for directory in directories]
-        mapped = [_map_owners(fd, container) for fd in clones]
+        mapped = [
+            directory.foreign or _map_owners(fd, container)
+            for directory, fd in zip(directories, clones, strict=True)
+        ]
 
         def lock() -> list[int]:
             return _lock_flags(directories, clones, container)

@@ -141,7 +141,7 @@ class Starter:
         """Attach what this start needs; True if the owners in the store are mapped."""
         uuid, plan = deployment.instance.uuid, deployment.plan
         directories = [
-            HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE),
+            HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE, foreign=True),
             HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket"),
         ]
         # An isolated container gets no store before its system, and so its closure, is known.

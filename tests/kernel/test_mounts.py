@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from functools import partial
@@ -304,6 +305,28 @@ def test_several_directories_at_once(sandbox: Sandbox, store: Path, tmp_path: Pa
         asyncio.run(attach_mounts(container, directories, None))
     found = sandbox.inside(lambda: (os.listdir("/dev/.inx"), sorted(os.listdir("/nix/store"))))
     assert found == (["mark"], ["file", "suid"])
+
+
+def test_nobody_inside_owns_what_is_foreign_and_so_takes_no_lease(
+    unprivileged: Sandbox, store: Path
+) -> None:
+    """With a lease, one container could hold all others that open the same file."""
+    directories = [
+        HostDirectory(str(store), "nix/store"),
+        HostDirectory(str(store), "dev/.inx", foreign=True),
+    ]
+    (store / "file").chmod(0o444)
+    with Container(unprivileged.pid, "web") as container:
+        assert asyncio.run(attach_mounts(container, directories, None)) is True
+
+    def lease(path: str) -> None:
+        fd = os.open(path, os.O_RDONLY)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+    owner = unprivileged.inside(lambda: os.stat("/dev/.inx/file").st_uid)
+    assert owner == 65534
+    with pytest.raises(PermissionError):
+        unprivileged.inside(lambda: lease("/dev/.inx/file"))
 
 
 def test_a_generation_belongs_to_the_containers_root(sandbox: Sandbox, store: Path) -> None:

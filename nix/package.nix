@@ -1,7 +1,6 @@
 # The package of inx for nixpkgs: the files that `pip install` installs, with absolute paths in hooks and units.
 {
   lib,
-  coreutils,
   pkgsStatic,
   python3,
 }:
@@ -43,7 +42,7 @@ buildPythonApplication {
     "${pkgsStatic.busybox}/bin"
   ];
 
-  # The hooks keep /bin/sh of the host. `init` keeps the path of busybox in the container.
+  # The hooks start with the static busybox. `init` keeps the path of busybox in the container.
   dontPatchShebangs = true;
 
   # A hook imports almost no module, so it needs only the plain interpreter and this one directory.
@@ -61,7 +60,7 @@ buildPythonApplication {
     EOF
     for hook in pre-start mount stop; do
       substituteInPlace $share/hooks/$hook \
-        --replace-fail /usr/bin/env ${coreutils}/bin/env \
+        --replace-fail /opt/inx/libexec/inx/busybox ${pkgsStatic.busybox}/bin/busybox \
         --replace-fail '/opt/inx/bin/python -I -m inx_sidecar.hook' \
           "${python3.interpreter} -I $out/libexec/inx/hook"
     done

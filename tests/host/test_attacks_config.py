@@ -57,9 +57,46 @@ def test_the_instances_environment_does_not_reach_the_host(incus: Incus, host: H
     incus("stop", "-f", name)
     assert host.sh(f"cd {trap}; ls -d hit-* || :").stdout == ""
     # The shell that LXC starts for a hook heeds LD_*; the hooks of inx are started without them.
-    assert "/opt/inx" not in host.sh(f"cat {trap}/loader*").stdout
+    loaded = host.sh(f"cat {trap}/loader*").stdout
+    assert "initialize program: sh" in loaded
+    assert "/opt/inx" not in loaded and "/env" not in loaded
     assert not exists(host, f"/run/inx/{incus.uuid(name)}")
     assert incus.run(other, "nix", "store", "info").returncode == 0
+
+
+# Prints what programs open in the directory, while `argv` runs with an environment that names it.
+OPENED = """
+import ctypes, os, subprocess, sys
+trap, *argv = sys.argv[1:]
+os.makedirs(f"{trap}/C.UTF-8", exist_ok=True)
+for name in "lib.so", "gconv-modules", "profile", "sitecustomize.py", "locale-archive":
+    open(f"{trap}/{name}", "w").close()
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init1(os.O_NONBLOCK)
+for place in trap, f"{trap}/C.UTF-8":
+    libc.inotify_add_watch(watch, place.encode(), 0x20)  # IN_OPEN
+libraries = dict.fromkeys(["LD_PRELOAD", "LD_AUDIT"], f"{trap}/lib.so")
+scripts = dict.fromkeys(["ENV", "BASH_ENV", "PYTHONSTARTUP"], f"{trap}/profile")
+places = ["LD_LIBRARY_PATH", "GCONV_PATH", "LOCPATH", "NLSPATH", "PYTHONPATH", "PYTHONHOME"]
+tunables = {"GLIBC_TUNABLES": "glibc.malloc.check=3", "LC_ALL": "C.UTF-8", "LANG": "xx_YY.EUC-JP"}
+variables = libraries | scripts | dict.fromkeys(places, trap) | tunables
+subprocess.run(argv, env=os.environ | variables, stderr=subprocess.DEVNULL)
+try:
+    print(len(os.read(watch, 65536)))
+except BlockingIOError:
+    print(0)
+"""
+
+
+@pytest.mark.parametrize("hook", ["pre-start", "mount", "stop"])
+def test_a_hook_begins_with_a_program_that_loads_nothing(host: Host, hook: str) -> None:
+    """A static program heeds neither LD_PRELOAD nor the like; what it starts has none of them."""
+
+    def opened(*argv: str) -> int:
+        return int(host.run(["python3", "-I", "-c", OPENED, "/srv/trap", *argv]).stdout)
+
+    assert opened("/bin/sh", "-c", ":") > 0
+    assert opened(f"/etc/inx/hooks/{hook}") == 0
 
 
 HOSTILE_VALUES = [

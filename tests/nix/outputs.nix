@@ -23,7 +23,6 @@ let
   package = import ../../nix/package.nix {
     inherit lib python3;
     pkgsStatic.busybox = "/nix/store/44444444444444444444444444444444-busybox";
-    coreutils = "/nix/store/33333333333333333333333333333333-coreutils";
   };
 
   pkgs = {

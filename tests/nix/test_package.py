@@ -26,7 +26,6 @@ let
 in
 import /root/inx/nix/package.nix {
   inherit lib;
-  coreutils = "/usr";
   pkgsStatic.busybox = "/usr";
   python3 = {
     interpreter = "/usr/bin/python3";

@@ -16,6 +16,7 @@ from inx_sidecar.config.settings import load_settings
 from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
 from inx_sidecar.incus import api as incus
 from inx_sidecar.kernel import forked
+from inx_sidecar.nix import store_locks
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import barrier
 
@@ -26,17 +27,23 @@ _NIX: Final = (2, 18)
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check; `advice` says what to do, and is empty if all is well."""
+    """The result of one check; `advice` says what to do, and is empty if all is well.
+
+    `warning` says what follows from a choice that the operator may have made.
+    """
 
     subject: str
     advice: str = ""
+    warning: str = ""
 
     @property
     def ok(self) -> bool:
         return not self.advice
 
     def describe(self) -> str:
-        return f"ok    {self.subject}" if self.ok else f"FAIL  {self.subject}: {self.advice}"
+        if self.advice:
+            return f"FAIL  {self.subject}: {self.advice}"
+        return f"warn  {self.subject}: {self.warning}" if self.warning else f"ok    {self.subject}"
 
 
 async def run_checks() -> list[Finding]:
@@ -127,6 +134,28 @@ async def _barrier() -> list[Finding]:
     return [Finding(subject, "run 'systemctl enable --now inx-barrier.service'")]
 
 
+async def _guard() -> list[Finding]:
+    done = await run(["systemctl", "is-active", "inx-guard.service"])
+    subject = "inx-guard.service: containers cannot lock what Nix locks"
+    if done.status == 0:
+        return [Finding(subject)]
+    store_locks.probe()
+    return [Finding(subject, "run 'systemctl enable --now inx-guard.service'")]
+
+
+async def _leases() -> list[Finding]:
+    with open("/proc/sys/fs/leases-enable") as file:
+        enabled = file.read().strip() != "0"
+    subject = "fs.leases-enable"
+    if not enabled:
+        return [Finding(f"{subject} is 0: containers cannot delay the host by leases")]
+    warning = (
+        "it is on, so root of a container with a shared store can let the host wait 45 s for a "
+        "file of the store; set fs.leases-enable = 0 unless Samba or the NFS server needs leases"
+    )
+    return [Finding(subject, warning=warning)]
+
+
 async def _incus() -> list[Finding]:
     return [_at_least("Incus", await incus.server_version(), _INCUS, "the 6.0 series or newer")]
 
@@ -199,5 +228,5 @@ def _at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> 
 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
     _kernel, _cgroups, _nix, _owners_mapped, _isolated_store, _busybox, _settings, _hooks,
-    _sidecar, _barrier, _incus, _profile, _instances,
+    _sidecar, _barrier, _guard, _leases, _incus, _profile, _instances,
 )  # fmt: skip

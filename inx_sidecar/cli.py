@@ -50,6 +50,17 @@ def barrier() -> None:
 
 
 @main.command()
+def guard() -> None:
+    """Keep containers from the lock files of the store; started by inx-guard.service."""
+    from inx_sidecar.base import journal
+    from inx_sidecar.nix import store_locks
+
+    journal.log_to_journal()
+    with _report_errors("<3>"):
+        store_locks.guard()
+
+
+@main.command()
 def sync() -> None:
     """Compare the GC roots of all instances with their links, now."""
     from inx_sidecar.base import sidecar_client

@@ -174,6 +174,10 @@ in
     };
     environment.systemPackages = [ cfg.package ];
 
+    # Root of a container with a shared store could take leases on files of the store. A lease holds the next open of the file
+    # for up to 45 s. Samba (kernel oplocks) and the NFS server of the kernel (delegations) use leases: set 1 to keep them.
+    boot.kernel.sysctl."fs.leases-enable" = lib.mkDefault 0;
+
     # The package has the units, the same as on every other host.
     systemd.packages = [ cfg.package ];
     systemd.tmpfiles.rules = [
@@ -200,6 +204,7 @@ in
           };
       };
       inx-barrier = unit { wantedBy = [ "multi-user.target" ]; };
+      inx-guard = unit { wantedBy = [ "multi-user.target" ]; };
       inx-sync.wantedBy = [ "nix-gc.service" ];
       inx-instances = unit {
         wantedBy = [ "multi-user.target" ];

@@ -3,8 +3,12 @@
 import contextlib
 import os
 import signal
+from typing import Final
 
 from inx_sidecar.kernel.syscalls import opened
+
+_PAYLOAD: Final = b"/lxc.payload."
+_TEXT_MAX: Final = 1 << 16
 
 
 def hierarchy() -> str:
@@ -19,6 +23,38 @@ def cgroup_of(pid: int) -> str | None:
             if line.startswith("0::"):
                 return line[3:].rstrip("\n")
     return None
+
+
+def container_of(pid: int) -> str | None:
+    """The name that LXC gives to the container of process or thread `pid`; None if it is in none.
+
+    OSError if the process ended. LXC puts each process of a container below lxc.payload.NAME
+    (lxc.container.conf(5)), in every hierarchy, and processes inside cannot leave it. The first
+    such directory counts: root inside may make others below it.
+    """
+    with opened(os.open(f"/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)) as file:
+        text = os.read(file, _TEXT_MAX)
+    _, found, rest = text.partition(_PAYLOAD)
+    return os.fsdecode(rest.partition(b"\n")[0].partition(b"/")[0]) if found else None
+
+
+def end_container_of(pid: int) -> None:
+    """Kill all processes of the container of `pid` at once (cgroups(7), cgroup.kill; Linux 5.14).
+
+    Also what they make meanwhile is killed. Nothing is done without the unified hierarchy.
+    """
+    parts = (cgroup_of(pid) or "").split("/")
+    for count, part in enumerate(parts):
+        if f"/{part}".startswith(os.fsdecode(_PAYLOAD)):
+            with open(f"{hierarchy()}{'/'.join(parts[: count + 1])}/cgroup.kill", "w") as file:
+                file.write("1")
+            return
+
+
+def process_of(thread: int) -> int:
+    """The process that `thread` belongs to; OSError if it ended (proc_pid_status(5))."""
+    with open(f"/proc/{thread}/status", errors="surrogateescape") as file:
+        return next((int(line[5:]) for line in file if line.startswith("Tgid:")), thread)
 
 
 def kill_others_of_service(unit: str) -> list[int]:

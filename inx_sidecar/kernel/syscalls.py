@@ -7,10 +7,11 @@ include/uapi/linux/{mount,openat2,sched}.h.
 
 import ctypes
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
@@ -47,7 +48,11 @@ _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
 
 _RENAME_EXCHANGE: Final = 2
+_STATX_BASIC_STATS: Final = 0x07FF
 _STATX_MNT_ID: Final = 0x1000
+_STATX_DONT_SYNC: Final = 0x4000
+# stx_mode, stx_ino, stx_dev_major and stx_dev_minor of struct statx (include/uapi/linux/stat.h).
+_STATX: Final = struct.Struct("=28xH2xQ96xII")
 _STATX_SIZE: Final = 256
 _STATX_MNT_ID_OFFSET: Final = 0x90
 
@@ -153,6 +158,25 @@ def mount_id(fd: int) -> int:
     flags, mask = ctypes.c_int(AT_EMPTY_PATH), ctypes.c_uint(_STATX_MNT_ID)
     _check(_libc.statx(ctypes.c_int(fd), ctypes.c_char_p(b""), flags, mask, buffer), f"fd {fd}")
     return int.from_bytes(buffer.raw[_STATX_MNT_ID_OFFSET:][:8], sys.byteorder)
+
+
+class CachedStatus(NamedTuple):
+    mode: int
+    inode: int
+    device: int
+
+
+def cached_status(path: str) -> CachedStatus:
+    """The status of the file that `path` leads to, as the kernel has it in memory.
+
+    The server of a FUSE file system is not asked, so the call cannot wait for it (statx(2)).
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags, mask = ctypes.c_int(_STATX_DONT_SYNC), ctypes.c_uint(_STATX_BASIC_STATS)
+    at = ctypes.c_int(AT_FDCWD)
+    _check(_libc.statx(at, ctypes.c_char_p(os.fsencode(path)), flags, mask, buffer), path)
+    mode, inode, major, minor = _STATX.unpack_from(buffer)
+    return CachedStatus(mode, inode, os.makedev(major, minor))
 
 
 @contextmanager

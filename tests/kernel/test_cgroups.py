@@ -64,3 +64,19 @@ def test_the_main_process_of_a_service_kills_the_others_of_its_group(service: Pa
 
 def test_a_process_outside_of_the_service_kills_nothing(service: Path) -> None:
     assert killed_by_main(service, "another.service") == ([], 0, 0)
+
+
+def test_the_container_of_a_process_is_the_outermost_one() -> None:
+    assert cgroups.container_of(os.getpid()) is None
+    outer = Path(f"{cgroups.hierarchy()}/lxc.payload.shop_web-{os.getpid()}")
+    inner = outer / "system.slice/lxc.payload.inner"
+    inner.mkdir(parents=True)
+    try:
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+            for group in outer, inner:
+                join_cgroup(group, process.pid)
+                assert cgroups.container_of(process.pid) == f"shop_web-{os.getpid()}"
+                assert cgroups.process_of(process.pid) == process.pid
+            process.kill()
+    finally:
+        remove_cgroup(outer)

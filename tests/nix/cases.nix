@@ -13,6 +13,7 @@ in
   plain = enabled;
 
   tuned = {
+    boot.kernel.sysctl."fs.leases-enable" = 1;
     virtualisation.inx = {
       enable = true;
       pool = "fast";

@@ -36,6 +36,7 @@ let
       firewall = config.networking.firewall.interfaces;
       inherit (config.systemd) services sockets;
       packages = config.systemd.packages;
+      inherit (config.boot.kernel) sysctl;
       tmpfiles = config.systemd.tmpfiles.rules;
       users = lib.attrNames config.users.users;
       inherit (config.virtualisation.incus) enable preseed;

@@ -178,7 +178,7 @@ def test_the_units_of_the_package_are_started_and_restarted_in_place(evaluate: A
     found = {f"{name}.service": of.get("wantedBy") for name, of in services.items()}
     found |= {f"{name}.socket": of.get("wantedBy") for name, of in sockets.items()}
     assert {name: targets for name, targets in found.items() if targets} == wanted
-    for name in "inx-sidecar", "inx-barrier", "inx-instances":
+    for name in "inx-sidecar", "inx-barrier", "inx-guard", "inx-instances":
         assert services[name]["stopIfChanged"] is False
     path = [package["name"] for package in services["inx-sidecar"]["path"]]
     assert {"nix", "systemd", "git"} <= set(path)
@@ -189,6 +189,13 @@ def test_the_units_of_the_package_are_started_and_restarted_in_place(evaluate: A
     made = {line.split()[1] for line in plain["tmpfiles"]}
     shipped_rules = (REPO / "systemd/inx.tmpfiles.conf").read_text().splitlines()
     assert made == {line.split()[1] for line in shipped_rules}
+    lines = (REPO / "systemd/inx.sysctl.conf").read_text().splitlines()
+    values = dict(line.split(" = ") for line in lines if not line.startswith("#"))
+    assert {key: str(value) for key, value in plain["sysctl"].items()} == values
+
+
+def test_the_host_may_keep_leases(evaluate: Any) -> None:
+    assert evaluate("tuned")["sysctl"] == {"fs.leases-enable": 1}
 
 
 def test_a_pool_and_a_network_of_the_host_are_used(evaluate: Any) -> None:

@@ -93,7 +93,7 @@ def test_pip_installs_hooks_profile_and_units_from_an_sdist(host: Host, site_pac
 def test_the_install_script_installs_and_removes_every_unit() -> None:
     text = (REPO / "install").read_text()
     (listed,) = re.findall(r'^units="((?:.|\\\n)*?)"', text, re.MULTILINE)
-    configurations = {"inx.sysusers.conf", "inx.tmpfiles.conf"}
+    configurations = {"inx.sysctl.conf", "inx.sysusers.conf", "inx.tmpfiles.conf"}
     assert set(listed.replace("\\\n", "").split()) == units() - configurations
     assert all(f"systemd/{name}" in text for name in configurations)
     enabled = {name for name in units() if "\n[Install]\n" in (REPO / "systemd" / name).read_text()}

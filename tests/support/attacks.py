@@ -73,17 +73,41 @@ def flooded(
 @contextlib.contextmanager
 def attacking(incus: Incus, name: str, function: Callable[..., Any], *args: Any) -> Iterator[None]:
     """While the block runs, `function` runs inside; it has told that it began."""
+    with _running(incus, name, function, args) as process:
+        assert process.stdout and process.stdout.readline() == '"begun"\n'
+        yield
+
+
+@contextlib.contextmanager
+def staying_inside(
+    incus: Incus, name: str, function: Callable[..., Any], *args: Any
+) -> Iterator[IO[str]]:
+    """While the block runs, `function` runs as root of the container; the block gets its output.
+
+    What the function started inside ends with the instance.
+    """
+    with _running(incus, name, function, args) as process:
+        assert process.stdout
+        try:
+            yield process.stdout
+        finally:
+            incus("stop", "-f", name, check=False)
+
+
+@contextlib.contextmanager
+def _running(
+    incus: Incus, name: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> Iterator[subprocess.Popen[str]]:
     argv = incus.host.enter(command_inside(incus, name, function))
     pipe = subprocess.PIPE
     with subprocess.Popen(
         argv, stdin=pipe, stdout=pipe, text=True, start_new_session=True
     ) as process:
         try:
-            assert process.stdin and process.stdout
+            assert process.stdin
             process.stdin.write(json.dumps(args))
             process.stdin.close()
-            assert process.stdout.readline() == '"begun"\n'
-            yield
+            yield process
         finally:
             with contextlib.suppress(ProcessLookupError):  # it ended with its instance
                 os.killpg(process.pid, signal.SIGKILL)

@@ -14,12 +14,21 @@ from support.attacker.kernel import check, libc
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 
 
+def join_cgroup_of(pid: int) -> None:
+    """As `incus exec` does: what the host tells apart by their cgroups counts as the container."""
+    with open(f"/proc/{pid}/cgroup") as file:
+        (path,) = (line[3:].strip() for line in file if line.startswith("0::"))
+    with open(f"/sys/fs/cgroup{path}/cgroup.procs", "w") as procs:
+        procs.write(str(os.getpid()))
+
+
 def become_container_root(pid: int) -> None:
-    """Enter all namespaces of process `pid` as root, with all capabilities.
+    """Enter the cgroup and all namespaces of process `pid` as root, with all capabilities.
 
     The system call filter that Incus adds is not taken over. A child of this process goes on,
     because only a child is in the new PID namespace.
     """
+    join_cgroup_of(pid)
     differ = [
         name
         for name in NAMESPACES

@@ -47,6 +47,7 @@ in
     warnings = option (types.listOf types.str) [ ];
 
     boot.isContainer = option types.bool false;
+    boot.kernel.sysctl = option (types.attrsOf types.anything) { };
 
     environment.etc = option (types.attrsOf (
       types.submodule { options.source = mkOption { type = types.unspecified; }; }

@@ -176,11 +176,11 @@ class Guard:
 def is_lock(mode: int) -> bool:
     """Whether a file directly in the store, with this mode, may be a lock file of Nix.
 
-    A valid store path has no write permission (canonicalisePathMetaData in libstore/posix-fs-
-    canonicalise.cc). The name tells nothing: a Cargo.lock may be a store path, and root inside may
-    mount a lock file anywhere.
+    Nix makes lock files with the mode 0600 (openLockFile). Everybody may read a valid store path
+    (canonicalisePathMetaData in libstore/posix-fs-canonicalise.cc). The name tells nothing: a
+    Cargo.lock may be a store path, and root inside may mount a lock file anywhere.
     """
-    return bool(mode & 0o222)
+    return not mode & 0o077
 
 
 def end_openers(own: str | None = None) -> int:

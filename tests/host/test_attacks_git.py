@@ -136,11 +136,13 @@ def test_a_doubtful_build_has_a_user_and_files_of_its_own(incus: Incus, host: Ho
         users.add(host.run(["stat", "-c", "%u", f"/proc/{pid}"]).stdout.strip())
         environment = host.run(["cat", f"/proc/{pid}/environ"]).stdout.split("\0")
         [home] = [text for text in environment if text.startswith("HOME=")]
-        assert home.startswith(f"HOME=/var/lib/inx/{incus.uuid(name)}/build/")
-        see = ["nsenter", "-t", pid, "-m", "-S", users_id(host, pid), "-G", "985"]
+        builds = f"/var/lib/inx/builds/{incus.uuid(name)}"
+        assert home.startswith(f"HOME={builds}/")
+        group = host.run(["stat", "-c", "%g", f"/proc/{pid}"]).stdout.strip()
+        see = ["nsenter", "-t", pid, "-m", "-S", users_id(host, pid), "-G", group]
         other = host.run([*see, "ls", "/proc"]).stdout.split()
         assert "1" not in other
-        written = host.run([*see, "touch", f"/var/lib/inx/{incus.uuid(name)}/build"], check=False)
+        written = host.run([*see, "touch", builds], check=False)
         assert written.returncode
     build_user = host.run(["id", "-u", "inx-build"]).stdout.strip()
     assert len(users) == 2 and not {"0", build_user} & users
@@ -157,4 +159,4 @@ def test_a_failed_doubtful_build_leaves_nothing(incus: Incus, host: Host) -> Non
     name = incus.init(flake=f"{directory}#web")
     incus.start(name)
     incus.wait_status(name, "failed: ")
-    assert host.run(["ls", f"/var/lib/inx/{incus.uuid(name)}"]).stdout.split().count("build") == 0
+    assert incus.uuid(name) not in host.run(["ls", "/var/lib/inx/builds"]).stdout.split()

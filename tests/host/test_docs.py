@@ -31,6 +31,7 @@ RUN = {
     ("docs/nixos.md", "Declared containers on other hosts"): "test_how_to_declare",
     ("docs/secrets-and-deployment.md", "Secrets"): "test_how_secrets_come_in",
     ("docs/secrets-and-deployment.md", "Private sources"): "test_private_sources.py",
+    ("docs/security.md", "Leases that a host needs"): "test_how_to_keep_leases",
     ("docs/moving.md", "From nixos-container"): "test_moving.py",
     ("docs/moving.md", "From inx-container"): "test_moving_inx.py",
     ("docs/uninstall.md", "Other Linux"): "test_install_again_and_uninstall",
@@ -210,6 +211,18 @@ def test_how_secrets_come_in(incus: Incus, host: Host) -> None:
     finally:
         incus("delete", "-f", "web", check=False)
         host.sh("umount --lazy /srv/secrets; rm /etc/ssh/web_host_key")
+
+
+def test_how_to_keep_leases(host: Host) -> None:
+    command = commands("docs/security.md", "Leases that a host needs")
+    apply = command[-1]
+    host.run(apply.split())
+    assert host.run(["cat", "/proc/sys/fs/leases-enable"]).stdout == "0\n"
+    try:
+        host.sh("\n".join(command))
+        assert host.run(["cat", "/proc/sys/fs/leases-enable"]).stdout == "1\n"
+    finally:
+        host.sh(f"rm -f /etc/sysctl.d/60-leases.conf; {apply}")
 
 
 def test_where_to_look(incus: Incus, host: Host) -> None:

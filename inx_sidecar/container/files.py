@@ -35,7 +35,9 @@ async def write_generation(container: Container, change: Change) -> int:
 
     action = f"writing the generation of {container.name!r}"
     try:
-        number, _ = await forked.run_in_child(write, action, instance=container.name)
+        number, _ = await forked.run_in_child(
+            write, action, fds=container.fds, instance=container.name
+        )
     except forked.TookTooLongError as error:
         raise forked.TookTooLongError(
             f"{error}: the file system at /{paths.PROFILES_INSIDE} does not answer; end it, or "
@@ -79,7 +81,9 @@ async def read_head(container: Container, path: str, max_bytes: int, seconds: fl
                 return None, []
 
     action = f"reading /{path} of {container.name!r}"
-    text, _ = await forked.run_in_child(read, action, seconds, instance=container.name)
+    text, _ = await forked.run_in_child(
+        read, action, seconds, fds=container.fds, instance=container.name
+    )
     return None if text is None else str(text)
 
 
@@ -100,5 +104,5 @@ async def read_tail(container: Container, path: str, max_bytes: int) -> str:
                 return "", []
 
     action = f"reading /{path} of {container.name!r}"
-    text, _ = await forked.run_in_child(read, action, instance=container.name)
+    text, _ = await forked.run_in_child(read, action, fds=container.fds, instance=container.name)
     return str(text)

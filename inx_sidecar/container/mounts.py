@@ -136,13 +136,22 @@ async def _attach_locked(
             # A first child locks the mounts in a user namespace made for the purpose. That child
             # cannot return to the host's user namespace, so a second child attaches them.
             _, locked = await forked.run_in_child(
-                lambda: (None, lock()), action, instance=container.name
+                lambda: (None, lock()),
+                action,
+                fds=[*clones, *container.fds],
+                instance=container.name,
             )
             for fd in locked:
                 fds.callback(os.close, fd)
-            await forked.run_in_child(lambda: enter(locked), action, instance=container.name)
+            needed = [*locked, *container.fds]
+            await forked.run_in_child(
+                lambda: enter(locked), action, fds=needed, instance=container.name
+            )
         else:
-            await forked.run_in_child(lambda: enter(lock()), action, instance=container.name)
+            needed = [*clones, *container.fds]
+            await forked.run_in_child(
+                lambda: enter(lock()), action, fds=needed, instance=container.name
+            )
     return mapped[0]
 
 

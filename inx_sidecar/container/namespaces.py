@@ -33,6 +33,11 @@ class Container:
         own = os.stat("/proc/self/ns/user")
         self.privileged = os.path.samestat(os.fstat(self.user), own)
 
+    @property
+    def fds(self) -> tuple[int, int]:
+        """What a child needs to enter the container."""
+        return self.user, self.mount
+
     def root_ids(self) -> tuple[int, int]:
         """The user id and the group id that the container's root has on the host.
 

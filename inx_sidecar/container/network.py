@@ -58,8 +58,12 @@ async def set_up(container: Container, setups: Sequence[NicSetup], lock: asyncio
     action = f"setting up the network of {container.name!r}"
     _import_pyroute2()
     async with lock:
-        peers, _ = await forked.run_in_child(lambda: _set_up_inside(container, setups), action)
-        await forked.run_in_child(lambda: _set_up_host(container, setups, peers), action)
+        peers, _ = await forked.run_in_child(
+            lambda: _set_up_inside(container, setups), action, fds=container.fds
+        )
+        await forked.run_in_child(
+            lambda: _set_up_host(container, setups, peers), action, fds=container.fds
+        )
 
 
 def _import_pyroute2() -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from inx_sidecar.base.errors import InxError, MountError
@@ -18,6 +18,7 @@ _REAP_SECONDS: Final = 2.0
 _MESSAGE_MAX: Final = 1 << 16
 _IN_A_FILE: Final = b"memfd"
 _FDS_MAX: Final = 16
+_STDERR: Final = 2
 _TRACE_MAX: Final = 4000
 
 # By instance: the exits of children that were killed and did not exit.
@@ -41,9 +42,18 @@ class TookTooLongError(MountError):
 
 
 async def run_in_child(
-    function: Callable[[], Result], action: str, seconds: float = _SECONDS, *, instance: str = ""
+    function: Callable[[], Result],
+    action: str,
+    seconds: float = _SECONDS,
+    *,
+    fds: Iterable[int] = (),
+    instance: str = "",
 ) -> Result:
     """The result of `function`, which runs in a forked child and must not use the event loop.
+
+    The child has the descriptors `fds` and no others of this process. A child that never ends would
+    hold them for ever: the connection of a hook, or the console of another instance, whose init
+    waits for its end.
 
     `action` names the work in errors. A direct subclass of InxError is raised here with its text,
     an OSError as MountError, anything else as RuntimeError. TookTooLongError if `function` does not
@@ -61,13 +71,14 @@ async def run_in_child(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
+        _close_all_except({*fds, theirs.fileno()})
         _run_and_exit(function, theirs)
     theirs.close()
     ours.setblocking(False)
     late = False
     try:
         await _wait_readable(ours, seconds)
-        message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_MAX, _FDS_MAX)
+        message, given, _, _ = socket.recv_fds(ours, _MESSAGE_MAX, _FDS_MAX)
     except TimeoutError:
         late = True
     finally:
@@ -80,10 +91,10 @@ async def run_in_child(
     if late:
         raise TookTooLongError(f"{action} took over {seconds:.0f} s", ended)
     if message == _IN_A_FILE:
-        with open(fds.pop(), "rb") as file:
+        with open(given.pop(), "rb") as file:
             file.seek(0)
             message = file.read()
-    return _result(message, list(fds), action)
+    return _result(message, list(given), action)
 
 
 def _forget_stuck(instance: str, exited: asyncio.Future[None]) -> None:
@@ -102,6 +113,15 @@ def _result(message: bytes, fds: list[int], action: str) -> Result:
         if kind.__name__ == answer["kind"]:
             raise kind(answer["text"])
     raise MountError(f"{action}: {answer['text']}")
+
+
+def _close_all_except(kept: set[int]) -> None:
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > _STDERR and number not in kept:
+            try:
+                os.close(number)
+            except OSError:
+                pass  # it was that of the listing
 
 
 def _run_and_exit(function: Callable[[], Result], channel: socket.socket) -> None:

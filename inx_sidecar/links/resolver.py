@@ -146,7 +146,7 @@ async def _resolve_in_child(
     with opened(os.memfd_create("answers", os.MFD_CLOEXEC)) as answers:
         try:
             problems, _ = await forked.run_in_child(
-                lambda: (inside(answers), []), action, _SECONDS, instance=name
+                lambda: (inside(answers), []), action, _SECONDS, fds=[answers], instance=name
             )
         except forked.TookTooLongError as error:
             if not os.fstat(answers).st_size:

@@ -187,12 +187,11 @@ def test_children_of_one_instance_that_cannot_be_killed_are_few(
     end, release = os.pipe()
 
     def wait() -> forked.Result:
-        os.close(release)
         os.read(end, 1)
         return None, []
 
     async def attempt(function: Callable[[], forked.Result], name: str) -> forked.Result:
-        return await forked.run_in_child(function, "the work", 0.05, instance=name)
+        return await forked.run_in_child(function, "the work", 0.05, fds=[end], instance=name)
 
     async def main() -> None:
         exits = []
@@ -214,3 +213,21 @@ def test_children_of_one_instance_that_cannot_be_killed_are_few(
     asyncio.run(main())
     os.close(end)
     assert left()[0] == ""
+
+
+def test_a_child_has_the_descriptors_that_it_is_given_and_no_others() -> None:
+    """A child that never ended held the console of another instance, whose init waited for its
+    end."""
+    reading, writing = os.pipe()
+    mine = os.open("/", os.O_PATH)
+
+    def held() -> forked.Result:
+        return sorted(map(int, os.listdir("/proc/self/fd"))), []
+
+    try:
+        found, _ = asyncio.run(forked.run_in_child(held, "the work", fds=[mine]))
+    finally:
+        for fd in (reading, writing, mine):
+            os.close(fd)
+    # The others are the channel, and that of the listing itself.
+    assert mine in found and {reading, writing}.isdisjoint(found) and len(found) <= 6

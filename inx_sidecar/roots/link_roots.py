@@ -32,6 +32,15 @@ def root_names(name: str, targets: Mapping[str, bool]) -> dict[str, str]:
     return {root_name(name, path, home): path for path, home in targets.items()}
 
 
+def paths_by_name(roots: Mapping[str, str]) -> dict[str, dict[str, bool]]:
+    """By the name of the registration: the store paths that `roots` hold, and whether at home."""
+    held: dict[str, dict[str, bool]] = {}
+    for root, path in roots.items():
+        name, home = parse_root_name(root)
+        held.setdefault(name, {})[path] = home
+    return held
+
+
 def paths_to_hold(
     link: ResolvedLink,
     held: Mapping[str, bool],

@@ -15,7 +15,7 @@ from inx_sidecar.base.errors import quoted
 from inx_sidecar.links import indirect_roots, resolver
 from inx_sidecar.links.backoff_resolver import BackoffResolver
 from inx_sidecar.links.link_places import LinkPlaces
-from inx_sidecar.links.resolver import InitProcess
+from inx_sidecar.links.resolver import InitProcess, ResolvedLink
 from inx_sidecar.nix.daemon import NixDaemon
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store_paths import valid_paths
@@ -25,15 +25,15 @@ from inx_sidecar.roots.link_roots import (
     LINKS,
     batches,
     parse_root_name,
+    paths_by_name,
     paths_to_hold,
     root_names,
 )
+from inx_sidecar.roots.look_times import LookTimes
 from inx_sidecar.roots.lost_roots import LostRoots
 from inx_sidecar.roots.registrations import Registrations
 
-_REST_SECONDS: Final = 5.0
-_SLOW_SECONDS: Final = 5.0
-_SLOW_SECONDS_EACH: Final = 0.001
+_NOWHERE: Final[frozenset[str]] = frozenset()
 
 
 class Mirror:
@@ -50,8 +50,7 @@ class Mirror:
         self.process = process
         self.most = most
         self.resolver = BackoffResolver(lxc_name, rootfs, process)
-        # How many seconds the last comparison took.
-        self.took = 0.0
+        self.times = LookTimes()
         # The last error of a comparison, in one sentence; empty when a comparison succeeds.
         self.problem = ""
         self._gc = gc
@@ -63,8 +62,6 @@ class Mirror:
         self._away = LinkPlaces(uuid)
         self._lost = LostRoots(uuid, self._log)
         self._held: set[str] = set()
-        self._next_for_room = 0.0
-        self._slow = False
         self._compared = False
         # What was registered since the last comparison began.
         self._added: set[str] = set()
@@ -78,7 +75,7 @@ class Mirror:
     def unresponsive(self) -> bool:
         """Nothing waits for this instance: a file system in it does not answer, or its links take
         unusually long to look at, as a container with very many mount namespaces can make it."""
-        return self.resolver.unresponsive or self._slow
+        return self.resolver.unresponsive or self.times.slow
 
     def may_gain_room(self) -> bool:
         """Whether a comparison now may drop roots of an instance that is near its limit.
@@ -86,8 +83,7 @@ class Mirror:
         Not soon after the last one: the container decides how long one takes, and how often it
         registers.
         """
-        rested = time.monotonic() > self._next_for_room
-        return self.registrations.near_limit and rested
+        return self.registrations.near_limit and self.times.rested
 
     def status(self) -> str:
         """One sentence that the operator should know; empty if all is well."""
@@ -116,14 +112,14 @@ class Mirror:
                     self._away.remember(name, links[text])
                 self._added.update(texts)
                 count += len(batch)
-                self._slow = is_slow(time.monotonic() - begin, count)
+                self.times.looked(begin, count)
             self._save_away()
 
     async def compare(self, may_drop: Callable[[], Awaitable[bool]] | None) -> None:
         """Look at every registered path. Drop the roots of those that lead nowhere if the container
         runs and `may_drop`, which is asked after the look, allows it.
 
-        What is registered meanwhile is added between two batches, and is not dropped.
+        What is registered meanwhile is added between two batches.
         """
         async with self._comparing:
             begin = time.monotonic()
@@ -139,12 +135,10 @@ class Mirror:
             if drop and may_drop is not None and self.process is not None and await may_drop():
                 async with self._lock:
                     wanted |= await self._forget(gone, present)
+                    wanted |= await self._look_again(present, wanted)
                     await self._drop(present, wanted, gone)
             self._save_away()
-            now = time.monotonic()
-            self.took = now - begin
-            self._slow = is_slow(self.took, len(marks))
-            self._next_for_room = now + max(_REST_SECONDS, 10 * self.took)
+            self.times.compared(begin, len(marks))
             await self._lost.find({root: path for root, path in present.items() if root in wanted})
 
     async def _list_admitted(self) -> dict[str, indirect_roots.Mark]:
@@ -162,10 +156,7 @@ class Mirror:
         """Add the roots of the registrations `marks`, which have the roots `present`. Returns the
         roots that are wanted, and the registered paths that lead nowhere."""
         self._held = set(present)
-        held: dict[str, dict[str, bool]] = {}
-        for root, path in present.items():
-            name, home = parse_root_name(root)
-            held.setdefault(name, {})[path] = home
+        held = paths_by_name(present)
         half_full = len(marks) * 2 > self.most
         wanted: dict[str, str] = {}
         gone: dict[str, str] = {}
@@ -255,14 +246,26 @@ class Mirror:
             )
         return back
 
+    async def _look_again(
+        self, present: Mapping[str, str], wanted: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The roots of registrations that were made again since this comparison looked at them. A
+        path that leads nowhere now keeps what it holds until the next comparison."""
+        unwanted = {root: path for root, path in present.items() if root not in wanted}
+        held = paths_by_name(unwanted)
+        again: dict[str, str] = {}
+        for batch in batches(held.keys() & self._added):
+            texts = self.registrations.read(batch)
+            links = await self.resolver.resolve(texts.values())
+            for name in batch:
+                link = links[texts[name]] if name in texts else ResolvedLink(sure=False)
+                again |= root_names(name, paths_to_hold(link, held[name], _NOWHERE) or held[name])
+        return again
+
     async def _drop(
         self, present: Mapping[str, str], wanted: Mapping[str, str], texts: Mapping[str, str]
     ) -> None:
-        unwanted = [
-            root
-            for root in present
-            if root not in wanted and parse_root_name(root)[0] not in self._added
-        ]
+        unwanted = [root for root in present if root not in wanted]
         for batch in batches(unwanted):
             direct_roots.drop(self.lxc_name, self.uuid, batch)
             await asyncio.sleep(0)
@@ -275,8 +278,3 @@ class Mirror:
             self._away.save()
         except OSError as error:
             self._log.journal.debug("%s", error)
-
-
-def is_slow(seconds: float, links: int) -> bool:
-    """Whether it took unusually long to look at so many links."""
-    return seconds > _SLOW_SECONDS and seconds > links * _SLOW_SECONDS_EACH

@@ -183,7 +183,7 @@ class RootReconciler:
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def compare(mirror: Mirror) -> None:
-            if mirror.unresponsive or mirror.took > _PATIENCE_SECONDS:
+            if mirror.unresponsive or mirror.times.comparison > _PATIENCE_SECONDS:
                 self._begin_apart(mirror, may_drop)
                 return
             async with turns:

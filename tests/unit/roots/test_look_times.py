@@ -1,0 +1,44 @@
+"""An instance whose links take unusually long to look at."""
+
+import time
+
+import pytest
+
+from inx_sidecar.roots.look_times import LookTimes, is_slow
+
+pytestmark = pytest.mark.gc
+
+
+@pytest.mark.parametrize(
+    ("seconds", "links", "slow"),
+    [
+        (4.9, 1, False),
+        (5.1, 1, True),
+        (5.1, 10_000, False),
+        (30, 12_000, True),
+        (19, 20_000, False),
+    ],
+)
+def test_many_links_may_take_longer(seconds: float, links: int, slow: bool) -> None:
+    assert is_slow(seconds, links) == slow
+
+
+def test_a_comparison_for_room_waits_ten_times_as_long_as_the_last_one_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times, now = LookTimes(), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert times.rested
+    times.compared(98.0, 10)
+    assert times.comparison == 2.0 and not times.rested and not times.slow
+    now = 120.5
+    assert times.rested
+
+
+def test_an_instance_that_was_slow_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = LookTimes()
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    times.looked(90.0, 1)
+    assert times.slow
+    times.looked(99.0, 1)
+    assert not times.slow

@@ -23,16 +23,15 @@ def test_many_links_may_take_longer(seconds: float, links: int, slow: bool) -> N
     assert is_slow(seconds, links) == slow
 
 
+@pytest.mark.parametrize(("seconds", "rested"), [(0, False), (19.5, False), (20.5, True)])
 def test_a_comparison_for_room_waits_ten_times_as_long_as_the_last_one_took(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, seconds: float, rested: bool
 ) -> None:
-    times, now = LookTimes(), 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    assert times.rested
+    times = LookTimes()
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     times.compared(98.0, 10)
-    assert times.comparison == 2.0 and not times.rested and not times.slow
-    now = 120.5
-    assert times.rested
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0 + seconds)
+    assert times.comparison == 2.0 and times.rested == rested
 
 
 def test_an_instance_that_was_slow_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ the last descriptor of a group is closed, the kernel allows all opens that wait 
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -12,6 +13,8 @@ import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from inx_sidecar.kernel.user_counts import counted_apart
 
 # include/uapi/linux/fanotify.h
 _CLASS_CONTENT: Final = 0x04
@@ -53,6 +56,12 @@ class OpenRequest:
     pid: int
 
 
+def is_unsupported(error: OSError) -> bool:
+    """Whether the kernel lacks what a group needs. Other errors may pass: for example, the host has
+    a limit of groups, and containers use it up (fanotify(7), max_user_groups)."""
+    return error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+
+
 class PermissionGroup:
     """A fanotify group: opens of what is marked wait until each is allowed or denied.
 
@@ -63,7 +72,9 @@ class PermissionGroup:
     def __init__(self, *, threads: bool = False) -> None:
         flags = _CLASS_CONTENT | _CLOEXEC | _NONBLOCK | _UNLIMITED_QUEUE | _UNLIMITED_MARKS
         flags |= _REPORT_TID if threads else 0
-        self.fd = _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "fanotify_init")
+        with counted_apart():
+            fd = _libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = _checked(fd, "fanotify_init")
 
     def mark(self, directory: str) -> None:
         """Let opens of `directory` wait from now on.

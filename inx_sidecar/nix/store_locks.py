@@ -27,11 +27,11 @@ import stat
 from typing import Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import UnsupportedError
+from inx_sidecar.base.errors import RootError, UnsupportedError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.systemd_notify import notify
 from inx_sidecar.kernel.cgroups import container_of, end_container_of, process_of
-from inx_sidecar.kernel.fanotify import OpenRequest, PermissionGroup
+from inx_sidecar.kernel.fanotify import OpenRequest, PermissionGroup, is_unsupported
 from inx_sidecar.kernel.syscalls import cached_status, opened
 
 ANSWER_SECONDS: Final = 5.0
@@ -48,7 +48,8 @@ log = logging.getLogger(__name__)
 
 
 def probe() -> None:
-    """UnsupportedError if the kernel cannot refuse an open, or cannot ignore other files."""
+    """UnsupportedError if the kernel cannot refuse an open, or cannot ignore other files; RootError
+    if it cannot now."""
     try:
         group = PermissionGroup(threads=True)
         try:
@@ -57,6 +58,11 @@ def probe() -> None:
         finally:
             group.close()
     except OSError as error:
+        if not is_unsupported(error):
+            raise RootError(
+                f"cannot keep containers from the store's lock files now ({error.filename}: "
+                f"{error.strerror}); trying again"
+            ) from None
         raise UnsupportedError(
             f"this kernel cannot keep containers from the store's lock files ({error.filename}: "
             f"{error.strerror}); it needs Linux 5.19 and CONFIG_FANOTIFY_ACCESS_PERMISSIONS"

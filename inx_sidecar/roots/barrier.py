@@ -14,13 +14,14 @@ sidecar. The sidecar itself never opens the two directories.
 import asyncio
 import logging
 import os
+import resource
 import signal
 from typing import Final
 
 from inx_sidecar.base import paths, sidecar_client
-from inx_sidecar.base.errors import InxError, UnsupportedError
+from inx_sidecar.base.errors import InxError, RootError, UnsupportedError
 from inx_sidecar.base.systemd_notify import notify, send_keep_alives
-from inx_sidecar.kernel.fanotify import OpenRequest, PermissionGroup
+from inx_sidecar.kernel.fanotify import OpenRequest, PermissionGroup, is_unsupported
 
 SECONDS: Final = 45.0
 SECONDS_IN_ALL: Final = 120.0
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 def probe() -> None:
-    """UnsupportedError if the kernel cannot hold an opening."""
+    """UnsupportedError if the kernel cannot hold an opening; RootError if it cannot now."""
     try:
         group = PermissionGroup()
         try:
@@ -52,6 +53,10 @@ def probe() -> None:
         finally:
             group.close()
     except OSError as error:
+        if not is_unsupported(error):
+            raise RootError(
+                f"cannot hold collections now ({error.filename}: {error.strerror}); trying again"
+            ) from None
         raise UnsupportedError(
             f"this kernel cannot hold a collection ({error.filename}: {error.strerror}); it needs "
             "CONFIG_FANOTIFY_ACCESS_PERMISSIONS"
@@ -133,6 +138,8 @@ async def allow_when_rooted(
     """Allow `openings` once the sidecar has answered all `requests`, or is not waited for."""
     loop = asyncio.get_running_loop()
     begin = loop.time()
+    for opening in openings:
+        raise_file_limit(opening.pid)
     process = f"process {openings[0].pid}"
     request = ""
     try:
@@ -155,6 +162,20 @@ async def allow_when_rooted(
     took = loop.time() - begin
     if took > _SLOW_SECONDS:
         log.info("%s waited %.1f s for roots to be made", process, took)
+
+
+def raise_file_limit(pid: int) -> None:
+    """Let process `pid`, perhaps a collector, open as many files as it may.
+
+    A collector opens each directory above the one that it deletes (libutil, deletePath). A
+    container can add a store path with more levels than the soft limit of files allows, and each
+    collection would fail.
+    """
+    try:
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+    except OSError as error:
+        log.debug("process %d: %s", pid, error)  # it has ended, or is another user's
 
 
 async def _await_answer(request: str, process: str) -> None:

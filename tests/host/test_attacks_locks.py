@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 from support.attacker import locking
-from support.attacks import inside, staying_inside
+from support.attacks import attacking, inside, staying_inside
 from support.disposable import Host
+from support.gc import BARRIER, collect
 from support.incus import Incus
 from support.isolated import isolated
 from support.services import PROGRAM, check, state_of
@@ -217,3 +218,18 @@ def test_a_flood_of_opens_delays_the_host_by_little(incus: Incus, host: Host) ->
     assert any("are ended" in line for line in told(host, name))
     assert state_of(host, GUARD) == "active"
     assert host.run(["systemctl", "show", "-P", "NRestarts", GUARD]).stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("store", ["shared", "isolated"])
+def test_a_container_that_takes_all_groups_of_fanotify_keeps_no_guard_away(
+    incus: Incus, host: Host, store: str
+) -> None:
+    """The kernel counts what a container has for root of the host, whose namespaces it has."""
+    name = incus.launch(flake="/etc/nixos#web", store=store)
+    with attacking(incus, name, locking.take_groups):
+        for unit in (GUARD, BARRIER):
+            host.run(["systemctl", "restart", unit])
+            assert state_of(host, unit) == "active"
+        path = left_lock(host, incus.prefix)
+        assert look(host, path)[0]
+        collect(host)

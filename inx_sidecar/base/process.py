@@ -11,7 +11,11 @@ from typing import Final
 
 from inx_sidecar.base.errors import UnsupportedError
 
-_LINE_MAX: Final = 1 << 16
+_LINE_MAX: Final = 1 << 13
+# Lines are taken at this rate at most: a program may print any number, and whoever reads a line
+# needs time.
+_LINES_AT_ONCE: Final = 50
+_SECONDS_FOR_THEM: Final = 0.005
 _LINES_KEPT: Final = 200
 
 
@@ -59,8 +63,12 @@ async def run(
     )
     assert process.stdout is not None
     last: deque[str] = deque(maxlen=_LINES_KEPT)
+    count = 0
     try:
         while raw := await _read_line(process.stdout):
+            count += 1
+            if count % _LINES_AT_ONCE == 0:
+                await asyncio.sleep(_SECONDS_FOR_THEM)
             line = raw.decode(errors="replace").rstrip("\n")
             if on_line is not None:
                 on_line(line)

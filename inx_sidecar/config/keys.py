@@ -16,6 +16,8 @@ from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
 from inx_sidecar.nix.store_paths import STORE_PATH, split_store_paths
 
 PREFIX: Final = "user.inx."
+_VALUE_MAX: Final = 1 << 16
+_SHOWN_MAX: Final = 2000
 
 # No blanks, control characters or quotes; no leading "-", which begins an option; no "#", which
 # begins ATTR.
@@ -41,7 +43,7 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
         known = key in _KEYS or NIC_KEY.fullmatch(key) or _WRITTEN_BY_INX.fullmatch(key)
         if not known:
             raise ConfigError(f"unknown key {quoted(key, 450)}; {_known_keys()}")
-    values = {key: _KEYS[key](key, value) for key, value in given.items() if key in _KEYS}
+    values = {key: _check(key, value) for key, value in given.items() if key in _KEYS}
     isolated = given.get(f"{PREFIX}store") == "isolated"
     if isolated and given.get(f"{PREFIX}daemon") == "true":
         raise ConfigError(
@@ -98,7 +100,14 @@ def parse_flake(text: str, instance: str) -> Flake:
 
 
 def _refused(key: str, value: str, allowed: str) -> ConfigError:
-    return not_allowed(key, redact(value), allowed)
+    return not_allowed(key, redact(value[:_SHOWN_MAX]), allowed)
+
+
+def _check(key: str, value: str) -> str:
+    """The value of a known key. Incus allows values of any length."""
+    if len(value) > _VALUE_MAX and key != f"{PREFIX}update":
+        raise ConfigError(f"{key} has {len(value)} characters; at most {_VALUE_MAX} are allowed")
+    return _KEYS[key](key, value)
 
 
 def _attr_of(instance: str) -> str:

@@ -1,5 +1,7 @@
 """Credentials in references are recognised, and nowhere shown."""
 
+import time
+
 import pytest
 
 from inx_sidecar.base.errors import ConfigError
@@ -70,3 +72,21 @@ def test_a_value_that_is_refused_does_not_show_it(key: str) -> None:
     value = f"https://user:{SECRET}@host/a b?token={SECRET}"
     keys = {key: value} | ({"file": "/x"} if key == "attr" else {})
     assert SECRET not in refusal(**keys)
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "a@", ":a", "=a:", "http://", "http://a:b", "?a", "&", "a.b", "?a=b", "'", "a "]
+)
+def test_the_time_for_a_text_grows_with_its_length_and_not_faster(part: str) -> None:
+    """Anybody may write the text, for example the author of a flake: it delayed all instances."""
+
+    def seconds(length: int) -> float:
+        text = part * (length // len(part)) + " @="
+        took = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            redact(text)
+            took.append(time.perf_counter() - begin)
+        return min(took)
+
+    assert seconds(80_000) < 10 * seconds(20_000) + 0.01

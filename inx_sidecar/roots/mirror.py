@@ -129,7 +129,7 @@ class Mirror:
                 marks = await self._list_admitted()
             place = direct_roots.directory(self.lxc_name, self.uuid)
             present = await direct_roots.read_in_turns(place, LINKS)
-            wanted, gone = await self._add_wanted(marks, present)
+            wanted, gone = await self._add_wanted(marks, present, begin)
             self._compared = True
             drop = gone or present.keys() - wanted.keys()
             if drop and may_drop is not None and self.process is not None and await may_drop():
@@ -151,15 +151,17 @@ class Mirror:
         return {name: marks[name] for name in await registrations.admit(marks)}
 
     async def _add_wanted(
-        self, marks: Mapping[str, indirect_roots.Mark], present: Mapping[str, str]
+        self, marks: Mapping[str, indirect_roots.Mark], present: Mapping[str, str], begin: float
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Add the roots of the registrations `marks`, which have the roots `present`. Returns the
-        roots that are wanted, and the registered paths that lead nowhere."""
+        roots that are wanted, and the registered paths that lead nowhere. `begin` is when this
+        comparison began."""
         self._held = set(present)
         held = paths_by_name(present)
         half_full = len(marks) * 2 > self.most
         wanted: dict[str, str] = {}
         gone: dict[str, str] = {}
+        looked = 0
         for batch in batches(marks):
             async with self._lock:
                 texts = self.registrations.read(batch)
@@ -181,6 +183,8 @@ class Mirror:
                     # told a collection of it.
                     await self._gc.add_temp_roots(roots.values())
                 self.registrations.known |= {name: marks[name] for name in texts}
+            looked += len(batch)
+            self.times.looked(begin, looked)
             # More than can be kept are not remembered, so that no number of them fills the memory.
             wanted |= {
                 root: path

@@ -65,6 +65,8 @@ class RootReconciler:
         self._initial = InitialRoots(gc, self._complaints, self._runs)
         self._stopped = StoppedInstances(gc)
         self._tasks: set[asyncio.Task[None]] = set()
+        # First comparisons of instances that have just started, with their uuids.
+        self._imports: dict[asyncio.Task[None], str] = {}
         # By uuid: comparisons that run. Nothing waits for one that takes long, or for an instance
         # with a file system that does not answer.
         self._apart: dict[str, asyncio.Task[None]] = {}
@@ -93,7 +95,9 @@ class RootReconciler:
                 self._gc, self._daemon_of(instance.uuid),
             )
         )  # fmt: skip
-        self._spawn(self._import_registrations(instance))
+        task = asyncio.create_task(self._import_registrations(instance))
+        self._imports[task] = instance.uuid
+        task.add_done_callback(self._imports.pop)
 
     async def instance_stopped(self, instance: Instance) -> None:
         """Root what was registered last; it is looked up in the root file system."""
@@ -106,6 +110,7 @@ class RootReconciler:
         await self._watch.drain()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._watch.wait_for(self._imports.items())
         await self._gc.add_temp_roots()
         return ""
 
@@ -154,7 +159,8 @@ class RootReconciler:
             self._wake.clear()
 
     async def close(self) -> None:
-        tasks = [*self._tasks, *self._apart.values(), *([self._next] if self._next else [])]
+        tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._imports, *self._apart.values()]
+        tasks += [self._next] if self._next else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,7 +7,7 @@ events overflowed, the host's limit of watches is reached, or an instance floods
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from inotify_simple import INotify, flags
@@ -105,7 +105,13 @@ class RegistrationWatch:
             end = asyncio.get_running_loop().create_future()
             ends[end] = uuid
             self._waiters.setdefault(uuid, []).append(end)
-        while awaited := [end for end, uuid in ends.items() if self._is_awaited(end, uuid)]:
+        await self.wait_for(ends.items())
+
+    async def wait_for(self, ends: Iterable[tuple[asyncio.Future[None], str]]) -> None:
+        """Wait for each end, which belongs to the instance with this uuid; not for those of
+        instances that are unresponsive, or become so."""
+        left = dict(ends)
+        while awaited := [end for end, uuid in left.items() if self._is_awaited(end, uuid)]:
             await asyncio.wait(awaited, timeout=_PATIENCE_SECONDS)
 
     def _is_awaited(self, end: asyncio.Future[None], uuid: str) -> bool:

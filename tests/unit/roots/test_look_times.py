@@ -15,8 +15,8 @@ pytestmark = pytest.mark.gc
         (4.9, 1, False),
         (5.1, 1, True),
         (5.1, 10_000, False),
-        (30, 12_000, True),
-        (19, 20_000, False),
+        (9, 20_000, False),
+        (11, 20_000, True),
     ],
 )
 def test_many_links_may_take_longer(seconds: float, links: int, slow: bool) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -261,3 +263,16 @@ def test_a_directory_that_was_replaced_is_marked_again(
             await until(opener.succeeded)
 
     asyncio.run(main())
+
+
+def test_a_process_that_waits_may_open_as_many_files_as_it_may_allow_itself() -> None:
+    """A collector needs a descriptor for each level of a store path that it deletes."""
+    with subprocess.Popen(
+        ["sh", "-c", "ulimit -Sn 64; echo; read _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as waits:
+        assert waits.stdin and waits.stdout and waits.stdout.readline() == b"\n"
+        hard = resource.prlimit(waits.pid, resource.RLIMIT_NOFILE)[1]
+        barrier.raise_file_limit(waits.pid)
+        assert resource.prlimit(waits.pid, resource.RLIMIT_NOFILE) == (hard, hard) != (64, hard)
+        waits.stdin.close()
+    barrier.raise_file_limit(waits.pid)  # it has ended

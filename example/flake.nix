@@ -13,6 +13,7 @@
           nixpkgs.hostPlatform = "x86_64-linux";
           boot.isContainer = true; # no kernel and no boot loader
           networking.hostName = ""; # the host name is the name of the instance
+          boot.kernel.sysctl."net.ipv4.ping_group_range" = "0 65534"; # an unprivileged container has no more group ids
 
           # eth0 gets an address by DHCP from the network of the instance.
           networking = {
@@ -23,7 +24,10 @@
           systemd.network.networks."10-eth0" = {
             matchConfig.Name = "eth0";
             networkConfig.DHCP = "yes";
-            dhcpV4Config.ClientIdentifier = "mac"; # a copied instance has the machine-id of its original
+            dhcpV4Config = {
+              ClientIdentifier = "mac"; # a copied instance has the machine-id of its original
+              UseHostname = false;
+            };
           };
           # Incus makes /sys writable. Then networkd waits for udev, which a NixOS container does not run.
           systemd.services.systemd-networkd.serviceConfig.BindReadOnlyPaths = [ "/sys" ];

@@ -45,9 +45,22 @@ in
       "d /nix/var/nix/gcroots/per-user/${user.name} 0755 ${user.name} root -"
     ]) (lib.filter (user: user.isNormalUser) (lib.attrValues config.users.users));
 
-    # security.nesting decides which sandboxing and credentials of systemd a container may use. This generator adapts the
-    # units at boot. The images of Incus have it, too.
-    systemd.packages = [ pkgs.distrobuilder.generator ];
+    # NixOS makes this directory immutable where root may do that: in a privileged container. Incus then cannot delete the
+    # instance. systemd-tmpfiles applies the lines for one path in the order of the names of their files.
+    systemd.tmpfiles.settings.zz-inx."/var/empty".h.argument = "-i";
+
+    # On a host with AppArmor, without security.nesting, AppArmor refuses mounts that the sandboxing and the credentials of
+    # services need. There, this generator of the images of Incus takes both from all units, so that they start. On other
+    # hosts all of it works.
+    systemd.generators.inx-apparmor = "${pkgs.writeShellScript "inx-apparmor-generator" ''
+      parameter=/sys/module/apparmor/parameters/enabled
+      [ -e $parameter ] && read -r enabled <$parameter && [ "$enabled" = Y ] || exit 0
+      exec ${pkgs.distrobuilder.generator}/lib/systemd/system-generators/lxc "$@"
+    ''}";
+
+    # NixOS lets all groups use ping. The kernel refuses group ids that a user namespace does not have, and the unit that
+    # sets them fails. Stronger than the default of NixOS, weaker than a definition of the configuration.
+    boot.kernel.sysctl."net.ipv4.ping_group_range" = lib.mkOverride 900 "0 65534";
 
     # The host name is the name of the instance, also after a copy or a rename.
     networking.hostName = lib.mkDefault "";
@@ -67,6 +80,9 @@ in
           };
           # A copied instance has the machine-id of its original.
           dhcpV4Config.ClientIdentifier = lib.mkDefault "mac";
+          # The host name is that of the instance; networkd has no hostnamed to set another one.
+          dhcpV4Config.UseHostname = lib.mkDefault false;
+          dhcpV6Config.UseHostname = lib.mkDefault false;
         }
       ) cfg.dhcp
     );

@@ -57,7 +57,10 @@ let
       inherit (config.systemd.network) networks;
       waits = config.systemd.network.wait-online.enable;
       inherit (config.systemd) services sockets;
+      inherit (config.systemd) generators;
+      sysctl = config.boot.kernel.sysctl;
       packages = config.systemd.packages;
+      settings = config.systemd.tmpfiles.settings;
       tmpfiles = config.systemd.tmpfiles.rules;
     };
 in

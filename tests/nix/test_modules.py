@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -345,12 +346,38 @@ def test_the_container_module_adapts_nixos(evaluate: Any) -> None:
     assert inside["services"]["nix-daemon"]["enable"] is False
     assert inside["sockets"]["nix-daemon"]["enable"] is False
     assert inside["services"]["console-getty"]["enable"] is True
-    assert inside["packages"] == [{"name": "distrobuilder-generator"}]
+    assert inside["packages"] == []  # nixpkgs' lxc-container.nix has a package of the same files
     assert inside["hostName"] == "" and inside["useNetworkd"] and not inside["useDHCP"]
     (network,) = inside["networks"].values()
     assert network["matchConfig"] == {"Name": "eth0"}
     assert network["networkConfig"] == {"DHCP": "yes", "KeepConfiguration": "static"}
+    assert network["dhcpV4Config"] == {"ClientIdentifier": "mac", "UseHostname": False}
     assert inside["waits"] is True
+    assert inside["sysctl"] == {"net.ipv4.ping_group_range": "0 65534"}
+    assert inside["settings"] == {"zz-inx": {"/var/empty": {"h": {"argument": "-i"}}}}
+
+
+@pytest.mark.parametrize(("enabled", "adapted"), [("Y\n", True), ("N\n", False), (None, False)])
+def test_sandboxing_is_taken_from_services_only_on_hosts_with_apparmor(
+    evaluate: Any, tmp_path: Path, enabled: str | None, adapted: bool
+) -> None:
+    parameter, generator = tmp_path / "enabled", tmp_path / "lib/systemd/system-generators/lxc"
+    if enabled is not None:
+        parameter.write_text(enabled)
+    generator.parent.mkdir(parents=True)
+    generator.write_text(f"#!/bin/sh\necho $* >{tmp_path}/called\n")
+    generator.chmod(0o755)
+    text = evaluate("inside")["generators"]["inx-apparmor"]
+    for path, here in ("/sys/module/apparmor/parameters/enabled", parameter), (
+        "/distrobuilder", tmp_path,
+    ):  # fmt: skip
+        assert path in text
+        text = text.replace(path, str(here))
+    argv = ["bash", "-c", text, "generator", "normal", "early", "late"]
+    assert subprocess.run(argv, check=True, capture_output=True).stderr == b""
+    called = tmp_path / "called"
+    assert called.exists() == adapted
+    assert not adapted or called.read_text() == "normal early late\n"
 
 
 def test_the_container_module_overrides_options_of_other_machines(evaluate: Any) -> None:

@@ -92,6 +92,7 @@ in
     system.stateVersion = option types.str "26.05";
 
     systemd = {
+      generators = option (types.attrsOf types.str) { };
       network.enable = option types.bool config.networking.useNetworkd;
       network.networks = option units { };
       network.wait-online.enable = option types.bool true;
@@ -99,6 +100,7 @@ in
       packages = option (types.listOf types.unspecified) [ ];
       services = option (closed service) { };
       sockets = option (closed socket) { };
+      tmpfiles.settings = option any { };
       tmpfiles.rules = option (types.listOf types.str) [ ];
     };
 

@@ -13,12 +13,13 @@ in
     name = "inx";
     outPath = "/nix/store/00000000000000000000000000000000-inx";
   };
-  distrobuilder.generator = package "distrobuilder-generator";
+  distrobuilder.generator = "/distrobuilder";
   formats.toml = _: format;
   formats.yaml = _: format;
   git = package "git";
   path = ../.;
   stdenv.hostPlatform.system = "x86_64-linux";
   util-linux = package "util-linux";
+  writeShellScript = _: text: text;
   writeText = _: text: builtins.fromJSON (builtins.unsafeDiscardStringContext text);
 }

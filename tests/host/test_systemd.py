@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from support.disposable import Host
 from support.incus import Incus
 
 pytestmark = pytest.mark.main
@@ -72,3 +73,46 @@ def test_switching_inside_from_systemd_to_a_new_generation(incus: Incus, booted:
     incus.run(booted, f"{system}/bin/switch-to-configuration", "switch")
     assert incus.said(booted, "readlink", "/run/current-system").strip() == system
     assert incus.pid(booted) == pid
+
+
+def test_services_have_credentials_and_sandboxing(incus: Incus, booted: str) -> None:
+    """The host has no AppArmor: nothing has to be taken from services."""
+    incus.sh(booted, "echo secret >/etc/credential")
+    properties = (
+        "LoadCredential=x:/etc/credential", "SetCredential=y:other", "NoNewPrivileges=yes",
+        "ProtectSystem=strict", "ProtectKernelTunables=yes", "PrivateTmp=yes", "PrivateNetwork=yes",
+    )  # fmt: skip
+    options = [word for text in properties for word in ("-p", text)]
+    script = (
+        "cat $CREDENTIALS_DIRECTORY/x $CREDENTIALS_DIRECTORY/y; grep NoNewPrivs /proc/self/status; "
+        "touch /etc/written; ls /sys/class/net"
+    )
+    run = ["systemd-run", "--wait", "--pipe", "--quiet", *options, "sh", "-c", script]
+    done = incus.run(booted, *run, check=False)
+    assert done.stdout.split() == ["secret", "otherNoNewPrivs:", "1", "lo"], done
+    assert "Read-only file system" in done.stderr
+
+
+@pytest.mark.parametrize(("groups", "accepted"), [("0 65534", True), ("0 2147483647", False)])
+def test_an_unprivileged_container_has_65536_groups_for_ping(
+    incus: Incus, booted: str, groups: str, accepted: bool
+) -> None:
+    """The first value is that of nix/container.nix, the second one the default of NixOS."""
+    written = incus.run(
+        booted, "sh", "-c", f"echo '{groups}' >/proc/sys/net/ipv4/ping_group_range", check=False
+    )
+    assert (written.returncode == 0) == accepted
+
+
+def test_a_privileged_container_that_ran_can_be_deleted(incus: Incus, host: Host) -> None:
+    """NixOS makes /var/empty immutable; a file of nix/container.nix with a later name undoes it."""
+    name = incus.launch("-c", "security.privileged=true", flake="/etc/nixos#systemd")
+    script = """
+        mkdir -p /run/tmpfiles.d
+        echo 'd /var/empty 0555\nh /var/empty - - - - +i' >/run/tmpfiles.d/00-nixos.conf
+        echo 'h /var/empty - - - - -i' >/run/tmpfiles.d/zz-inx.conf
+        systemd-tmpfiles --create
+        """
+    incus.sh(name, script)
+    incus("delete", "-f", name)
+    assert host.run(["incus", "info", name], check=False).returncode != 0

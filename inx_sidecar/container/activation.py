@@ -1,5 +1,6 @@
 """Activate a system inside a running instance, with NixOS' switch-to-configuration."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,6 +17,12 @@ _TOLERATED: Final = {
     4: "some units failed",
     100: "it takes a restart of the instance to switch",
 }
+# What switch-to-configuration, in Perl or Rust, and the activation script print of failures
+# (nixpkgs, nixos/modules/system/activation).
+_FAILED: Final = (
+    re.compile(r"(?:warning: )?(the following units failed: .+)"),
+    re.compile(r"(Activation script snippet '.+' failed.*)"),
+)
 # Codes of IncusError: Incus is not reachable, or shuts down.
 _UNAVAILABLE: Final = (0, 503)
 # The log is inside, where the container's own limits apply to what the container prints.
@@ -85,7 +92,15 @@ def describe_result(status: int, lines: Sequence[str], system: str, name: str) -
     """
     if status == 0:
         return ""
-    last = f": {lines[-1]}" if lines else ""
+    reason = _reason(lines)
+    reason = f": {reason}" if reason else ""
     if status in _TOLERATED:
-        return f"{_TOLERATED[status]}{last}"
-    raise ActivationError(f"activating {system} in {name!r} ended with status {status}{last}")
+        return f"{_TOLERATED[status]}{reason}"
+    raise ActivationError(f"activating {system} in {name!r} ended with status {status}{reason}")
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """What the output names as failed; else its last line. After the names of units that failed,
+    switch-to-configuration prints the status and the journal of each."""
+    failed = (match[1] for line in lines for says in _FAILED if (match := says.match(line)))
+    return "; ".join(failed) or (lines[-1] if lines else "")

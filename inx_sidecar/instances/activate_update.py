@@ -27,7 +27,7 @@ from inx_sidecar.nix.generations import Append, Change, Prune, Restore, Select
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots, system_roots
 
-_OUTPUT_MAX_BYTES: Final = 16 << 10
+_OUTPUT_MAX_BYTES: Final = 64 << 10
 
 
 async def activate_update(

@@ -33,6 +33,30 @@ def test_what_went_wrong_though_the_system_is_active_is_noted(status: int, note:
     assert describe_result(status, ["first", "the reason"], SYSTEM, "web") == f"{note}: the reason"
 
 
+UNITS = "the following units failed: web.service, mail.service"
+SNIPPET = "Activation script snippet 'users' failed (1)"
+# What the two programs print, shortened.
+PRINTED = [
+    "activating the configuration...", "setting up /etc...", f"warning: {UNITS}",
+    "\u00d7 web.service - Web", "     Loaded: loaded (/etc/systemd/system/web.service; enabled)",
+    "Nov 27 10:00:00 web systemd[1]: Failed to start web.service - Web.",
+]  # fmt: skip
+OTHER = "a service says: the following units failed: x"
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (PRINTED, UNITS),
+        ([SNIPPET, *PRINTED], f"{SNIPPET}; {UNITS}"),
+        ([SNIPPET, "setting up /etc..."], SNIPPET),
+        (["first", OTHER], OTHER),
+    ],
+)
+def test_the_reason_names_what_failed_not_the_last_line(lines: list[str], reason: str) -> None:
+    assert describe_result(4, lines, SYSTEM, "web") == f"some units failed: {reason}"
+
+
 @pytest.mark.parametrize("status", [1, 5, 126, 127, 137])
 def test_a_system_that_is_not_active_is_an_error(status: int) -> None:
     message = f"activating {SYSTEM} in 'web' ended with status {status}"

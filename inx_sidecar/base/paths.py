@@ -20,6 +20,12 @@ DECLARED = "/etc/inx/instances.json"
 MACHINE_ID = "/etc/machine-id"
 TMP = "/tmp"
 VAR_TMP = "/var/tmp"
+# Programs of root write there what instances and users say: logs, consoles, leases, core dumps,
+# directories of failed Nix builds.
+WRITTEN_FOR_OTHERS = (
+    "/dev", "/nix/var", "/proc", "/run", "/sys", "/var/cache", "/var/crash", "/var/lib/inx",
+    "/var/lib/misc", "/var/lib/systemd", "/var/log", "/var/mail", "/var/spool",
+)  # fmt: skip
 
 RUN = "/run/inx"
 SOCKET = "/run/inx/sidecar.sock"

@@ -4,6 +4,9 @@ The root of a container writes files as any user of the host into a disk device 
 and the root of a virtual machine or a privileged container does so into every disk device. So what
 such a file says, and whose it is, proves nothing. Devices that are `readonly` and instances that do
 not run count as well: they may have been written before.
+
+Programs of root also write other people's text into files of root: Incus keeps the console of a
+container, Nix the log of a build. So the directories of such files count as shared.
 """
 
 import asyncio
@@ -18,9 +21,10 @@ from inx_sidecar.base import paths
 from inx_sidecar.incus import api
 from inx_sidecar.kernel.mount_table import Mount, Place, places_below
 
-_ENTRY: Final = re.compile(r"^\s*lxc\.mount\.entry\s*=\s*(.*)$", re.MULTILINE)
+# LXC skips blanks and tabs. A newline in these would take quadratic time on many empty lines.
+_ENTRY: Final = re.compile(r"^[ \t]*lxc\.mount\.entry[ \t]*=[ \t]*(.*)$", re.MULTILINE)
 # Files that LXC reads in addition, with mounts that are not known here.
-_MORE_FILES: Final = re.compile(r"^\s*lxc\.(include|mount|mount\.fstab)\s*=", re.MULTILINE)
+_MORE_FILES: Final = re.compile(r"^[ \t]*lxc\.(include|mount|mount\.fstab)[ \t]*=", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ ALWAYS: Final = (
     Shared(paths.STORE, "any instance may add files to the Nix store, which has"),
     # The places of pools and volumes that are mounted there belong to it.
     Shared(paths.INCUS, "the storage of Incus has"),
+    *(
+        Shared(place, f"programs of root write the text of others below {place}, which has")
+        for place in paths.WRITTEN_FOR_OTHERS
+    ),
 )
 
 

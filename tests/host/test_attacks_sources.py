@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from support.disposable import Host
 from support.hostile_sources import (
+    BUSYBOX,
     READS_SECRET,
     SECRET,
     console_line,
@@ -240,6 +241,34 @@ def test_files_in_the_store_are_not_evaluated_as_root(incus: Incus, host: Host) 
             incus("delete", "-f", incus.name("v"))
     finally:
         host.run(["umount", f"{draft}/bound"])
+
+
+def test_the_text_of_others_in_files_of_root_is_not_evaluated_as_root(
+    incus: Incus, host: Host
+) -> None:
+    """Incus writes the console of a container as root, and Nix the log of a build."""
+    write_secret(host)
+    other = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
+    # A comment of Nix hides what the start printed; the text is written from inside.
+    host.sh('incus exec "$N" -- "$B" sh -c "cat >/dev/console"',
+            env={"N": other, "B": BUSYBOX}, input=READS_SECRET)  # fmt: skip
+    incus("stop", "-f", other)
+    console = f"/var/log/incus/{other}/console.log"
+    host.sh('test "$(stat -c %u "$F")" = 0; grep -q inx-secret "$F"', env={"F": console})
+    places = [f"/var/log/{incus.prefix}", f"/nix/var/log/{incus.prefix}", f"/run/{incus.prefix}"]
+    for file in (console, *(nix_file(host, place) for place in places)):
+        refused_or_no_nix(incus, file)
+        incus("delete", "-f", incus.name("v"))
+    host.run(["rm", "-r", *places])
+
+
+def refused_or_no_nix(incus: Incus, file: str) -> None:
+    """As `refused`. What the start of an instance prints besides need not be Nix code."""
+    name = start(incus, file=file, attr="web")
+    status, said = incus.status(name), console_line(incus, name)
+    assert status.startswith("failed: "), status
+    for text in (status, said):
+        assert WITHOUT_RIGHTS in text and "programs of root write the text of others" in text
 
 
 def test_the_root_of_a_process_is_not_taken_for_the_root_of_the_host(

@@ -1,10 +1,11 @@
 """What Incus says of instances, profiles and pools, as directories that they share."""
 
+import time
 from typing import Any
 
 import pytest
 
-from inx_sidecar.builds.shared_places import describe, places_of
+from inx_sidecar.builds.shared_places import ALWAYS, describe, places_of
 from inx_sidecar.kernel.mount_table import Place, parse_mounts
 
 pytestmark = pytest.mark.main
@@ -21,8 +22,11 @@ def disk(source: str, **more: str) -> dict[str, str]:
     return {"type": "disk", "source": source, **more}
 
 
-def test_the_store_and_the_storage_of_incus_are_always_shared() -> None:
-    assert list(shared()) == ["/nix/store", "/var/lib/incus"]
+def test_what_others_cause_to_be_written_is_always_shared() -> None:
+    found = shared()
+    assert list(found)[:2] == ["/nix/store", "/var/lib/incus"]
+    assert {"/var/log", "/run", "/var/lib/inx", "/proc", "/sys", "/dev"} < set(found)
+    assert found["/var/log"].startswith("programs of root write the text of others below /var/log")
 
 
 def test_disk_devices_of_instances_and_profiles_are_named() -> None:
@@ -41,9 +45,7 @@ def test_disk_devices_of_instances_and_profiles_are_named() -> None:
         == "the disk device 'data' of the instance 'web' in the project 'p' shares"
     )
     assert found["/srv/profile"] == "the disk device 'd' of the profile 'x' shares"
-    assert set(found) == {
-        "/nix/store", "/var/lib/incus", "/srv/data", "/srv/vm", "/srv/profile",
-    }  # fmt: skip
+    assert set(found) - {each.source for each in ALWAYS} == {"/srv/data", "/srv/vm", "/srv/profile"}
 
 
 def test_the_pools_of_incus_are_named() -> None:
@@ -59,7 +61,21 @@ lxc.mount.entry = overlay x overlay lowerdir=/srv/l:/srv/m,upperdir=/srv/u,workd
 lxc.mount.entry = none tmp tmpfs rw"""
     instance = {"name": "web", "expanded_config": {"raw.lxc": raw}}
     wanted = ["/srv/a", "/srv/b c", "/srv/l", "/srv/m", "/srv/u", "/srv/w"]
-    assert list(shared(instances=[instance]))[2:] == wanted
+    assert list(shared(instances=[instance]))[len(ALWAYS) :] == wanted
+
+
+@pytest.mark.parametrize("line", ["", "  ", "lxc.mount.entry", "lxc.mount.entry =", "lxc.mount"])
+def test_many_lines_of_raw_lxc_take_no_more_than_linear_time(line: str) -> None:
+    def seconds(lines: int) -> float:
+        instance = {"name": "web", "expanded_config": {"raw.lxc": f"{line}\n" * lines}}
+        best = 1e9
+        for _ in range(3):
+            start = time.process_time()
+            shared(instances=[instance])
+            best = min(best, time.process_time() - start)
+        return best
+
+    assert seconds(200_000) < 3 * seconds(100_000)
 
 
 @pytest.mark.parametrize("key", ["lxc.mount.fstab", "lxc.mount", "lxc.include"])

@@ -14,8 +14,8 @@ from inx_sidecar.config.spec import Flake, LocalRef, NixFile
 from inx_sidecar.kernel.mount_table import (
     Mount,
     Place,
-    find_mount,
-    place_of,
+    locate,
+    mounts_below,
     places_below,
     read_mounts,
 )
@@ -27,7 +27,10 @@ _OWN_KINDS: Final = {
     "ramfs", "reiserfs", "squashfs", "tmpfs", "xfs", "zfs",
 }  # fmt: skip
 # What decides about the files of a commit, and which programs git runs.
-_GIT_FILES: Final = ("config", "HEAD", "index", "info", "modules", "objects", "packed-refs", "refs")
+_GIT_FILES: Final = (
+    "config", "config.worktree", "HEAD", "hooks", "index", "info", "modules", "objects",
+    "packed-refs", "refs",
+)  # fmt: skip
 _URL_SAFE: Final = "/!$&'()*+,;=:@~"
 
 
@@ -103,33 +106,57 @@ def _judged(
     decisive = [*files]
     for directory in git_directories:
         names = (directory, *(f"{directory}/{name}" for name in _GIT_FILES))
-        decisive += [name for name in names if os.path.lexists(name)]
+        decisive += [name for name in (*names, *_links_in(f"{directory}/hooks"))
+                     if os.path.lexists(name)]  # fmt: skip
     owner = only_owner(decisive)
     doubt = "" if owner is not None else f"several users can change {tree}"
-    if owner is not None and whole_tree and (other := entry_of_others(tree, owner)):
+    if owner is not None and (other := _entry_of_others(tree, git_directories, owner, whole_tree)):
         owner, doubt = None, f"several users can change {other}"
     mounts = read_mounts()
     repositories = (tree, *git_directories) if git_directories else ()
     try:
-        steps = {place_of(mounts, step) for path in decisive for step in steps_to(path)}
+        located = [
+            locate(mounts, step) for step in {s for path in decisive for s in steps_to(path)}
+        ]
         directories = (tree, *git_directories)
         trees = {place for path in directories for place in places_below(mounts, path)}
-        strange = [kind for path in directories if (kind := _strange_kind(mounts, path))]
+        read = [mount for mount, _ in (*located, *(locate(mounts, path) for path in directories))]
     except OSError as error:
         owner, doubt = None, f"it is not known where {error.filename} lies ({error.strerror})"
         return LocalSource(owner, doubt, (), (), ref, tree, repositories)
-    if strange and owner is not None:
-        owner, doubt = None, f"others may write the file system of {tree} ({strange[0]})"
-    return LocalSource(owner, doubt, tuple(steps), tuple(trees), ref, tree, repositories)
+    read += [mount for path in directories for mount in mounts_below(mounts, path)]
+    if owner is not None and (strange := _strange_mount(mounts, read)):
+        owner = None
+        doubt = f"others may write the file system {strange.point} of {tree} ({strange.kind})"
+    steps = tuple({place for _, place in located})
+    return LocalSource(owner, doubt, steps, tuple(trees), ref, tree, repositories)
 
 
-def _strange_kind(mounts: list[Mount], path: str) -> str:
-    """The kind of the file system that has `path`, if not only this host writes to it."""
-    mount = find_mount(mounts, path)
+def _entry_of_others(tree: str, git_directories: list[str], owner: int, whole_tree: bool) -> str:
+    if whole_tree and (other := entry_of_others(tree, owner)):
+        return other
+    found = (entry_of_others(path, owner, is_git=True) for path in git_directories)
+    return next(filter(None, found), "")
+
+
+def _links_in(directory: str) -> list[str]:
+    """The links in `directory`; none if it cannot be read. The targets of other files are known."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.path for entry in entries if entry.is_symlink()]
+    except OSError:
+        return []
+
+
+def _strange_mount(mounts: list[Mount], read: list[Mount]) -> Mount | None:
+    """The first of the mounts `read` with a file system that not only this host writes."""
     host_roots = {each.device for each in mounts if each.point == "/"}
-    if mount.kind in _OWN_KINDS or (mount.kind == "overlay" and mount.device in host_roots):
-        return ""
-    return mount.kind
+    for mount in read:
+        if mount.kind == "overlay" and mount.device in host_roots:
+            continue
+        if mount.kind not in _OWN_KINDS:
+            return mount
+    return None
 
 
 def _repository_of(base: str, owner: int | None) -> str | None:

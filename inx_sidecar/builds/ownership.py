@@ -25,7 +25,7 @@ def sole_owner(path: str) -> int | None:
             return None
         sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
         writable = status.st_mode & _WRITABLE_BY_OTHERS and not stat.S_ISLNK(status.st_mode)
-        if writable and not sticky:
+        if (writable and not sticky) or has_other_names(status):
             return None
         owners.add(status.st_uid)
     # In a sticky directory nobody can exchange another user's file, but everybody can add a file
@@ -38,6 +38,11 @@ def sole_owner(path: str) -> int | None:
     return others.pop() if others else 0
 
 
+def has_other_names(status: os.stat_result) -> bool:
+    """Whether a file has hard links: one of them may lie where an instance can write."""
+    return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+
+
 def only_owner(paths: Iterable[str]) -> int | None:
     """The id of the only user, beside root, who decides what any of `paths` leads to; None if
     several do."""
@@ -48,16 +53,16 @@ def only_owner(paths: Iterable[str]) -> int | None:
     return others.pop() if others else 0
 
 
-def entry_of_others(tree: str, owner: int) -> str:
-    """A file or a directory below `tree` that a user beside root and `owner` can change; empty if
-    there is none. `.git` is left out: git protects what is in it by hashes.
+def entry_of_others(tree: str, owner: int, *, is_git: bool = False) -> str:
+    """A file or a directory below `tree` that a user beside root and `owner` can change, or that
+    has hard links; empty if there is none.
 
-    A tree with more entries than can be looked at counts as changed.
+    What is in `objects` of a directory of git is left out: git finds it by hashes, and a clone
+    makes hard links to it. `is_git` says that `tree` is such a directory. A tree with more entries
+    than can be looked at counts as changed.
     """
     left = _MAX_ENTRIES
     for place, directories, files in os.walk(tree):
-        if ".git" in directories:
-            directories.remove(".git")
         left -= len(directories) + len(files)
         if left < 0:
             return f"the {_MAX_ENTRIES} files and more of {tree}"
@@ -70,6 +75,11 @@ def entry_of_others(tree: str, owner: int) -> str:
                 continue
             if status.st_uid not in (0, owner) or status.st_mode & _WRITABLE_BY_OTHERS:
                 return f"{place}/{name}"
+            if has_other_names(status):
+                return f"{place}/{name}, which has hard links"
+        git = os.path.basename(place) == ".git" or (is_git and place == tree)
+        if git and "objects" in directories:
+            directories.remove("objects")
     return ""
 
 

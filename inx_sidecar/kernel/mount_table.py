@@ -68,20 +68,30 @@ def find_mount(mounts: Iterable[Mount], path: str) -> Mount:
 
 def place_of(mounts: Iterable[Mount], path: str) -> Place:
     """Where `path` lies; its last component is not followed. OSError if that is not known."""
+    return locate(mounts, path)[1]
+
+
+def locate(mounts: Iterable[Mount], path: str) -> tuple[Mount, Place]:
+    """As `place_of`, with the mount that has `path`."""
     parent, name = os.path.split(path)
     real = f"{os.path.realpath(parent, strict=True).rstrip('/')}/{name}"
     mount = find_mount(mounts, real)
     if not f"{real}/".startswith(f"{mount.point.rstrip('/')}/"):
         raise OSError(0, "its mount is elsewhere", path)
     rest = real[len(mount.point.rstrip("/")) :]
-    return Place(mount.device, f"{mount.root.rstrip('/')}{rest}".rstrip("/") or "/")
+    return mount, Place(mount.device, f"{mount.root.rstrip('/')}{rest}".rstrip("/") or "/")
+
+
+def mounts_below(mounts: Iterable[Mount], path: str) -> list[Mount]:
+    """What is mounted below the real path `path`."""
+    below = f"{path.rstrip('/')}/"
+    return [mount for mount in mounts if mount.point.startswith(below)]
 
 
 def places_below(mounts: Iterable[Mount], path: str) -> list[Place]:
     """Where the real path `path` lies, and everything that is mounted below it."""
     mounts = list(mounts)
-    below = f"{path.rstrip('/')}/"
-    return [place_of(mounts, path), *(m.place for m in mounts if m.point.startswith(below))]
+    return [place_of(mounts, path), *(mount.place for mount in mounts_below(mounts, path))]
 
 
 def _parse(lines: Iterable[str]) -> Iterator[Mount]:

@@ -6,7 +6,9 @@ import pytest
 from support.disposable import Host
 from support.hostile_sources import (
     console_line,
+    git_repository,
     hostile_repository,
+    trace,
     traces,
     unlocked_flake,
 )
@@ -91,6 +93,34 @@ def test_a_doubtful_repository_runs_nothing(incus: Incus, owner: str) -> None:
         incus.wait_ready(name)
         assert traces(incus) == []
     assert "several users can change" in console_line(incus, name)
+
+
+HOOKS = {
+    "the hook": "mkdir -p .git/hooks; write .git/hooks/$H; chown nobody .git/hooks/$H",
+    "its target": """
+        mkdir -p .git/hooks; write $D-hook; chown nobody $D-hook; ln -s $D-hook .git/hooks/$H
+    """,
+    "its directory": """
+        mkdir $D-hooks; write $D-hooks/$H; chown nobody $D-hooks
+        rm -rf .git/hooks; ln -s $D-hooks .git/hooks
+    """,
+}
+
+
+@pytest.mark.parametrize("of_another_user", HOOKS)
+def test_a_hook_of_another_user_does_not_run_as_the_owner(
+    incus: Incus, host: Host, of_another_user: str
+) -> None:
+    """Nix runs git add for a lock file that it has written, and git runs post-index-change."""
+    directory = git_repository(host, unlocked_flake(incus, f"/srv/{incus.prefix}"))
+    script = f'write() {{ cat >"$1"; chmod +x "$1"; }}; cd "$D"; {HOOKS[of_another_user]}'
+    hook = f"#!/bin/sh\n{trace(incus, 'hook')}\n"
+    host.sh(script, env={"D": directory, "H": "post-index-change"}, input=hook)
+    name = incus.init(flake=f"{directory}#web")
+    incus.start(name)
+    incus.wait_ready(name)
+    assert "hook 0" not in traces(incus)
+    assert not console_line(incus, name).endswith("as root")
 
 
 def test_a_repository_that_is_only_an_input_runs_nothing(incus: Incus) -> None:

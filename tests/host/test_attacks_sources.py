@@ -133,6 +133,22 @@ def _mounted_below(incus: Incus, place: str) -> None:
     _stopped(incus, f"{place}/more/x")
 
 
+def _hard_links(incus: Incus, place: str) -> None:
+    """A second name of each file, in a directory that is shared."""
+    incus.host.sh('cp -al "$D" "$D-copy"', env={"D": place})
+    _stopped(incus, f"{place}-copy")
+
+
+def _overlay_below(incus: Incus, place: str) -> None:
+    """It shows the files of a directory that is shared."""
+    script = """
+        mkdir -p "$D-low" "$D-none" "$D/more"
+        mount -t overlay -o "lowerdir=$D-low:$D-none" overlay "$D/more"
+    """
+    incus.host.sh(script, env={"D": place})
+    _stopped(incus, f"{place}-low")
+
+
 def _single_file(incus: Incus, place: str) -> None:
     other = incus.init(name=incus.name("b"), flake="/etc/nixos#web")
     share(incus, other, f"{place}/web.nix", "path=/web.nix")
@@ -158,6 +174,8 @@ SHARED: dict[str, Callable[[Incus, str], None]] = {
     "above": _above,
     "below": _below,
     "mounted below": _mounted_below,
+    "hard links": _hard_links,
+    "overlay below": _overlay_below,
     "single file": _single_file,
     "other project": _project,
 }
@@ -173,6 +191,8 @@ def test_what_an_instance_shares_is_not_evaluated_as_root(
     who = {
         "profile": "the disk device 'data' of the profile",
         "raw.lxc": "raw.lxc of the instance",
+        "hard links": "several users can change",
+        "overlay below": "others may write the file system",
         "other project": "in the project",
     }.get(how, "the disk device 'data' of the instance")
     try:

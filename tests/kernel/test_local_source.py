@@ -42,7 +42,7 @@ def look(ref: object) -> LocalSource:
 def make_git(directory: Path, owner: int = 0) -> Path:
     git = directory / ".git"
     git.mkdir()
-    for name in ("config", "HEAD"):
+    for name in ("config", "config.worktree", "HEAD"):
         (git / name).touch()
     os.chown(git, owner, owner)
     return git
@@ -122,7 +122,7 @@ def test_a_doubtful_flake_is_not_captured_either(top: Path) -> None:
     assert (look(f"{top}/sub").ref, look(f"{top}/sub").owner) == (f"path:{top}/sub", None)
 
 
-@pytest.mark.parametrize("name", ["", "config", "HEAD"])
+@pytest.mark.parametrize("name", ["", "config", "config.worktree", "HEAD"])
 def test_who_can_change_the_repository_counts(top: Path, name: str) -> None:
     """Its settings name programs. A reference may name a repository where Nix finds none."""
     git = make_git(top)
@@ -191,3 +191,111 @@ def test_files_of_others_in_a_flake_count(top: Path, scheme: str) -> None:
     os.chown(deep / "x.nix", 0, 0)
     deep.chmod(0o2775)
     assert (look(ref).owner, look(ref).doubt) == (None, f"several users can change {deep}")
+
+
+GIT_ENTRIES = ["hooks/post-index-change", "modules/sub/config", "refs/heads/x"]
+
+
+@pytest.mark.parametrize("scheme", ["", "path:", "git+file:"])
+@pytest.mark.parametrize("entry", GIT_ENTRIES)
+def test_entries_of_others_in_a_repository_count(top: Path, scheme: str, entry: str) -> None:
+    """Nix runs git, and git runs hooks and what settings name."""
+    file = make_git(top) / entry
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    ref = f"{scheme}{top}?dir=sub"
+    assert look(ref).owner == 0
+    os.chown(file, ALICE, ALICE)
+    assert (look(ref).owner, look(ref).doubt) == (None, f"several users can change {file}")
+
+
+def test_entries_of_others_in_a_repository_elsewhere_count(top: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    git = make_git(tmp_path / "elsewhere")
+    (top / ".git").write_text(f"gitdir: {git}\n")
+    (git / "hooks").mkdir()
+    (git / "hooks/x").touch()
+    os.chown(git / "hooks/x", ALICE, ALICE)
+    found = look(f"git+file:{top}?dir=sub")
+    assert (found.owner, found.doubt) == (None, f"several users can change {git}/hooks/x")
+
+
+def test_where_the_links_of_hooks_lead_counts(top: Path, tmp_path: Path) -> None:
+    git = make_git(top)
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks/x").touch()
+    (git / "hooks").symlink_to(tmp_path / "hooks")
+    assert look(top / "sub").owner == 0
+    os.chown(tmp_path / "hooks", ALICE, ALICE)
+    assert look(top / "sub").owner == ALICE
+    (git / "hooks").unlink()
+    (git / "hooks").mkdir()
+    (git / "hooks/post-index-change").symlink_to(tmp_path / "hooks/x")
+    assert look(top / "sub").owner == ALICE
+    (tmp_path / "hooks").chmod(0o777)
+    assert look(top / "sub").owner is None
+
+
+def test_the_repository_of_a_submodule_counts(top: Path) -> None:
+    (top / "module").mkdir()
+    git = make_git(top / "module")
+    make_git(top)
+    os.chown(git / "config", ALICE, ALICE)
+    assert look(top / "sub").doubt == f"several users can change {git}/config"
+
+
+def test_objects_of_git_may_have_hard_links(top: Path, tmp_path: Path) -> None:
+    """A clone of a directory makes them."""
+    objects = make_git(top) / "objects/ab"
+    objects.mkdir(parents=True)
+    (objects / "cd").touch()
+    (tmp_path / "clone").hardlink_to(objects / "cd")
+    assert look(top / "sub").owner == 0
+    # Only there: no other directory of that name is left out.
+    (top / "objects").mkdir()
+    (top / "objects/x").hardlink_to(objects / "cd")
+    assert (
+        look(top / "sub").doubt == f"several users can change {top}/objects/x, which has hard links"
+    )
+
+
+@pytest.mark.parametrize("name", ["flake.nix", "deep/x.nix"])
+def test_a_file_with_hard_links_has_no_owner(top: Path, tmp_path: Path, name: str) -> None:
+    """cp -al, and a disk device that shares the copy."""
+    file = top / "sub" / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert look(top / "sub").owner == 0
+    (tmp_path / "copy").hardlink_to(file)
+    assert look(top / "sub").owner is None
+    assert look_at(NixFile(str(file), "web", attr_given=False)).owner is None
+
+
+@pytest.fixture
+def overlay(top: Path, tmp_path: Path) -> Iterator[Path]:
+    """An overlay below the flake, which shows files of another directory."""
+    point = top / "sub/more"
+    for path in (point, tmp_path / "lower"):
+        path.mkdir()
+    (tmp_path / "lower/x.nix").touch()
+    options = f"lowerdir={tmp_path}/lower:{top}/sub"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", point], check=True)
+    yield point
+    subprocess.run(["umount", point], check=True)
+
+
+def test_a_file_system_below_that_others_may_write_is_doubtful(overlay: Path) -> None:
+    doubt = f"others may write the file system {overlay} of {overlay.parent} (overlay)"
+    for source in (overlay.parent, f"path:{overlay.parent}"):
+        assert (look(source).owner, look(source).doubt) == (None, doubt)
+    file = NixFile(f"{overlay.parent}/flake.nix", "web", attr_given=False)
+    assert (look_at(file).owner, look_at(file).doubt) == (None, doubt)
+
+
+def test_a_link_on_such_a_file_system_is_doubtful(overlay: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/flake.nix").touch()
+    (tmp_path / "lower/link").symlink_to(tmp_path / "real")
+    found = look(overlay / "link")
+    assert (found.owner, found.directory) == (None, str(tmp_path / "real"))
+    assert f"the file system {overlay}" in found.doubt

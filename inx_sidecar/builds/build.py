@@ -61,13 +61,13 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
     failed = f"cannot build the system of {request.name!r} from {source}"
     refusal = ""
     try:
-        evaluator = await evaluator_of(source, settings)
+        evaluator = await evaluator_of(source, settings, request.name)
     except BuildError as error:
         if missing is None:
             raise BuildError(f"{failed}: {error}") from None
         # The system was built before: perhaps it can be fetched although its source is gone.
         refusal = str(error)
-        evaluator = await evaluator_of(System(missing), settings)
+        evaluator = await evaluator_of(System(missing), settings, request.name)
     await stop(uuid)
     await remove_build_directory(uuid)
     service = BuildService(uuid, evaluator)

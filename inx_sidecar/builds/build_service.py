@@ -93,7 +93,7 @@ class BuildService:
         for name in _HOST_TEMPORARY.values():
             os.mkdir(f"{self._path}/{name}")
         os.makedirs(f"{self._path}/config/git")
-        with open(f"{self._path}/config/git/config", "w") as file:
+        with open(f"{self._path}/config/git/config", "w", errors="surrogateescape") as file:
             file.write(safe_directories(map(self._seen, self._evaluator.repositories)))
 
     def _seen(self, text: str) -> str:

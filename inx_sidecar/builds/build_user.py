@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from inx_sidecar.base.errors import BuildError, MountError, UnsupportedError
+from inx_sidecar.base.errors import BuildError, MountError, UnsupportedError, one_line
 from inx_sidecar.builds import local_source, shared_places
 from inx_sidecar.builds.local_source import LocalSource
 from inx_sidecar.builds.shared_places import Shared
@@ -26,6 +26,7 @@ from inx_sidecar.kernel.mount_table import Place, read_mounts
 
 # A file system that does not answer must not hold a build for ever.
 _SECONDS: Final = 10.0
+_SHARED: Final = "the look at the disk devices of instances"
 _FILE_SCHEMES: Final = ("file:", "hg+file:", "tarball+file:", "file+file:")
 
 
@@ -64,8 +65,8 @@ class SharedPlaces:
     error: str = ""
 
 
-async def evaluator_of(source: Source, settings: Settings) -> Evaluator:
-    """Who evaluates `source`, by a look at its files and at what instances share now.
+async def evaluator_of(source: Source, settings: Settings, instance: str) -> Evaluator:
+    """Who evaluates `source` of `instance`, by a look at its files and at what instances share now.
 
     BuildError if the source does not exist, UnsupportedError if the user does not exist.
     """
@@ -74,7 +75,8 @@ async def evaluator_of(source: Source, settings: Settings) -> Evaluator:
         return Evaluator(_build_user(settings), source, doubt=doubt)
     if not isinstance(source, NixFile) and not (isinstance(source, Flake) and source.local()):
         return Evaluator(_build_user(settings), source)
-    looked, shared = await asyncio.gather(_look(source), _shared_places())
+    local_source.check_path(source)
+    looked, shared = await asyncio.gather(_look(source, instance), _shared_places())
     return evaluator_for(source, looked, shared, settings)
 
 
@@ -86,6 +88,7 @@ def evaluator_for(
 ) -> Evaluator:
     """Who evaluates a source on this host. UnsupportedError if the user does not exist."""
     owner, doubt = choose_owner(looked, shared)
+    doubt = one_line(doubt)  # with names of files, which may be any bytes
     if isinstance(source, Flake):
         source = replace(source, ref=looked.ref)
     else:
@@ -97,7 +100,7 @@ def evaluator_for(
         return Evaluator(_user(pwd.getpwuid(owner)), source, is_owner=True)
     except KeyError:
         raise UnsupportedError(
-            f"there is no user {owner}, who owns {looked.directory}, to build as"
+            one_line(f"there is no user {owner}, who owns {looked.directory}, to build as")
         ) from None
 
 
@@ -123,14 +126,17 @@ def choose_owner(
     return looked.owner, ""
 
 
-async def _look(source: Flake | NixFile) -> LocalSource:
+async def _look(source: Flake | NixFile, instance: str) -> LocalSource:
     """BuildError if the source does not exist, or its file system does not answer."""
     try:
         value, _ = await run_in_child(
-            lambda: (local_source.look_at(source).to_json(), []), f"the look at {source}", _SECONDS
+            lambda: (local_source.look_at(source).to_json(), []),
+            f"the look at {source}",
+            _SECONDS,
+            instance=instance,
         )
-    except MountError as error:
-        raise BuildError(str(error)) from None
+    except (BuildError, MountError) as error:
+        raise BuildError(one_line(str(error))) from None
     return LocalSource.from_json(value)
 
 
@@ -139,9 +145,7 @@ async def _shared_places() -> list[SharedPlaces] | str:
     try:
         shared = await shared_places.ask_incus()
         value, _ = await run_in_child(
-            lambda: (_find_places(shared), []),
-            "the look at the disk devices of instances",
-            _SECONDS,
+            lambda: (_find_places(shared), []), _SHARED, _SECONDS, group=_SHARED
         )
     except (IncusError, MountError) as error:
         return f"it is not known which directories instances can write: {error}"

@@ -61,6 +61,14 @@ class LocalSource:
         return cls(**value | places | {"repositories": tuple(value["repositories"])})
 
 
+def check_path(source: Flake | NixFile) -> None:
+    """BuildError if the path of `source` shows that a look could wait for an instance for ever."""
+    local = source.local() if isinstance(source, Flake) else None
+    path = source.path if isinstance(source, NixFile) else local.path if local else ""
+    if f"/{path.lstrip('/')}/".startswith("/proc/"):
+        raise BuildError(f"{path} lies in /proc, which leads into processes; name its real path")
+
+
 def look_at(source: Flake | NixFile) -> LocalSource:
     """BuildError if there is no such source."""
     return _look_at_file(source.path) if isinstance(source, NixFile) else _look_at_flake(source)
@@ -199,15 +207,18 @@ def _reference(local: LocalRef, base: str, root: str | None) -> str:
     """The reference for Nix, which finds the same flake by it without a search."""
     query = [part for part in local.query.split("&") if part]
     if root is None:
-        return "?".join(
-            part for part in (f"path:{quote(base, _URL_SAFE)}", "&".join(query)) if part
-        )
+        return "?".join(part for part in (f"path:{_quoted(base)}", "&".join(query)) if part)
     from_root = base.removeprefix(root).strip("/")
     below = "/".join(part for part in (from_root, local.subdirectory) if part)
     query = [part for part in query if not part.startswith("dir=")]
     if below:
-        query.append(f"dir={quote(below, _URL_SAFE.replace('&', ''))}")
+        query.append(f"dir={_quoted(below, _URL_SAFE.replace('&', ''))}")
     if not local.scheme and os.path.exists(f"{root}/.git/shallow"):
         query.append("shallow=1")
-    url = f"git+file://{quote(root, _URL_SAFE)}"
+    url = f"git+file://{_quoted(root)}"
     return f"{url}?{'&'.join(query)}" if query else url
+
+
+def _quoted(path: str, safe: str = _URL_SAFE) -> str:
+    """`path`, which may be any bytes, in a URL."""
+    return quote(os.fsencode(path), safe)

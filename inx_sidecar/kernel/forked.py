@@ -21,7 +21,7 @@ _FDS_MAX: Final = 16
 _STDERR: Final = 2
 _TRACE_MAX: Final = 4000
 
-# By instance: the exits of children that were killed and did not exit.
+# By instance or group: the exits of children that were killed and did not exit.
 _stuck: dict[str, set[asyncio.Future[None]]] = {}
 _MAX_STUCK: Final = 3
 
@@ -48,6 +48,7 @@ async def run_in_child(
     *,
     fds: Iterable[int] = (),
     instance: str = "",
+    group: str = "",
 ) -> Result:
     """The result of `function`, which runs in a forked child and must not use the event loop.
 
@@ -60,13 +61,19 @@ async def run_in_child(
     return within `seconds`.
 
     `instance` names the instance whose files `function` uses, if any. MountError, and no child, if
-    too many children of that instance could not be killed.
+    too many children of that instance could not be killed. `group` names children that use the
+    files of no single instance, with the same bound for all of them together.
     """
-    stuck = len(_stuck.get(instance, ())) if instance else 0
-    if stuck >= _MAX_STUCK:
+    bound = f"instance {instance}" if instance else group
+    stuck = len(_stuck.get(bound, ())) if bound else 0
+    if stuck >= _MAX_STUCK and instance:
         raise MountError(
             f"{action}: {stuck} processes wait for a file system of {instance!r} that does not "
             f"answer; end it, or stop the instance with 'incus stop -f {instance}'"
+        )
+    if stuck >= _MAX_STUCK:
+        raise MountError(
+            f"{action}: {stuck} processes wait for a file system that does not answer; end it"
         )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -85,9 +92,9 @@ async def run_in_child(
         ours.close()
         os.kill(pid, signal.SIGKILL)
         ended = await _reap(pid)
-        if instance and not ended.done():
-            _stuck.setdefault(instance, set()).add(ended)
-            ended.add_done_callback(lambda exited: _forget_stuck(instance, exited))
+        if bound and not ended.done():
+            _stuck.setdefault(bound, set()).add(ended)
+            ended.add_done_callback(lambda exited: _forget_stuck(bound, exited))
     if late:
         raise TookTooLongError(f"{action} took over {seconds:.0f} s", ended)
     if message == _IN_A_FILE:
@@ -97,10 +104,10 @@ async def run_in_child(
     return _result(message, list(given), action)
 
 
-def _forget_stuck(instance: str, exited: asyncio.Future[None]) -> None:
-    _stuck[instance].discard(exited)
-    if not _stuck[instance]:
-        del _stuck[instance]
+def _forget_stuck(bound: str, exited: asyncio.Future[None]) -> None:
+    _stuck[bound].discard(exited)
+    if not _stuck[bound]:
+        del _stuck[bound]
 
 
 def _result(message: bytes, fds: list[int], action: str) -> Result:

@@ -304,8 +304,11 @@ def test_the_root_of_a_process_is_not_taken_for_the_root_of_the_host(
     for key, source in (("file", f"{inside}{file}"), ("flake", f"{inside}/srv/{incus.prefix}")):
         more = {"attr": "web"} if key == "file" else {}
         name = start(incus, **{key: source}, **more)
-        assert "where its links lead" in incus.status(name)
+        assert "lies in /proc, which leads into processes" in incus.status(name)
         incus("delete", "-f", name)
+    host.sh('ln -s "$I/srv/$P" "/srv/$P-link"', env={"I": inside, "P": incus.prefix})
+    name = start(incus, flake=f"/srv/{incus.prefix}-link#web")
+    assert "where its links lead" in incus.status(name)
 
 
 def test_nothing_is_evaluated_as_root_while_incus_does_not_answer(incus: Incus, host: Host) -> None:
@@ -321,7 +324,7 @@ from inx_sidecar.builds.build_user import evaluator_of
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import NixFile
 import asyncio
-print(asyncio.run(evaluator_of(NixFile({file!r}, "web", False), Settings())).doubt)
+print(asyncio.run(evaluator_of(NixFile({file!r}, "web", False), Settings(), "web")).doubt)
 """
         said = host.run(["/opt/inx/bin/python", "-I", "-c", script]).stdout
     finally:

@@ -8,8 +8,9 @@ import pytest
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError, UnsupportedError
+from inx_sidecar.builds import build_user
 from inx_sidecar.builds.build_user import evaluator_for, evaluator_of
-from inx_sidecar.builds.local_source import look_at
+from inx_sidecar.builds.local_source import LocalSource, look_at
 from inx_sidecar.builds.ownership import sole_owner
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile
@@ -185,7 +186,7 @@ def test_a_build_runs_as_the_owner_or_as_the_build_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ref", ["github:o/r", "nixpkgs", "https://host/etc/nixos"])
 def test_what_nix_fetches_is_built_as_the_build_user(ref: str) -> None:
     source = Flake(ref, "web", attr_given=False)
-    found = asyncio.run(evaluator_of(source, Settings(build_user="nobody")))
+    found = asyncio.run(evaluator_of(source, Settings(build_user="nobody"), "web"))
     assert (found.user.uid, found.source, found.doubt) == (65534, source, "")
 
 
@@ -220,6 +221,66 @@ def test_incus_that_does_not_answer_is_a_doubt(
     place = directory(tmp_path / "etc")
     (place / "flake.nix").touch()
     source = Flake(str(place), "web", attr_given=False)
-    found = asyncio.run(evaluator_of(source, Settings(build_user="nobody")))
+    found = asyncio.run(evaluator_of(source, Settings(build_user="nobody"), "web"))
     assert (found.user.uid, found.is_owner) == (65534, False)
     assert "it is not known which directories instances can write: Incus does not" in found.doubt
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Flake("/proc/42/root/srv/x", "web", attr_given=False),
+        Flake("path:/proc/42/cwd?dir=x", "web", attr_given=False),
+        Flake("git+file:///proc/42/root", "web", attr_given=False),
+        Flake("git+file:////proc/42/root", "web", attr_given=False),
+        NixFile("//proc/42/root/srv/x.nix", "web", attr_given=False),
+        NixFile("/proc/self/cwd/x.nix", "web", attr_given=False),
+    ],
+)
+def test_a_source_in_proc_is_not_looked_at(
+    source: Flake | NixFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lead to a file system that never answers."""
+    monkeypatch.delattr(build_user, "run_in_child")
+    with pytest.raises(BuildError, match="lies in /proc, which leads into processes"):
+        asyncio.run(evaluator_of(source, Settings(build_user="nobody"), "web"))
+
+
+ODD_NAMES = [b"two\nlines", b"\x1b[31mred", b"no utf-8 \xff", "\u202egnp.exe".encode()]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_of_files_are_shown_on_one_printable_line(tmp_path: Path, name: bytes) -> None:
+    file = os.fsencode(directory(tmp_path / "etc")) + b"/" + name
+    for path in (os.fsencode(tmp_path / "etc/flake.nix"), file):
+        with open(path, "w"):
+            pass
+    os.chown(file, ALICE, ALICE)
+    source = Flake(str(tmp_path / "etc"), "web", attr_given=False)
+    settings = Settings(build_user="nobody")
+    looked = LocalSource.from_json(look_at(source).to_json())
+    for doubt in (
+        evaluator_for(source, looked, [], settings).doubt,
+        asyncio.run(evaluator_of(source, settings, "web")).doubt,
+    ):
+        assert doubt.startswith("several users can change ") and doubt.isprintable()
+        doubt.encode()
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_directory_may_have_any_name(tmp_path: Path, name: bytes) -> None:
+    """A link leads there; its own name is one that a key takes."""
+    real = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+    os.mkdir(real)
+    (tmp_path / "link").symlink_to(real)
+    settings = Settings(build_user="nobody")
+    flake = Flake(str(tmp_path / "link"), "web", attr_given=False)
+    file = NixFile(f"{tmp_path}/link/flake.nix", "web", attr_given=False)
+    with pytest.raises(BuildError, match="there is no") as caught:
+        asyncio.run(evaluator_of(flake, settings, "web"))
+    assert str(caught.value).isprintable()
+    (tmp_path / "link/flake.nix").touch()
+    for source in (flake, file):
+        asyncio.run(evaluator_of(source, settings, "web"))
+    reference = evaluator_for(flake, look_at(flake), "why", settings).source
+    assert isinstance(reference, Flake) and reference.ref.isascii()

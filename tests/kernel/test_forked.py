@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import pytest
 
@@ -177,8 +177,15 @@ def test_a_long_message_is_an_error_still() -> None:
         call(lambda: fail(ValueError("é" * 200_000 + "my bug")))
 
 
+@pytest.mark.parametrize(
+    ("bound", "text"),
+    [
+        ("instance", "3 processes wait for a file system of 'web'"),
+        ("group", "3 processes wait for a file system that does not answer"),
+    ],
+)
 def test_children_of_one_instance_that_cannot_be_killed_are_few(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, bound: Literal["instance", "group"], text: str
 ) -> None:
     """As when they wait for a file system that does not answer. Other instances go on."""
     kill = os.kill
@@ -191,7 +198,10 @@ def test_children_of_one_instance_that_cannot_be_killed_are_few(
         return None, []
 
     async def attempt(function: Callable[[], forked.Result], name: str) -> forked.Result:
-        return await forked.run_in_child(function, "the work", 0.05, fds=[end], instance=name)
+        instance, group = (name, "") if bound == "instance" else ("", name)
+        return await forked.run_in_child(
+            function, "the work", 0.05, fds=[end], instance=instance, group=group
+        )
 
     async def main() -> None:
         exits = []
@@ -200,7 +210,7 @@ def test_children_of_one_instance_that_cannot_be_killed_are_few(
                 await attempt(wait, "web")
             exits.append(caught.value.ended)
         children = left()[0]
-        with pytest.raises(MountError, match="3 processes wait for a file system of 'web'"):
+        with pytest.raises(MountError, match=text):
             await attempt(lambda: (1, []), "web")
         assert left()[0] == children, "no other child was started"
         monkeypatch.setattr(os, "kill", kill)

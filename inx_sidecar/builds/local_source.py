@@ -28,7 +28,7 @@ _OWN_KINDS: Final = {
 }  # fmt: skip
 # What decides about the files of a commit, and which programs git runs.
 _GIT_FILES: Final = (
-    "config", "config.worktree", "HEAD", "hooks", "index", "info", "modules", "objects",
+    "config", "config.worktree", "HEAD", "index", "info", "modules", "objects",
     "packed-refs", "refs",
 )  # fmt: skip
 _URL_SAFE: Final = "/!$&'()*+,;=:@~"
@@ -114,17 +114,22 @@ def _judged(
     decisive = [*files]
     for directory in git_directories:
         names = (directory, *(f"{directory}/{name}" for name in _GIT_FILES))
-        decisive += [name for name in (*names, *_links_in(f"{directory}/hooks"))
-                     if os.path.lexists(name)]  # fmt: skip
+        decisive += [name for name in names if os.path.lexists(name)]
+    hooks = [hook for directory in git_directories for hook in _hooks_in(directory)]
     owner = only_owner(decisive)
     doubt = "" if owner is not None else f"several users can change {tree}"
-    if owner is not None and (other := _entry_of_others(tree, git_directories, owner, whole_tree)):
-        owner, doubt = None, f"several users can change {other}"
+    if owner is not None:
+        other = entry_of_others(tree, owner) if whole_tree else ""
+        found = (entry_of_others(path, owner, is_git=True) for path in git_directories)
+        strangers = (hook for hook in hooks if sole_owner(hook) not in (0, owner))
+        if other := next(filter(None, (other, *found, *strangers)), ""):
+            owner, doubt = None, f"several users can change {other}"
     mounts = read_mounts()
     repositories = (tree, *git_directories) if git_directories else ()
     try:
         located = [
-            locate(mounts, step) for step in {s for path in decisive for s in steps_to(path)}
+            locate(mounts, step)
+            for step in {s for path in (*decisive, *hooks) for s in steps_to(path)}
         ]
         directories = (tree, *git_directories)
         trees = {place for path in directories for place in places_below(mounts, path)}
@@ -140,20 +145,16 @@ def _judged(
     return LocalSource(owner, doubt, steps, tuple(trees), ref, tree, repositories)
 
 
-def _entry_of_others(tree: str, git_directories: list[str], owner: int, whole_tree: bool) -> str:
-    if whole_tree and (other := entry_of_others(tree, owner)):
-        return other
-    found = (entry_of_others(path, owner, is_git=True) for path in git_directories)
-    return next(filter(None, found), "")
-
-
-def _links_in(directory: str) -> list[str]:
-    """The links in `directory`; none if it cannot be read. The targets of other files are known."""
+def _hooks_in(git: str) -> list[str]:
+    """The directory of hooks and the links in it: what lies elsewhere than in `git`."""
+    directory = f"{git}/hooks"
+    if not os.path.lexists(directory):
+        return []
     try:
         with os.scandir(directory) as entries:
-            return [entry.path for entry in entries if entry.is_symlink()]
+            return [directory, *(entry.path for entry in entries if entry.is_symlink())]
     except OSError:
-        return []
+        return [directory]
 
 
 def _strange_mount(mounts: list[Mount], read: list[Mount]) -> Mount | None:

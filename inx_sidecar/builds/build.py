@@ -85,13 +85,14 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
             say(line)
 
         attempts = commands(service.source(), missing, service.link, write_lock=not alone)
-        for number, command in enumerate(attempts):
-            if number:
-                record(f"inx: {missing} cannot be fetched; building {source}")
-            done = await run(service.command_line(command, settings), on_line=record)
-            if done.status == 0:
-                return _result(service.link, request)
-            reason = await _exceeded_limit(uuid, settings) or redact(failure_reason(done))
+        with service.environment():
+            for number, command in enumerate(attempts):
+                if number:
+                    record(f"inx: {missing} cannot be fetched; building {source}")
+                done = await run(service.command_line(command, settings), on_line=record)
+                if done.status == 0:
+                    return _result(service.link, request)
+                reason = await _exceeded_limit(uuid, settings) or redact(failure_reason(done))
     if alone:
         await remove_build_directory(uuid)  # with its caches, which serve no other build
     raise BuildError(f"{failed}: {refusal or reason}{alone}")

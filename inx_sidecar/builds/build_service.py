@@ -1,7 +1,10 @@
 """The transient systemd service of a build, its directory and its environment."""
 
 import os
+import re
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -9,6 +12,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.process import find_program
 from inx_sidecar.builds.build_user import Evaluator, groups_of
 from inx_sidecar.builds.git_settings import git_environment, safe_directories
+from inx_sidecar.config.credentials import has_credentials
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, Source
 
@@ -46,6 +50,7 @@ class BuildService:
         self._path = tempfile.mkdtemp(dir=paths.build_dir(uuid))
         os.chmod(self._path, 0o755)
         self._output = f"{self._path}/output"
+        self._variables = f"{self._path}/environment"
         os.mkdir(self._output)
         if self._alone:
             self._prepare_alone()
@@ -65,6 +70,17 @@ class BuildService:
             return replace(source, ref=self._seen(source.ref))
         return replace(source, path=self._seen(source.path))
 
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """A file with the variables of the build, which its command lines need. Root alone may read
+        it: every user sees command lines, and what 'systemctl show' says of a service."""
+        with open(self._variables, "x", opener=_open_private) as file:
+            file.write(environment_text(self._environment()))
+        try:
+            yield
+        finally:
+            os.unlink(self._variables)
+
     def command_line(self, command: list[str], settings: Settings) -> list[str]:
         """`command` as a service that ends with it."""
         properties = [
@@ -75,12 +91,12 @@ class BuildService:
             # After SIGTERM a Nix client waits for its build to end; after SIGKILL Nix ends the
             # build.
             "KillSignal=SIGKILL",
+            f"EnvironmentFile={self._variables}",
         ]
         return [
             "systemd-run", "--quiet", "--wait", "--pipe", "--slice=inx-build.slice",
             f"--unit={paths.build_unit(self._uuid)}",
             *(f"--property={text}" for text in properties),
-            *(f"--setenv={key}={value}" for key, value in self._environment().items()),
             # systemd takes "$" for a variable and "$$" for "$" (systemd.service(5), command lines).
             "--", find_program(command[0]),
             *(argument.replace("$", "$$") for argument in command[1:]),
@@ -131,4 +147,33 @@ class BuildService:
         if self._alone:
             environment["XDG_CONFIG_HOME"] = f"{self._path}/config"
         environment |= git_environment(owner=self._evaluator.is_owner, alone=self._alone)
-        return environment | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        return environment | passed_on(os.environ, alone=self._alone)
+
+
+def passed_on(environment: Mapping[str, str], *, alone: bool) -> dict[str, str]:
+    """The variables that the administrator gives to builds: without those that have a password if
+    the source is not that of its user, `alone`."""
+    return {
+        name: environment[name]
+        for name in _PASSED_ON
+        if name in environment and not (alone and _is_secret(name, environment[name]))
+    }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    # A proxy may be without a scheme: USER:PASSWORD@HOST.
+    return has_credentials(value) or (name.endswith("_proxy") and "@" in value)
+
+
+def environment_text(environment: Mapping[str, str]) -> str:
+    """The text of a file for EnvironmentFile= (systemd.exec(5)): in double quotes, a backslash
+    stands before these characters, and a newline is one."""
+    lines = []
+    for name, value in environment.items():
+        escaped = re.sub(r'[\\"`$]', r"\\\g<0>", value)
+        lines.append(f'{name}="{escaped}"\n')
+    return "".join(lines)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -7,7 +7,8 @@ import pytest
 from support.disposable import Host
 from support.incus import Incus
 from support.pages import commands
-from support.services import journal
+from support.services import journal, wait_build
+from support.sources import slow
 
 pytestmark = pytest.mark.main
 
@@ -132,3 +133,51 @@ def test_an_input_with_a_token_is_not_shown(incus: Incus, host: Host) -> None:
     assert "127.0.0.1:1" in shown and TOKEN not in shown
     log = f"/var/log/inx/{incus.uuid(name)}.build.log"
     assert TOKEN not in host.run(["cat", log]).stdout
+
+
+@pytest.fixture
+def proxy(host: Host) -> Iterator[str]:
+    """A proxy with a password, which is set for the sidecar and never used."""
+    value = f"http://ci:{TOKEN}@127.0.0.1:1"
+    place = "/run/systemd/system/inx-sidecar.service.d"
+    host.sh(
+        """
+        mkdir -p "$D"; printf '[Service]\nEnvironment=https_proxy=%s no_proxy=*\n' "$P" >"$D/p.conf"
+        systemctl daemon-reload; systemctl restart inx-sidecar
+        """,
+        env={"D": place, "P": value},
+    )
+    yield value
+    host.sh(
+        'rm "$D/p.conf"; systemctl daemon-reload; systemctl restart inx-sidecar', env={"D": place}
+    )
+
+
+@pytest.mark.parametrize("mode", ["755", "777"])
+def test_the_password_of_a_proxy_is_not_shown(
+    incus: Incus, host: Host, proxy: str, mode: str
+) -> None:
+    """Every user may list processes and properties. 777: others can change the source."""
+    directory = slow(incus, 600, same=True)
+    host.run(["chmod", mode, directory])
+    name = incus.init(flake=f"{directory}#web")
+    incus.start(name)
+    wait_build(incus, name)
+    unit = f"inx-build-{incus.uuid(name)}.service"
+    see = ["runuser", "-u", "nobody", "--"]
+    shown = host.run([*see, "ps", "axeww"]).stdout
+    assert unit in shown
+    shown += host.run([*see, "systemctl", "show", unit]).stdout
+    shown += host.run([*see, "systemctl", "cat", unit]).stdout
+    assert "EnvironmentFile" in shown and TOKEN not in shown
+    pid = host.run(["systemctl", "show", "-P", "MainPID", unit]).stdout.strip()
+    variables = host.run(["cat", f"/proc/{pid}/environ"]).stdout.split("\0")
+    assert "no_proxy=*" in variables
+    assert (f"https_proxy={proxy}" in variables) == (mode == "755")
+    assert (TOKEN in "".join(variables)) == (mode == "755")
+    builds = f"/var/lib/inx/builds/{incus.uuid(name)}"
+    find = ["find", builds, "-name", "environment", "-printf", "%m %U "]
+    assert host.run(find).stdout == "600 0 "
+    incus("stop", "-f", name)
+    incus.eventually(lambda: host.run(find, check=False).stdout == "", incus.story)
+    assert TOKEN not in "\n".join(journal(host, name)) + incus.console(name)

@@ -57,15 +57,18 @@ def entry_of_others(tree: str, owner: int, *, is_git: bool = False) -> str:
     """A file or a directory below `tree` that a user beside root and `owner` can change, or that
     has hard links; empty if there is none.
 
-    What is in `objects` of a directory of git is left out: git finds it by hashes, and a clone
-    makes hard links to it. `is_git` says that `tree` is such a directory. A tree with more entries
-    than can be looked at counts as changed.
+    Objects of git may have hard links: a clone of a directory makes them. `is_git` says that `tree`
+    is a directory of git. A tree with more entries than can be looked at counts as changed.
     """
     left = _MAX_ENTRIES
+    objects: tuple[str, ...] = ()
     for place, directories, files in os.walk(tree):
         left -= len(directories) + len(files)
         if left < 0:
             return f"the {_MAX_ENTRIES} files and more of {tree}"
+        in_git = is_git or "/.git/" in f"{place.removeprefix(tree)}/"
+        if in_git and "HEAD" in files and "objects" in directories:
+            objects += (f"{place}/objects/",)
         for name in (*directories, *files):
             try:
                 status = os.lstat(f"{place}/{name}")
@@ -75,11 +78,8 @@ def entry_of_others(tree: str, owner: int, *, is_git: bool = False) -> str:
                 continue
             if status.st_uid not in (0, owner) or status.st_mode & _WRITABLE_BY_OTHERS:
                 return f"{place}/{name}"
-            if has_other_names(status):
+            if has_other_names(status) and not f"{place}/".startswith(objects):
                 return f"{place}/{name}, which has hard links"
-        git = os.path.basename(place) == ".git" or (is_git and place == tree)
-        if git and "objects" in directories:
-            directories.remove("objects")
     return ""
 
 

@@ -193,13 +193,13 @@ def test_files_of_others_in_a_flake_count(top: Path, scheme: str) -> None:
     assert (look(ref).owner, look(ref).doubt) == (None, f"several users can change {deep}")
 
 
-GIT_ENTRIES = ["hooks/post-index-change", "modules/sub/config", "refs/heads/x"]
+GIT_ENTRIES = ["hooks/post-index-change", "modules/sub/config", "refs/heads/x", "objects/ab/cd"]
 
 
 @pytest.mark.parametrize("scheme", ["", "path:", "git+file:"])
 @pytest.mark.parametrize("entry", GIT_ENTRIES)
 def test_entries_of_others_in_a_repository_count(top: Path, scheme: str, entry: str) -> None:
-    """Nix runs git, and git runs hooks and what settings name."""
+    """Nix runs git, and git runs hooks and what settings name. Git reads objects unchecked."""
     file = make_git(top) / entry
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()

@@ -1,8 +1,8 @@
-"""What the kernel counts for each user, as groups of fanotify, and whose count it is.
+"""The kernel limits how many instances of inotify and groups of fanotify each user may have.
 
-The kernel counts for the effective user, and what the users of a user namespace have, for the user
-who made that namespace (ucounts(9) in kernel/ucount.c). Root makes those of containers. So any
-container can use up what root may have.
+It counts them for the effective user. It counts those in a user namespace for the user who made
+that namespace, too (inc_ucount in kernel/ucount.c). Root makes the user namespaces of containers.
+So any container can use up what root may have.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ def counted_apart() -> Iterator[None]:
         return
     try:
         os.seteuid(_COUNTED_AS)
-    except PermissionError:
+    except OSError:  # without CAP_SETUID, or in a user namespace that lacks this id
         yield
         return
     try:

@@ -13,6 +13,7 @@ from typing import Final
 from inotify_simple import INotify, flags
 
 from inx_sidecar.base import paths
+from inx_sidecar.kernel.user_counts import counted_apart
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.roots.mirror import Mirror
 
@@ -53,7 +54,8 @@ class RegistrationWatch:
     def open(self) -> None:
         """Before any other call. Without inotify, names are listed every two seconds."""
         try:
-            self._inotify = INotify(nonblocking=True)
+            with counted_apart():
+                self._inotify = INotify(nonblocking=True)
         except OSError as error:
             _log_limit(error)
         else:

@@ -9,7 +9,7 @@ import pytest
 from support.attacker import locking
 from support.attacks import attacking, inside, staying_inside
 from support.disposable import Host
-from support.gc import BARRIER, collect
+from support.gc import BARRIER, SIDECAR, collect, journal_end, journal_lines
 from support.incus import Incus
 from support.isolated import isolated
 from support.services import PROGRAM, check, state_of
@@ -233,3 +233,14 @@ def test_a_container_that_takes_all_groups_of_fanotify_keeps_no_guard_away(
         path = left_lock(host, incus.prefix)
         assert look(host, path)[0]
         collect(host)
+
+
+def test_a_container_that_takes_all_instances_of_inotify_blinds_no_sidecar(
+    incus: Incus, host: Host
+) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    with attacking(incus, name, locking.take_instances):
+        since = journal_end(host)
+        host.run(["systemctl", "restart", SIDECAR])
+        assert state_of(host, SIDECAR) == "active"
+        assert not [line for line in journal_lines(host, since) if b"limit of inotify" in line]

@@ -252,9 +252,18 @@ def take_leases(paths: list[str]) -> None:
 
 def take_groups() -> None:
     """Make groups of fanotify without end, and keep them; tell once when there are no more."""
+    _take(lambda: libc.fanotify_init(FAN_REPORT_FID, 0))
+
+
+def take_instances() -> None:
+    """As `take_groups`, instances of inotify."""
+    _take(lambda: libc.inotify_init1(0))
+
+
+def _take(make: Callable[[], int]) -> None:
     told = False
     while True:
-        if libc.fanotify_init(FAN_REPORT_FID, 0) < 0:
+        if make() < 0:
             if not told:
                 print('"begun"', flush=True)
                 told = True

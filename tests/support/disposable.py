@@ -240,6 +240,11 @@ class Host:
             (self.directory / name).mkdir()
         if not overlay_store:
             tool(["cp", "-a", lower / "nix", self.directory / "nix"])
+        for name in "subuid", "subgid":  # for raw.idmap; Incus reads them when it starts
+            text = (lower / "etc" / name).read_text()
+            upper = self.directory / "upper/etc"
+            upper.mkdir(exist_ok=True)
+            (upper / name).write_text(f"{text}root:1000:1\n")
         layers = f"lowerdir={lower},upperdir={self.directory}/upper,workdir={self.directory}/work"
         tool(["mount", "-t", "overlay", "overlay", "-o", f"{layers},volatile", self.root])
 

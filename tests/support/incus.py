@@ -7,10 +7,27 @@ from collections.abc import Callable
 from subprocess import CompletedProcess
 from typing import Any
 
+from support.cache import HostError
 from support.disposable import Host
 
 SECONDS = 60.0
 POOL = "/var/lib/incus/storage-pools/default/containers"  # the files of instances, by name
+
+
+def end_hung_incus(host: Host) -> str:
+    """Kill incusd, and tell what it waits for. systemd starts it again; instances go on.
+
+    While it is told to stop, incusd waits minutes for an operation that does not end, and refuses
+    all else (waitForOperations in cmd/incusd/operations.go): all later tests would fail.
+    """
+    told = host.sh("""
+        timeout 5 incus operation list --all-projects || :
+        ps -eo pid,stat,wchan:24,unit:60,args | cut -c-200
+        journalctl -u incus -n 40 --no-pager
+        systemctl kill --signal=KILL incus
+        systemctl start incus
+    """)
+    return told.stdout + told.stderr
 
 
 class Incus:
@@ -269,6 +286,10 @@ class Incus:
             left = self("list", "--all-projects", "-f", "csv", "-c", "en").stdout.split()
             return not {f"{project},{name}" for project, name in self._launched} & set(left)
 
-        self.eventually(gone, lambda: f"some of {rows} cannot be deleted")
+        try:
+            self.eventually(gone, lambda: f"some of {rows} cannot be deleted")
+        except (AssertionError, HostError):
+            print(end_hung_incus(self.host))
+            raise
         while self._profiles:
             self("profile", "delete", self._profiles.pop())

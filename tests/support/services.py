@@ -4,8 +4,9 @@ import contextlib
 import json
 from collections.abc import Iterator
 
+from support.cache import HostError
 from support.disposable import Host
-from support.incus import Incus
+from support.incus import Incus, end_hung_incus
 
 PROGRAM = "/opt/inx/bin/inx-sidecar"
 SERVICE = "inx-sidecar.service"
@@ -46,7 +47,11 @@ def restart_sidecar(host: Host) -> None:
 
 
 def restart_incus(host: Host) -> None:
-    host.run(["systemctl", "restart", "incus"])
+    try:
+        host.run(["systemctl", "restart", "incus"])
+    except HostError:
+        print(end_hung_incus(host))
+        raise
 
 
 def kill_sidecar(host: Host) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 from support.cache import CACHE, REPO, HostError, locked, remove, step, tool
-from support.host_files import install_tools, project_files, tree, wheels
+from support.host_files import POOL, SUITE, install_tools, project_files, tree, wheels
 
-__all__ = ["REPO", "Host", "HostError", "Process", "project_files", "tree"]
+__all__ = ["REPO", "Host", "HostError", "NoHostError", "Process", "project_files", "tree"]
 
 HOSTS = CACHE / "hosts"
 
@@ -37,7 +37,25 @@ NSPAWN_ENVIRONMENT = {
     "SYSTEMD_SECCOMP": "0",
 }
 
+# How Incus makes its pool `default`. btrfs lies on a loop device of 4 GiB.
+POOL_INIT = {
+    "dir": ["--minimal"],
+    "btrfs": ["--auto", "--storage-backend=btrfs", "--storage-create-loop=4"],
+}
+
 logger = logging.getLogger("testbed")
+
+
+class NoHostError(HostError):
+    """The packages of a suite make no host: the archive, not the project, is the reason."""
+
+
+@contextlib.contextmanager
+def _made_of(suite: str) -> Iterator[None]:
+    try:
+        yield
+    except HostError as error:
+        raise NoHostError(f"{suite} makes no host: {error}") from None
 
 
 class Process(NamedTuple):
@@ -82,22 +100,34 @@ class Host:
 
     @classmethod
     def up(
-        cls, name: str, *, bare: bool = False, overlay_store: bool = False, owner: bool = True
+        cls,
+        name: str,
+        *,
+        bare: bool = False,
+        overlay_store: bool = False,
+        owner: bool = True,
+        suite: str = SUITE,
+        pool: str = POOL,
     ) -> Self:
-        """Make and boot a host. With `owner`, a later up removes the host if this process ended."""
+        """Make and boot a host. With `owner`, a later up removes the host if this process ended.
+
+        NoHostError if `suite` makes no host: its packages, not the project, are the reason.
+        """
         if os.geteuid():
             raise HostError("a disposable host needs root")
         host = cls(name)
         install_tools()
-        lower = tree()
-        packages = None if bare else wheels()
+        with _made_of(suite):
+            lower = tree(suite, pool)
+            packages = None if bare else wheels(lower)
         host._claim()
         try:
-            with step("boot"):
-                host._lay_out(lower, overlay_store)
-                host._boot()
-            with step("initialise Incus"):
-                host.run(["incus", "admin", "init", "--minimal"])
+            with _made_of(suite):
+                with step("boot"):
+                    host._lay_out(lower, overlay_store, pool)
+                    host._boot()
+                with step("initialise Incus"):
+                    host.run(["incus", "admin", "init", *POOL_INIT[pool]])
             if packages:
                 with step("install inx"):
                     host.push(packages, os.listdir(packages), "/root/wheels")
@@ -235,9 +265,10 @@ class Host:
             self.directory.mkdir(parents=True)
             Process.of(os.getpid()).write(self.directory / "owner")
 
-    def _lay_out(self, lower: Path, overlay_store: bool) -> None:
+    def _lay_out(self, lower: Path, overlay_store: bool, pool: str) -> None:
         for name in "root", "upper", "work", "incus":
             (self.directory / name).mkdir()
+        (self.directory / "pool").write_text(pool)
         if not overlay_store:
             tool(["cp", "-a", lower / "nix", self.directory / "nix"])
         for name in "subuid", "subgid":  # for raw.idmap; Incus reads them when it starts
@@ -261,6 +292,8 @@ class Host:
         binds = [f"--bind={self.directory}/incus:/var/lib/incus"]
         if (self.directory / "nix").exists():
             binds += [f"--bind={self.directory}/nix:/nix"]
+        if (self.directory / "pool").read_text() != "dir":
+            binds += [f"--bind={node}" for node in sorted(Path("/dev").glob("loop*"))]
         nspawn = (
             "systemd-nspawn --quiet --register=no --keep-unit --link-journal=no --notify-ready=yes "
             "--private-network --capability=all --bind=/dev/fuse --bind-ro=/dev/kmsg "

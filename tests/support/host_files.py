@@ -10,8 +10,12 @@ from pathlib import Path
 
 from support.cache import CACHE, REPO, HostError, cached, locked, step, tool
 
-SUITE = "trixie"
-TARGET_PYTHON = "3.13"  # the version in SUITE, for which pip selects wheels
+# What hosts are made of if nothing else is asked for. tests/run has options for both.
+SUITE = os.environ.get("INX_TESTBED_SUITE", "trixie")
+POOL = os.environ.get("INX_TESTBED_POOL", "dir")  # the driver of the storage pool `default`
+POOL_PACKAGES = {"dir": [], "btrfs": ["btrfs-progs"]}
+# The Release file of an archive that is kept as it was on one day has expired.
+OPTIONS = ["--variant=minbase", '--aptopt=Acquire::Check-Valid-Until "false"']
 PACKAGES = (
     "systemd systemd-sysv dbus udev procps kmod iproute2 iputils-ping ca-certificates curl git "
     "attr xz-utils incus-base incus-client lxcfs dnsmasq-base uidmap nix-bin nix-setup-systemd "
@@ -67,17 +71,17 @@ def find_mirror() -> str:
     raise HostError(f"no Debian archive of {release} is named below /etc/apt")
 
 
-def tree() -> Path:
-    """The lower layer of the root of every host. It is never booted and never changed."""
+def tree(suite: str = SUITE, pool: str = POOL) -> Path:
+    """The lower layer of the root of hosts of `suite`. It is never booted and never changed."""
+    packages = PACKAGES + POOL_PACKAGES[pool]
 
     def make(fresh: Path, lock: int) -> None:
-        options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
         # mmdebstrap mounts file systems. In a mount namespace of its own, they end with mmdebstrap.
-        argv = ["unshare", "--mount", "mmdebstrap", *options]
-        argv += [f"--customize-hook={CUSTOMISE}", SUITE]
-        tool([*argv, fresh, find_mirror()], log=CACHE / "tree.log", lock=lock)
+        argv = ["unshare", "--mount", "mmdebstrap", *OPTIONS, f"--include={','.join(packages)}"]
+        argv += [f"--customize-hook={CUSTOMISE}", suite]
+        tool([*argv, fresh, find_mirror()], log=CACHE / f"tree-{suite}.log", lock=lock)
 
-    return cached("tree", [SUITE, PACKAGES, CUSTOMISE], make)
+    return cached("tree", [suite, packages, CUSTOMISE], make)
 
 
 def requirements(*extras: str, build: bool = False) -> list[str]:
@@ -91,18 +95,19 @@ def requirements(*extras: str, build: bool = False) -> list[str]:
     return sorted(wanted)
 
 
-def wheels() -> Path:
-    """A directory with all packages that the installation of the project needs."""
+def wheels(lower: Path) -> Path:
+    """A directory with all packages that the installation of the project in a tree needs."""
     wanted, machine = requirements(build=True), platform.machine()
+    version = os.readlink(lower / "usr/bin/python3").removeprefix("python")
 
     def make(fresh: Path, lock: int) -> None:
-        target = ["--implementation", "cp", "--python-version", TARGET_PYTHON]
+        target = ["--implementation", "cp", "--python-version", version]
         for libc in "manylinux2014", "manylinux_2_28":
             target += ["--platform", f"{libc}_{machine}"]
         argv = ["pip3", "download", "-q", "--only-binary=:all:", *target]
         tool([*argv, "--dest", fresh, *wanted], log=CACHE / "wheels.log", lock=lock)
 
-    return cached("wheels", [TARGET_PYTHON, machine, wanted], make)
+    return cached("wheels", [version, machine, wanted], make)
 
 
 def project_files() -> list[str]:

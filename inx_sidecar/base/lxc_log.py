@@ -4,6 +4,8 @@ LXC opens the file for appending (lxc src/lxc/log.c), and Incus rotates it befor
 The hooks import this module, so it imports nothing heavy.
 """
 
+import errno
+import os
 import time
 
 
@@ -16,12 +18,29 @@ def append(config: str, lxc_name: str, message: str) -> str:
     stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"
     line = f"lxc {lxc_name} {stamp} ERROR    inx - {message}\n"
     try:
-        with open(_log_file(config), "r+", errors="surrogateescape") as log:
-            log.seek(0, 2)
-            log.write(line)
+        _append(_log_file(config), line)
     except OSError:
         pass
     return line
+
+
+def _append(path: str, line: str) -> None:
+    """Append `line` to an existing file. OSError if that fails.
+
+    In the mount namespace of the sidecar, `path` is read-only: the sidecar does not know where the
+    logs are, and `storage.logs_volume` moves them while the sidecar runs. Through the root
+    directory of PID 1, the file is as the host sees it. A link in `path` would lead back, so it is
+    followed first.
+    """
+    try:
+        log = open(path, "r+", errors="surrogateescape")
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        log = open(f"/proc/1/root{os.path.realpath(path)}", "r+", errors="surrogateescape")
+    with log:
+        log.seek(0, 2)
+        log.write(line)
 
 
 def _log_file(config: str) -> str:

@@ -19,6 +19,7 @@ from inx_sidecar.config.nic_keys import (
     is_single_host,
     networks_overlap,
 )
+from inx_sidecar.incus.api import is_true
 
 # All p2p NICs count as NICs of one network of this name, since the host routes to all of them. No
 # network of Incus can have this name.
@@ -88,14 +89,22 @@ def plan_nic_setups(
     """How `nics` of `instance` are set up.
 
     `devices` are the network devices of the instance, with the names of their interfaces as far as
-    they are known. ConfigError if the devices do not allow what `nics` ask for.
+    they are known. ConfigError if the devices do not allow what `nics` ask for. A device that is
+    not attached has no interface, so nothing is set up for it.
     """
-    setups = [_plan_nic_setup(nic, devices, instance) for nic in nics]
+    attached = {name: device for name, device in devices.items() if _is_attached(device)}
+    there = [nic for nic in nics if nic.device in attached or nic.device not in devices]
+    setups = [_plan_nic_setup(nic, attached, instance) for nic in there]
     _refuse_duplicate_claims(setups, instance)
     for one, other in permutations(setups, 2):
         _refuse_overlap(one, other, instance)
     _refuse_two_defaults(setups)
     return tuple(setups)
+
+
+def _is_attached(device: Mapping[str, str]) -> bool:
+    """Incus 7 has the key `attached` (incus internal/server/device/nic.go); the default is true."""
+    return is_true(device.get("attached") or "true")
 
 
 def _refuse_duplicate_claims(setups: Sequence[NicSetup], instance: str) -> None:

@@ -263,3 +263,14 @@ def test_networks_of_host_addresses_do_not_overlap(a: str, b: str, message: str)
 def test_a_host_address_does_not_cover_the_address_of_another_nic() -> None:
     keys = {"a.host_address": "10.0.0.1/24", "b.address": "10.0.0.7"}
     assert "has 10.0.0.7 of user.inx.net.b.address" in clash(keys, {"a": P2P, "b": P2P})
+
+
+def test_a_nic_that_is_not_attached_gets_nothing_and_does_not_count() -> None:
+    """It has no interface inside; Incus calls no other values false (validate.IsBool)."""
+    keys = {"a.address": "10.0.0.2", "a.host_address": "10.0.0.1", "b.address": "10.0.0.2"}
+    given = parse_nics({f"user.inx.net.{key}": value for key, value in keys.items()})
+    for no, yes in zip(("false", "0", "no", "OFF"), ("true", "1", "", "On"), strict=True):
+        devices = {"a": P2P | {"attached": yes}, "b": P2P | {"attached": no}}
+        (found,) = plan_nic_setups(given, devices, "web")
+        assert found.nic.device == "a" and claims([found]) == {"10.0.0.2 p2p/"}
+        assert "0.0.0.0/0 via 10.0.0.1" in in_words(found.inside), "it is the only one attached"

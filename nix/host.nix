@@ -17,7 +17,10 @@ let
     builtins.toJSON {
       version = 1;
       dropped = cfg.droppedContainers;
-      instances = lib.mapAttrsToList (import ./instance.nix { inherit lib profile; }) cfg.containers;
+      instances = lib.mapAttrsToList (import ./instance.nix {
+        inherit lib profile;
+        incus = incus.package.version or "6.0";
+      }) cfg.containers;
     }
   );
 

@@ -1,7 +1,15 @@
 # Translate one container of virtualisation.inx.containers into the instance that `inx-sidecar converge` reads.
-{ lib, profile }:
+# `incus` is the version of Incus.
+{
+  lib,
+  profile,
+  incus,
+}:
 name: container:
 let
+  # security.idmap.base takes ids for one container alone; older versions ignore it without security.idmap.isolated.
+  baseExcludesIsolated =
+    lib.versionAtLeast incus "7.0.2" && !(lib.versionAtLeast incus "7.1" && lib.versionOlder incus "7.4");
   dropNulls = lib.filterAttrs (_: value: value != null);
   known = lib.filter (value: value != null);
   joined = values: if known values == [ ] then null else lib.concatStringsSep "," (known values);
@@ -117,10 +125,8 @@ let
     else if container.privateUsers == "no" then
       { "security.privileged" = true; }
     else
-      {
-        "security.idmap.isolated" = true;
-        "security.idmap.base" = container.privateUsers;
-      };
+      { "security.idmap.base" = container.privateUsers; }
+      // lib.optionalAttrs (!baseExcludesIsolated) { "security.idmap.isolated" = true; };
 
   lxc =
     lib.concatMapStrings (

@@ -300,6 +300,25 @@ def test_every_option_becomes_keys_and_devices_of_incus(evaluate: Any, tmp_path:
     )
 
 
+@pytest.mark.parametrize(
+    ("version", "isolated"),
+    [("6.0.6", True), ("7.0.1", True), ("7.0.2", False), ("7.3.0", True), ("7.4.0", False)],
+)
+def test_chosen_ids_are_those_keys_that_the_version_of_incus_takes(
+    evaluate: Any, version: str, isolated: bool
+) -> None:
+    """Since 7.0.2 and 7.4, Incus refuses to isolate a chosen range (lxc/incus#4048)."""
+    case = f"""{{
+        virtualisation.inx.enable = true;
+        virtualisation.incus.package.version = "{version}";
+        virtualisation.inx.containers.web = {{ system = "/srv/system"; privateUsers = 2000000; }};
+    }}"""
+    config = instances(evaluate("ids", case))["web"]["config"]
+    found = {key: config[key] for key in config if key.startswith("security.idmap.")}
+    also = {"security.idmap.isolated": True} if isolated else {}
+    assert found == {"security.idmap.base": 2000000} | also
+
+
 def test_the_examples_of_the_page_give_what_the_page_says(evaluate: Any) -> None:
     _, container, declared = blocks()
     inside = evaluate("inside", f"let inx.nixosModules.container = {{ }}; in {container}")

@@ -10,6 +10,7 @@ from support.store import exists
 pytestmark = pytest.mark.main
 
 
+@pytest.mark.sid
 def test_the_instances_environment_does_not_reach_the_host(incus: Incus, host: Host) -> None:
     """Incus hands environment.* to the hooks that LXC runs as root of the host."""
     trap = f"/tmp/{incus.prefix}-trap"
@@ -57,8 +58,9 @@ def test_the_instances_environment_does_not_reach_the_host(incus: Incus, host: H
     incus("stop", "-f", name)
     assert host.sh(f"cd {trap}; ls -d hit-* || :").stdout == ""
     # The shell that LXC starts for a hook heeds LD_*; the hooks of inx are started without them.
-    loaded = host.sh(f"cat {trap}/loader*").stdout
-    assert "initialize program: sh" in loaded
+    # Incus 7.0.2 leaves out LD_* itself.
+    loaded = host.sh(f"cat {trap}/loader* || :").stdout
+    assert "initialize program: sh" in loaded or incus.version >= (7, 0, 2)
     assert "/opt/inx" not in loaded and "/env" not in loaded
     assert not exists(host, f"/run/inx/{incus.uuid(name)}")
     assert incus.run(other, "nix", "store", "info").returncode == 0

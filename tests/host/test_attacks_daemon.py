@@ -32,6 +32,7 @@ def seen(incus: Incus, name: str, script: str) -> str:
     return incus.host.run(argv, check=False).stdout
 
 
+@pytest.mark.sid
 def test_the_daemon_sees_little_of_the_host(incus: Incus, host: Host) -> None:
     host.sh("mkdir -p /root/.ssh /srv/secret; echo key >/root/.ssh/id_x")
     name = launch(incus)
@@ -57,6 +58,7 @@ def test_the_daemon_sees_little_of_the_host(incus: Incus, host: Host) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.sid
 def test_each_instance_has_build_users_of_its_own(incus: Incus, host: Host) -> None:
     names = [launch(incus), launch(incus, name=incus.name("b"))]
     users: list[set[int]] = []

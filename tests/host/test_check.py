@@ -9,6 +9,7 @@ from support.services import SOCKET, UNITS, check
 pytestmark = pytest.mark.main
 
 
+@pytest.mark.sid
 def test_check_finds_nothing_on_a_host_as_installed(incus: Incus, host: Host) -> None:
     incus.launch(flake="/etc/nixos#web")
     assert check(host) == (0, [])

@@ -85,6 +85,7 @@ def sources(host: Host) -> Iterator[None]:
     host.run(["umount", "--lazy", "/srv/data"])
 
 
+@pytest.mark.sid
 def test_the_generated_example_comes_up_by_the_unit(declaration: Declaration) -> None:
     incus, host = declaration.incus, declaration.host
     for name in "web", "db", "vault":

@@ -68,6 +68,7 @@ def test_the_packages_to_install_exist(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.sid
 def test_everyday_commands(incus: Incus, host: Host) -> None:
     incus.adopt("web")
     launch, look, console, update, delete = commands(README, "Everyday commands")
@@ -75,7 +76,8 @@ def test_everyday_commands(incus: Incus, host: Host) -> None:
     try:
         host.sh(launch)
         incus.wait_ready("web")
-        assert re.search(r"\| web +\| RUNNING +\|.*\| ready +\|", host.sh(look).stdout)
+        # Incus 7 draws the lines of the table by other characters.
+        assert re.search(r"[|│] web +[|│] RUNNING +[|│].*[|│] ready +[|│]", host.sh(look).stdout)
         host.sh(console)
         host.sh(
             r"""sed -i 's/name = "web";/& extra.greeting = "hello\\n";/' /etc/nixos/flake.nix"""
@@ -107,12 +109,14 @@ def test_what_generations_outlive(incus: Incus, host: Host) -> None:
     incus.sh("web", "[ ! -e /root/after ] && [ -L /nix/var/nix/profiles/system-1-link ]")
 
 
+@pytest.mark.sid
 def test_what_to_see_of_roots(incus: Incus, host: Host) -> None:
     incus.launch(name="web", flake="/etc/nixos#web")
     lines = commands("docs/garbage-collection.md", "Look, compare, collect")
     listed, printed, synced, collected = (host.sh(line) for line in lines)
     assert re.search(r"^web +\d+[smhd] +\d+ MiB  /nix/store/\S+  system-1$", listed.stdout, re.M)
-    assert f"gcroots/inx/web.{incus.uuid('web')}/system-1 -> /nix/store/" in printed.stdout
+    root = rf'gcroots/inx/web.{incus.uuid("web")}/system-1"? -> /nix/store/'
+    assert re.search(root, printed.stdout)
     assert synced.stdout.startswith("compared ")
     assert "store paths deleted" in collected.stdout
 
@@ -268,7 +272,7 @@ def test_try_it_here() -> None:
             "| web  | RUNNING |",
             "hello",
         ):
-            assert proof in done.stdout
+            assert proof in done.stdout.replace("│", "|")
     finally:
         Host("demo").down()
 

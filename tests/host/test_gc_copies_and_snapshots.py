@@ -165,6 +165,7 @@ def test_a_renamed_snapshot_holds_what_it_held(incus: Incus, host: Host) -> None
     assert_gone(incus, path)
 
 
+@pytest.mark.sid
 def test_a_system_that_only_a_snapshot_names_is_held(incus: Incus) -> None:
     flake = incus.flake(greeting=incus.name("old"))
     name = incus.launch(flake=f"{flake}#web", keep="1")

@@ -91,6 +91,7 @@ def auto(incus: Incus, name: str) -> set[str]:
     return set(incus.host.sh(f"find {directory} -type l -printf '%l\\n'").stdout.split())
 
 
+@pytest.mark.sid
 def test_the_store_is_roots_and_every_mount_has_its_flags(incus: Incus) -> None:
     name = launch(incus)
     assert incus.said(name, "id").strip() == "uid=0(root) gid=0(root)"
@@ -129,6 +130,7 @@ def test_a_setuid_program_in_the_store_gives_nothing(incus: Incus, host: Host) -
         host.run(["rm", store])
 
 
+@pytest.mark.sid
 def test_nix_works_with_no_environment(incus: Incus, host: Host) -> None:
     name = launch(incus)
     before = host.run(["ls", "/nix/var/nix/gcroots/auto"]).stdout

@@ -26,6 +26,7 @@ from support.store import collect, exists
 pytestmark = pytest.mark.isolated
 
 
+@pytest.mark.sid
 @pytest.mark.parametrize("kind", ["busybox", "systemd"])
 def test_a_system_boots_and_reboots_with_its_closure_alone(incus: Incus, kind: str) -> None:
     name = isolated(incus, file=things(incus), attr=kind)

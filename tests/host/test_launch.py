@@ -19,6 +19,7 @@ def test_launch_with_the_default_flake_and_the_instances_name(incus: Incus) -> N
     assert incus.get(name, "user.inx.status.generation") == "1"
 
 
+@pytest.mark.sid
 def test_launch_from_a_flake_with_an_attribute(incus: Incus) -> None:
     flake = incus.flake("some.name", greeting="from an attribute")
     name = incus.launch(flake=f"{flake}#some.name")
@@ -106,6 +107,7 @@ def test_a_new_update_value_builds_the_same_source_again(incus: Incus) -> None:
     assert incus.said(name, "cat", "/etc/greeting") == "new"
 
 
+@pytest.mark.sid
 def test_a_failed_rebuild_starts_the_last_good_generation_and_says_so(incus: Incus) -> None:
     name = incus.launch(flake=f"{incus.flake()}#web")
     incus("stop", name)
@@ -159,6 +161,7 @@ def test_a_generation_can_be_pinned_and_released(incus: Incus) -> None:
     assert incus.wait_status(name, "failed: user.inx.generation is 7")
 
 
+@pytest.mark.sid
 def test_running_and_stopped_systems_survive_a_collection(incus: Incus, host: Host) -> None:
     running = incus.launch(flake=f"{incus.flake(greeting='keep me')}#web")
     stopped = incus.launch(name=incus.name("s"), flake=f"/srv/{incus.prefix}#web", update="1")

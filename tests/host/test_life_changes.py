@@ -197,7 +197,7 @@ def test_fifty_changes_in_a_row_end_with_the_last_and_lose_nothing(
     sync(host)
     collect(host)
     host.run(["nix-store", "--check-validity", *links.values()])
-    roots = host.run(["nix-store", "--gc", "--print-roots"]).stdout
+    roots = host.run(["nix-store", "--gc", "--print-roots"]).stdout.replace('"', "")
     own = f"/gcroots/inx/{name}.{incus.uuid(name)}/system-"
     assert all(f"{own}{number} -> {path}\n" in roots for number, path in links.items())
     assert listed_generations(incus, name) == (set(links), current)

@@ -177,6 +177,7 @@ def test_static_addresses_on_bridges(incus: Incus, host: Host, lans: list[str]) 
     assert reaches(incus, macvlan, "10.233.10.7")
 
 
+@pytest.mark.sid
 def test_wires_beside_a_bridge(incus: Incus, host: Host) -> None:
     """A setup beside the bridge, as extraVeths, gives no default route."""
     name = incus.init("-c", "security.privileged=true", system=recording_system(host))

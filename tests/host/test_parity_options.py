@@ -219,7 +219,11 @@ def _with_ids_of_its_own(web: Web) -> None:
 
 @shows("privateUsers = 2000000")
 def _with_chosen_ids(web: Web) -> None:
-    web.launch_as_told()
+    """Incus before 7.0.2 needs one key more, as the remark says."""
+    more = ["-c", "security.idmap.isolated=true"] if web.incus.version < (7, 0, 2) else []
+    web.create(*more)
+    web.carry_out()
+    web.start()
     assert web.ids() == [[0, 2000000, 65536]]
 
 
@@ -245,8 +249,10 @@ def _with_a_network(web: Web) -> None:
 @shows("privateNetwork = false")
 def _not_in_the_network_of_the_host(web: Web) -> None:
     raw = "raw.lxc=lxc.net.0.type = none"
+    # Incus 7 takes it, and LXC then fails as for the line below.
     refused = web.incus("create", "--empty", "web", "-c", raw, check=False)
-    assert "Only interface-specific" in refused.stderr
+    assert "Only interface-specific" in refused.stderr or web.incus.version >= (7,)
+    web.incus("delete", "web", check=False)
     web.refuses_to_start_with("lxc.namespace.keep = net\n")
 
 
@@ -306,7 +312,14 @@ shows('hostAddress = "10.233.1.1", localAddress = "10.233.1.2"')(with_an_address
 shows('flake = "/etc/nixos#second"')(updated_to_another_source)
 
 
-@pytest.mark.parametrize("row", CHECKS.to_run, ids=lambda row: row.name)
+ON_SID = ["privateUsers = 2000000"]
+ROWS = [
+    pytest.param(row, marks=[pytest.mark.sid] if row.name in ON_SID else [])
+    for row in CHECKS.to_run
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_row_does_what_it_says(row: Row, incus: Incus, host: Host) -> None:
     CHECKS.run(row, incus, host)
 
@@ -320,11 +333,18 @@ def test_the_table_names_everything() -> None:
     assert not missing, missing
 
 
-def test_incus_6_0_has_no_disk_of_tmpfs(incus: Incus) -> None:
-    """So the row needs LXC. The newer `source=tmpfs:` would be simpler."""
-    name = incus.init()
+@pytest.mark.sid
+def test_a_disk_of_tmpfs_came_with_incus_6_0_6(incus: Incus) -> None:
+    """So the row needs LXC for older versions."""
+    name = incus.init(system="/srv/system")
     device = ["config", "device", "add", name, "scratch", "disk", "source=tmpfs:", "path=/scratch"]
-    assert "must be absolute" in incus(*device, check=False).stderr
+    added = incus(*device, check=False)
+    if incus.version < (6, 0, 6):
+        assert "must be absolute" in added.stderr
+        return
+    incus.start(name)
+    incus.wait_ready(name)
+    incus.sh(name, "grep -q ' /scratch tmpfs ' /proc/mounts; touch /scratch/file")
 
 
 def test_a_file_system_of_the_configuration_is_mounted(incus: Incus) -> None:

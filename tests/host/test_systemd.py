@@ -27,6 +27,7 @@ def wait_running(incus: Incus, name: str) -> None:
     )
 
 
+@pytest.mark.sid
 def test_systemd_runs_and_gets_an_address(incus: Incus, booted: str) -> None:
     assert incus.said(booted, "cat", "/proc/1/comm").strip() == "systemd"
     incus.eventually(
@@ -75,6 +76,7 @@ def test_switching_inside_from_systemd_to_a_new_generation(incus: Incus, booted:
     assert incus.pid(booted) == pid
 
 
+@pytest.mark.sid
 def test_services_have_credentials_and_sandboxing(incus: Incus, booted: str) -> None:
     """The host has no AppArmor: nothing has to be taken from services."""
     incus.sh(booted, "echo secret >/etc/credential")

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.life
 STORES = ["shared", pytest.param("isolated", marks=pytest.mark.isolated)]
 
 
+@pytest.mark.sid
 @pytest.mark.parametrize("store", STORES)
 def test_a_changed_source_is_built_and_activated_and_pid_1_stays(
     incus: Incus, host: Host, store: str

@@ -42,4 +42,5 @@ def unchanged(host: Host) -> Iterator[None]:
     """The block leaves no trace on the host."""
     before = fingerprint(host)
     yield
-    assert changes(host, before) == ""
+    found = changes(host, before)
+    assert not found, found

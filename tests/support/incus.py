@@ -1,5 +1,6 @@
 """The commands of incus on a disposable host, for tests."""
 
+import functools
 import json
 import re
 import time
@@ -123,6 +124,12 @@ class Incus:
         listed = self("list", "-f", "csv", "-c", "ns,user.inx.status").stdout.splitlines()
         rows = dict(row.split(",", 1) for row in listed)
         return [rows[name] for name in names]
+
+    @functools.cached_property
+    def version(self) -> tuple[int, ...]:
+        """The version of the server, as (7, 0, 2)."""
+        text = self.json("query", "/1.0")["environment"]["server_version"]
+        return tuple(int(part) for part in text.split("."))
 
     def json(self, *args: str) -> Any:
         return json.loads(self(*args).stdout)

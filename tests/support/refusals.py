@@ -1,5 +1,6 @@
 """Starts that fail, and the one sentence that inx gives as the reason."""
 
+import re
 from subprocess import CompletedProcess
 
 from support.incus import Incus
@@ -17,7 +18,9 @@ def start(incus: Incus, name: str) -> int:
 
     def tried() -> bool:
         done.append(incus.start(name, check=False))
-        return done[-1].returncode == 0 or "forkstart" in done[-1].stderr
+        # Incus 7 calls the program forklxc, Incus 6.0 forkstart.
+        came = re.search(r"incusd fork(lxc|start) ", done[-1].stderr)
+        return done[-1].returncode == 0 or came is not None
 
     incus.eventually(tried, lambda: done[-1].stderr)
     return done[-1].returncode

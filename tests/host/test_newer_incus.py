@@ -1,0 +1,55 @@
+"""What Incus 7 has and Incus 6.0 does not, and what inx makes of it. Incus 6.0 refuses it."""
+
+from collections.abc import Iterator
+
+import pytest
+from support.incus import Incus
+from support.network import add_nic, add_wire, addresses, keys, recording_system, start
+
+pytestmark = [pytest.mark.life, pytest.mark.sid]
+
+OWN, PEER = "10.233.7.2", "10.233.7.1"
+
+
+def test_a_nic_gets_its_addresses_when_it_is_attached(incus: Incus) -> None:
+    """Without an interface there is nothing to set up, and no reason to refuse the start."""
+    name = incus.init(system=recording_system(incus.host))
+    if incus.version < (7,):
+        wrong = incus("config", "device", "add", name, "w", "nic", "attached=false", check=False)
+        assert "attached" in wrong.stderr
+        return
+    add_nic(incus, name, "wire", "nictype=p2p", "name=wire", "attached=false")
+    incus.set(name, *keys("wire", address=OWN, host_address=PEER))
+    # An address of a NIC that is not attached is free for others.
+    other = incus.init(name=incus.name("b"), system=recording_system(incus.host))
+    add_wire(incus, other, "wire")
+    incus.set(other, *keys("wire", address=OWN, host_address=PEER))
+    start(incus, name, other)
+    assert not incus.inside(name, "test -e /sys/class/net/wire")
+    assert addresses(incus, other, "wire") == {f"{OWN}/32"}
+    incus("stop", "-f", other)
+    incus("config", "device", "set", name, "wire", "attached=true")
+    incus("restart", "-f", name)
+    incus.wait_inside(name)
+    assert addresses(incus, name, "wire") == {f"{OWN}/32"}
+
+
+@pytest.fixture
+def moved_logs(incus: Incus) -> Iterator[None]:
+    """The logs of Incus are on a volume since a moment when the sidecar ran."""
+    incus("storage", "volume", "create", "default", "logs")
+    moved = incus("config", "set", "storage.logs_volume=default/logs", check=False)
+    assert (moved.returncode == 0) == (incus.version >= (7,)), moved.stderr
+    yield
+    incus.clean_up()
+    if moved.returncode == 0:
+        incus("config", "unset", "storage.logs_volume")
+    incus("storage", "volume", "delete", "default", "logs")
+
+
+def test_a_reason_is_in_the_log_wherever_incus_keeps_it(incus: Incus, moved_logs: None) -> None:
+    """The sidecar writes it: when the build fails, the hooks have ended."""
+    name = incus.init(flake="/etc/nixos#nosuch")
+    incus.start(name)
+    reason = incus.wait_status(name, "failed: ").removeprefix("failed: ")
+    incus.eventually(lambda: f"inx - {reason}" in incus.log(name), lambda: incus.log(name))

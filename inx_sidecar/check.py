@@ -99,6 +99,23 @@ async def _nix() -> list[Finding]:
     return [_at_least("Nix", done.output.split()[-1], _NIX, "daemon --force-untrusted is needed")]
 
 
+async def _store_owner() -> list[Finding]:
+    return [store_owner(os.stat(paths.STORE).st_uid)]
+
+
+def store_owner(uid: int) -> Finding:
+    """A Nix daemon that is not root owns the store (Nix 2.34, `nix.daemonUser` of NixOS). Its
+    collector cannot enter the directories of roots, which only root may read, and goes on."""
+    subject = f"{paths.STORE} belongs to the user {uid}"
+    if uid == 0:
+        return Finding(f"{paths.STORE} belongs to root")
+    return Finding(
+        subject,
+        "a collector that is not root does not see the roots of instances; "
+        "run the Nix daemon as root",
+    )
+
+
 async def _busybox() -> list[Finding]:
     done = await run(["busybox", "true"])
     advice = "" if done.status == 0 else "install a static busybox"
@@ -227,6 +244,6 @@ def _at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> 
 
 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
-    _kernel, _cgroups, _nix, _owners_mapped, _isolated_store, _busybox, _settings, _hooks,
-    _sidecar, _barrier, _guard, _leases, _incus, _profile, _instances,
+    _kernel, _cgroups, _nix, _store_owner, _owners_mapped, _isolated_store, _busybox, _settings,
+    _hooks, _sidecar, _barrier, _guard, _leases, _incus, _profile, _instances,
 )  # fmt: skip

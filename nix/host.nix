@@ -103,6 +103,11 @@ in
         message = "virtualisation.inx needs Nix 2.18 or newer; nix.package is ${config.nix.package.version}.";
       }
       {
+        # Only root can enter the directories of roots, and a collector passes over what it cannot read.
+        assertion = (config.nix.daemonUser or "root") == "root";
+        message = "virtualisation.inx needs a Nix daemon of root, which sees the roots of instances: set nix.daemonUser = \"root\".";
+      }
+      {
         # A source that several users can change is built by a user of that build alone, in this group.
         assertion = lib.any (who: lib.elem who allowedUsers) [
           "*"

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 from support.disposable import REPO, Host, NoHostError
-from support.host_files import SUITE
+from support.host_files import NO_HOST, RELEASE, SUITE
 
-# A release that does not change makes a host, or the tests fail. Another one need not make any.
-RELEASE = "trixie"
-NO_HOST = 69  # EX_UNAVAILABLE of sysexits.h: no exit status of pytest; .ci/run knows it
 # Tests that set fs.leases-enable, which is one for all hosts: they must not run at the same time.
 LEASES = {
     "test_attacks_locks.py",

@@ -53,3 +53,21 @@ def test_a_reason_is_in_the_log_wherever_incus_keeps_it(incus: Incus, moved_logs
     incus.start(name)
     reason = incus.wait_status(name, "failed: ").removeprefix("failed: ")
     incus.eventually(lambda: f"inx - {reason}" in incus.log(name), lambda: incus.log(name))
+
+
+def test_an_export_is_imported_beside_its_source(incus: Incus) -> None:
+    """As docs/limits.md says: Incus starts no two instances with one address."""
+    name = incus.launch(system=recording_system(incus.host))
+    other, file = incus.adopt(incus.name("b")), f"/root/{name}.tar"
+    incus("export", name, file, "--compression=none")
+    new = "11111111-2222-4333-8444-555555555555"
+    imported = incus(
+        *("import", file, other, "-c", f"volatile.uuid={new}", "-c", "volatile.eth0.hwaddr="),
+        check=False,
+    )
+    if incus.version < (6, 0, 6):
+        assert "unknown shorthand flag" in imported.stderr
+        return
+    incus.start(other)
+    incus.wait_ready(other)
+    assert incus.uuid(other) == new and incus.state(name) == "RUNNING"

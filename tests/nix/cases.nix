@@ -167,6 +167,7 @@ in
       name = "nix";
       version = "2.3.18";
     };
+    nix.daemonUser = "nix-daemon";
     nix.settings.allowed-users = [ "root" ];
   };
 

@@ -35,6 +35,7 @@ WRONG_HOST = [
     "set networking.nftables.enable = true.",
     "set nix.enable = true.",
     "needs Nix 2.18 or newer; nix.package is 2.3.18.",
+    'set nix.daemonUser = "root".',
     'the group inx-build, which may not use Nix: add "@inx-build" to nix.settings.allowed-users.',
     "set virtualisation.inx.createPool = false.",
     "set virtualisation.inx.createNetwork = false.",

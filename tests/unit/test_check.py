@@ -4,7 +4,7 @@ import pytest
 import yaml
 from support.disposable import REPO
 
-from inx_sidecar.check import Finding, _at_least, missing_lines
+from inx_sidecar.check import Finding, _at_least, missing_lines, store_owner
 
 pytestmark = pytest.mark.main
 
@@ -56,3 +56,8 @@ def test_versions_compare_by_number(text: str, ok: bool) -> None:
 def test_a_finding_is_one_line() -> None:
     assert Finding("x").describe() == "ok    x"
     assert Finding("x", "do y").describe() == "FAIL  x: do y"
+
+
+def test_a_store_of_another_user_than_root_is_reported() -> None:
+    assert store_owner(0).ok
+    assert "run the Nix daemon as root" in store_owner(350).advice

@@ -9,7 +9,10 @@ from support.disposable import REPO
 
 pytestmark = pytest.mark.main
 
-SCRIPTS = [*sorted((REPO / "hooks").iterdir()), REPO / "install", REPO / "example/run"]
+SCRIPTS = [
+    *sorted((REPO / "hooks").iterdir()),
+    *(REPO / name for name in ("install", "example/run", ".ci/run")),
+]
 
 
 def run(*argv: str | Path) -> None:

@@ -67,6 +67,7 @@ in
     };
 
     nix = {
+      daemonUser = option types.str "root";
       enable = option types.bool true;
       envVars = option (types.attrsOf types.str) { };
       gc.automatic = option types.bool false;

@@ -1,4 +1,4 @@
-"""What Incus 7 has and Incus 6.0 does not, and what inx makes of it. Incus 6.0 refuses it."""
+"""What Incus has since 6.0.6, and what inx makes of it. Older versions refuse it."""
 
 from collections.abc import Iterator
 
@@ -8,17 +8,19 @@ from support.network import add_nic, add_wire, addresses, keys, recording_system
 
 pytestmark = [pytest.mark.life, pytest.mark.sid]
 
+OLDEST = (6, 0, 6)
 OWN, PEER = "10.233.7.2", "10.233.7.1"
 
 
 def test_a_nic_gets_its_addresses_when_it_is_attached(incus: Incus) -> None:
     """Without an interface there is nothing to set up, and no reason to refuse the start."""
     name = incus.init(system=recording_system(incus.host))
-    if incus.version < (7,):
-        wrong = incus("config", "device", "add", name, "w", "nic", "attached=false", check=False)
-        assert "attached" in wrong.stderr
+    nic = ["nictype=p2p", "name=wire", "attached=false"]
+    if incus.version < OLDEST:
+        wrong = incus("config", "device", "add", name, "wire", "nic", *nic, check=False)
+        assert 'Invalid device option "attached"' in wrong.stderr
         return
-    add_nic(incus, name, "wire", "nictype=p2p", "name=wire", "attached=false")
+    add_nic(incus, name, "wire", *nic)
     incus.set(name, *keys("wire", address=OWN, host_address=PEER))
     # An address of a NIC that is not attached is free for others.
     other = incus.init(name=incus.name("b"), system=recording_system(incus.host))
@@ -39,7 +41,7 @@ def moved_logs(incus: Incus) -> Iterator[None]:
     """The logs of Incus are on a volume since a moment when the sidecar ran."""
     incus("storage", "volume", "create", "default", "logs")
     moved = incus("config", "set", "storage.logs_volume=default/logs", check=False)
-    assert (moved.returncode == 0) == (incus.version >= (7,)), moved.stderr
+    assert (moved.returncode == 0) == (incus.version >= OLDEST), moved.stderr
     yield
     incus.clean_up()
     if moved.returncode == 0:
@@ -65,7 +67,7 @@ def test_an_export_is_imported_beside_its_source(incus: Incus) -> None:
         *("import", file, other, "-c", f"volatile.uuid={new}", "-c", "volatile.eth0.hwaddr="),
         check=False,
     )
-    if incus.version < (6, 0, 6):
+    if incus.version < OLDEST:
         assert "unknown shorthand flag" in imported.stderr
         return
     incus.start(other)

@@ -67,6 +67,38 @@ error: 1 dependencies of derivation '{DRV}-c.drv' failed to build
     assert reason(output).startswith(f"builder for '{DRV}-a.drv' failed with exit code 3")
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            ["Reason: platform mismatch", "Required system: 'a'", "Current system: 'b'"],
+            "Reason: platform mismatch, Required system: 'a', Current system: 'b'",
+        ),
+        (
+            ["Reason: missing features", "Required features: {kvm}", "Available features: {}"],
+            "Reason: missing features, Required features: {kvm}, Available features: {}",
+        ),
+        (
+            ["Reason: local builds are disabled (max-jobs = 0)", "Hint: set 'max-jobs' to more"],
+            "Reason: local builds are disabled (max-jobs = 0), Hint: set 'max-jobs' to more",
+        ),
+        (
+            ["Reason: builder failed with exit code 3.", "Output paths:", f"  {MISSING}"],
+            "Reason: builder failed with exit code 3",
+        ),
+    ],
+    ids=lambda value: value[0].partition(": ")[2] if isinstance(value, list) else "",
+)
+def test_the_reason_has_all_its_lines_and_is_not_that_of_a_dependent(
+    lines: list[str], said: str
+) -> None:
+    """As Nix 2.34 prints it."""
+    first = "\n       ".join([f"error: Cannot build '{DRV}-a.drv'.", *lines])
+    second = f"error: Cannot build '{DRV}-b.drv'.\n       Reason: 1 dependency failed.\n"
+    assert reason(f"{first}\n{second}") == f"Cannot build '{DRV}-a.drv'. {said}"
+    assert reason(second) == f"Cannot build '{DRV}-b.drv'. Reason: 1 dependency failed"
+
+
 def test_an_error_that_a_builder_printed_is_not_the_reason() -> None:
     """The output of nix-build has the output of the builder in it."""
     output = f"""building '{DRV}-a.drv'...

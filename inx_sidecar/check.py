@@ -15,6 +15,7 @@ from inx_sidecar.base.process import run
 from inx_sidecar.config.settings import load_settings
 from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
 from inx_sidecar.incus import api as incus
+from inx_sidecar.incus import members
 from inx_sidecar.kernel import forked
 from inx_sidecar.nix import store_locks
 from inx_sidecar.nix.store_paths import valid_paths
@@ -174,7 +175,8 @@ async def _leases() -> list[Finding]:
 
 
 async def _incus() -> list[Finding]:
-    return [_at_least("Incus", await incus.server_version(), _INCUS, "the 6.0 series or newer")]
+    version = str((await incus.get_server())["environment"]["server_version"])
+    return [_at_least("Incus", version, _INCUS, "the 6.0 series or newer")]
 
 
 async def _profile() -> list[Finding]:
@@ -197,7 +199,7 @@ async def _instances() -> list[Finding]:
     wanted = _shipped_raw_lxc()
     findings = []
     names = {profile["name"] for profile in await _profiles_with_hooks()}
-    for instance in await incus.list_instances():
+    for instance in await members.list_own_instances():
         config = instance["expanded_config"]
         if names & set(instance["profiles"]) or any(k.startswith("user.inx.") for k in config):
             advice = missing_lines(wanted, config.get("raw.lxc", ""))

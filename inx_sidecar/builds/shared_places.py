@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.incus import api
+from inx_sidecar.incus import api, members
 from inx_sidecar.kernel.mount_table import Mount, Place, places_below
 
 # LXC skips blanks and tabs. A newline in these would take quadratic time on many empty lines.
@@ -50,7 +50,7 @@ ALWAYS: Final = (
 async def ask_incus() -> list[Shared]:
     """What instances share now. IncusError if Incus does not say."""
     found = await asyncio.gather(
-        api.list_instances(), api.list_profiles(), api.list_storage_pools()
+        members.list_own_instances(), api.list_profiles(), api.list_storage_pools()
     )
     return describe(*found)
 

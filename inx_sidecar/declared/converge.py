@@ -89,7 +89,7 @@ async def _execute(step: Step) -> None:
     declared = step.declared
     match step:
         case Create():
-            await incus.create(declared.project, declared.creation_request())
+            await incus.create(declared.project, declared.creation_request(), declared.target)
         case Change():
             await _retry_while_busy(lambda: _change(declared))
         case Start():
@@ -149,13 +149,13 @@ async def _restart_with(declared: DeclaredInstance, former: Mapping[str, Any]) -
         if recreate:
             changed = declared.update_request(former) or body
             request = {**declared.creation_request(), **without_volatile(changed)}
-            await incus.create(declared.project, request)
+            await incus.create(declared.project, request, declared.target_of(former))
         else:
             await _retry_while_busy(lambda: _change(declared))
         await _retry_while_busy(lambda: _start(declared))
     except IncusError as error:
         try:
-            await _restore(declared, body, recreate=recreate)
+            await _restore(declared, former, recreate=recreate)
         except IncusError as another:
             text = (
                 f"{error}; and it cannot be put back: {another}; "
@@ -174,8 +174,9 @@ def _settable(found: Mapping[str, Any]) -> dict[str, Any]:
     return {key: found[key] for key in (*SETTABLE, "config")}
 
 
-async def _restore(declared: DeclaredInstance, body: Mapping[str, Any], *, recreate: bool) -> None:
-    """Make the instance run as `body` says; volatile keys that Incus has written since stay."""
+async def _restore(declared: DeclaredInstance, was: Mapping[str, Any], *, recreate: bool) -> None:
+    """Make the instance run as it `was`; volatile keys that Incus has written since stay."""
+    body = _settable(was)
 
     async def replace() -> None:
         found, etag = await _get(declared)
@@ -189,7 +190,7 @@ async def _restore(declared: DeclaredInstance, body: Mapping[str, Any], *, recre
         with contextlib.suppress(IncusError):
             await incus.delete(declared.project, declared.name)
         request = {**declared.creation_request(), **without_volatile(body)}
-        await incus.create(declared.project, request)
+        await incus.create(declared.project, request, declared.target_of(was))
 
     await _retry_while_busy(create if recreate else replace)
     await _retry_while_busy(lambda: _start(declared))

@@ -19,7 +19,8 @@ class DeclaredInstance:
     """One instance as it is declared on `host`.
 
     `start`: the instance is started if it is stopped. `restart`: the instance may be restarted if
-    one of its devices cannot be changed while it runs.
+    one of its devices cannot be changed while it runs. `target`: where it is created in a cluster,
+    a member or "@" and a group of members.
     """
 
     name: str
@@ -31,6 +32,7 @@ class DeclaredInstance:
     restart: bool = True
     config: Mapping[str, str] = field(default_factory=dict, hash=False)
     devices: _Devices = field(default_factory=dict, hash=False)
+    target: str = ""
     host: str = field(default_factory=this_host)
 
     def __str__(self) -> str:
@@ -44,6 +46,11 @@ class DeclaredInstance:
     def owns(self, present: Mapping[str, Any]) -> bool:
         """Whether instance `present` of Incus, which has this name, is the declared one."""
         return Ownership.of(present, self.host) is not None
+
+    def target_of(self, former: Mapping[str, Any]) -> str:
+        """Where to create the instance again that was `former`: where that was."""
+        location = former.get("location", "none")
+        return self.target if location in ("", "none") else str(location)
 
     def creation_request(self) -> dict[str, Any]:
         """What Incus is sent to create the instance (InstancesPost)."""

@@ -50,6 +50,7 @@ def _parse_instance(path: str, number: int, value: object) -> DeclaredInstance:
         ephemeral=given.get("ephemeral", bool, DeclaredInstance.ephemeral),
         start=given.get("start", bool, DeclaredInstance.start),
         restart=given.get("restart", bool, DeclaredInstance.restart),
+        target=given.get("target", str, DeclaredInstance.target),
         config=given.get_strings("config"),
         devices={
             device: _JsonObject(f"{where}: devices", given.values["devices"], None).get_strings(

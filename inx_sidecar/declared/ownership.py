@@ -44,6 +44,15 @@ class Ownership:
     complete: bool = True
 
     @classmethod
+    def is_of_another_host(cls, present: Mapping[str, Any], host: str) -> bool:
+        """Whether another host than `host`, as a member of its cluster, declares `present`."""
+        try:
+            other = str(json.loads(present["config"][OWNERSHIP_KEY])["host"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+        return other != host and cls.of(present, other) is not None
+
+    @classmethod
     def of(cls, present: Mapping[str, Any], host: str) -> Self | None:
         """What `present`, an instance as Incus has it, says of its declaration on `host`.
 

@@ -100,8 +100,13 @@ def _why_not_owned(declared: DeclaredInstance, instance: Mapping[str, Any]) -> s
     if instance["type"] != "container":
         return f"it is declared, but this name has a {instance['type']}; delete or rename that"
     project = "" if declared.project == "default" else f" --project {declared.project}"
+    give = f"incus config set {declared.name} {OWNERSHIP_KEY}={declared.name}{project}"
+    if Ownership.is_of_another_host(instance, declared.host):
+        return (
+            "another host declares it as well; let one host of the cluster declare it, or give it "
+            f"over to this one by '{give}'"
+        )
     return (
         "it is declared, but an instance of this name was made by hand; delete or rename that, or "
-        f"give it over by 'incus config set {declared.name} {OWNERSHIP_KEY}={declared.name}"
-        f"{project}'"
+        f"give it over by '{give}'"
     )

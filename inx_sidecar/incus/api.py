@@ -16,17 +16,6 @@ from inx_sidecar.base.errors import InxError
 
 _SECONDS: Final = 60.0
 _ETAG: Final = "etag"
-# Descriptions of operations that make no files of instances (internal/server/db/operationtype).
-# A stop, for one, may hang, and must not delay everything else.
-_NOT_CREATING: Final = (
-    "Starting ",
-    "Stopping ",
-    "Restarting ",
-    "Freezing ",
-    "Unfreezing ",
-    "Deleting ",
-    "Executing ",
-)
 
 
 class IncusError(InxError):
@@ -44,9 +33,9 @@ def is_true(text: str) -> bool:
     return text.lower() in ("true", "1", "yes", "on")
 
 
-async def server_version() -> str:
-    answer = await _request("GET", "/1.0")
-    return str(answer["metadata"]["environment"]["server_version"])
+async def get_server() -> Mapping[str, Any]:
+    """What Incus says of itself, with its `environment`."""
+    return dict((await _request("GET", "/1.0"))["metadata"])
 
 
 async def list_profiles() -> list[Mapping[str, Any]]:
@@ -62,7 +51,10 @@ async def list_storage_pools() -> list[Mapping[str, Any]]:
 
 
 async def list_instances() -> list[Mapping[str, Any]]:
-    """All instances of all projects, with their expanded configuration, without their state."""
+    """All instances of all projects and members, without their state.
+
+    Those of members that answer have their expanded configuration.
+    """
     answer = await _request("GET", "/1.0/instances?recursion=1&all-projects=true")
     return list(answer["metadata"])
 
@@ -89,16 +81,15 @@ async def execute(project: str, name: str, argv: Sequence[str], seconds: float) 
     return int((await _wait_operation(operation, seconds))["metadata"]["return"])
 
 
-async def is_creating() -> bool:
-    """Whether Incus runs an operation that may create, copy, move or snapshot an instance: each one
-    that is not known to do something else."""
+async def list_operations() -> list[Mapping[str, Any]]:
+    """The operations of all projects and members that have not ended."""
     answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")
     operations = answer["metadata"] or {}
-    return any(
-        operation["class"] == "task" and not operation["description"].startswith(_NOT_CREATING)
+    return [
+        operation
         for status in ("pending", "running", "cancelling")
         for operation in operations.get(status, [])
-    )
+    ]
 
 
 async def set_config(project: str, name: str, uuid: str, config: Mapping[str, str]) -> None:
@@ -123,9 +114,13 @@ async def replace(project: str, name: str, instance: Mapping[str, Any], etag: st
     await _wait_answer(await _request("PUT", _instance(project, name), dict(instance), etag=etag))
 
 
-async def create(project: str, instance: Mapping[str, Any]) -> None:
-    """Create the instance that `instance` describes (InstancesPost)."""
+async def create(project: str, instance: Mapping[str, Any], target: str = "") -> None:
+    """Create the instance that `instance` describes (InstancesPost).
+
+    `target` is a member of the cluster, or "@" and a group of members; without it, Incus chooses.
+    """
     url = f"/1.0/instances?project={quote(project, safe='')}"
+    url += f"&target={quote(target, safe='')}" if target else ""
     await _wait_answer(await _request("POST", url, dict(instance)))
 
 
@@ -164,7 +159,9 @@ async def _wait_operation(operation: str, seconds: float) -> Mapping[str, Any]:
 
     IncusError if it failed, TimeoutError if it did not end within `seconds`.
     """
-    url = f"{operation}/wait?timeout={int(seconds)}"
+    # In a cluster, the URL of an operation on another member has a query of its own.
+    path, _, query = operation.partition("?")
+    url = f"{path}/wait?timeout={int(seconds)}" + (f"&{query}" if query else "")
     ended = (await _request("GET", url, seconds=seconds + _SECONDS))["metadata"]
     if ended["status"] in ("Pending", "Running"):
         raise TimeoutError

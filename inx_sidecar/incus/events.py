@@ -25,11 +25,15 @@ _BEGINS: Final = re.compile(
 
 @dataclass(frozen=True)
 class Event:
-    """`action`, as "instance-updated", happened to the object `name`: an instance, a profile..."""
+    """`action`, as "instance-updated", happened to the object `name`: an instance, a profile...
+
+    `location`: the member of the cluster that tells it, "none" without a cluster, "" if not known.
+    """
 
     action: str
     project: str
     name: str
+    location: str = ""
 
 
 async def listen(quiet: float) -> AsyncIterator[Event | None]:
@@ -56,6 +60,11 @@ def _parse_event(message: Message) -> Event | None:
     try:
         event = json.loads(message.content)
         metadata = event["metadata"]
-        return Event(metadata["action"], event.get("project", ""), metadata.get("name", ""))
+        return Event(
+            metadata["action"],
+            event.get("project", ""),
+            metadata.get("name", ""),
+            event.get("location", ""),
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -15,6 +15,7 @@ from inx_sidecar.base.errors import ConfigError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.config.keys import asked_for
 from inx_sidecar.incus import api as incus
+from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
 from inx_sidecar.incus.instance import Instance, parse_instance
 from inx_sidecar.incus.running_record import Running
@@ -47,6 +48,7 @@ class ConfigWatch:
         self._logged: dict[_Key, str] = {}
         self._retries = Retries()
         self._pace_of_all = Pace()
+        self._member = ""
 
     async def follow(self) -> None:
         """Follow events until this task is cancelled."""
@@ -56,7 +58,7 @@ class ConfigWatch:
             begin = loop.time()
             try:
                 async for event in listen(_QUIET_SECONDS):
-                    key = affected_by(event)
+                    key = affected_by(event, self._member)
                     if key is not None:
                         self._look_at(*key)
             except InxError as error:
@@ -101,8 +103,9 @@ class ConfigWatch:
 
     async def _look_at_all(self) -> None:
         """Ask Incus once for all instances, and only if one of ours runs."""
+        self._member = await members.this_member()
         if any(Running.load(uuid) for uuid in os.listdir(paths.RUN)):
-            for api in await incus.list_instances():
+            for api in await members.list_own_instances():
                 if running_instance(api) is not None:
                     self._look_at(api["project"], api["name"])
 
@@ -130,12 +133,16 @@ class ConfigWatch:
         self._retries.succeeded(key)
 
 
-def affected_by(event: Event | None) -> _Key | None:
+def affected_by(event: Event | None, member: str = "") -> _Key | None:
     """Project and name of the instance that `event` may have changed; two empty texts mean all
-    instances, None means no instance. No event means that events may have been lost."""
-    if event is None or event.action.startswith(("profile-", "project-")):
+    instances, None means no instance. No event means that events may have been lost.
+
+    `member` is the name of this host in its cluster, or "". Instances of other members tell events
+    here as well.
+    """
+    if event is None or event.action.startswith(("profile-", "project-", "cluster-")):
         return _ALL
-    if event.action in _CHANGES:
+    if event.action in _CHANGES and members.may_be_here(event.location, member):
         return (event.project, event.name) if event.name else _ALL
     return None
 

@@ -1,4 +1,4 @@
-"""The instances that Incus has, and whether that list can be relied on."""
+"""The instances that Incus has on this host, and whether that list can be relied on."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api as incus
+from inx_sidecar.incus import members
 from inx_sidecar.nix.store_paths import split_store_paths
 
 # Name, as LXC has it, and uuid: both, since an import may have the uuid of another instance, and a
@@ -85,7 +86,7 @@ class Inventory:
             return (
                 not self.reason
                 and container_entries() <= self.entries
-                and not await incus.is_creating()
+                and not await members.is_creating()
             )
         except incus.IncusError:
             return False
@@ -94,9 +95,9 @@ class Inventory:
 async def take_inventory() -> Inventory:
     entries = container_entries()
     try:
-        if await incus.is_creating():
+        if await members.is_creating():
             return Inventory((), entries, "Incus is at work")
-        listed = tuple(ListedInstance.of(instance) for instance in await incus.list_instances())
+        listed = tuple(map(ListedInstance.of, await members.list_own_instances()))
     except incus.IncusError as error:
         return Inventory((), entries, str(error))
     return Inventory(listed, entries)

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -108,10 +108,12 @@ class Host:
         owner: bool = True,
         suite: str = SUITE,
         pool: str = POOL,
+        initialise: Callable[["Host"], object] | None = None,
     ) -> Self:
         """Make and boot a host. With `owner`, a later up removes the host if this process ended.
 
-        NoHostError if `suite` makes no host: its packages, not the project, are the reason.
+        `initialise` gives Incus its first configuration, if not that of a host alone. NoHostError
+        if `suite` makes no host: its packages, not the project, are the reason.
         """
         if os.geteuid():
             raise HostError("a disposable host needs root")
@@ -127,7 +129,10 @@ class Host:
                     host._lay_out(lower, overlay_store, pool)
                     host._boot()
                 with step("initialise Incus"):
-                    host.run(["incus", "admin", "init", *POOL_INIT[pool]])
+                    if initialise:
+                        initialise(host)
+                    else:
+                        host.run(["incus", "admin", "init", *POOL_INIT[pool]])
             if packages:
                 with step("install inx"):
                     host.push(packages, os.listdir(packages), "/root/wheels")

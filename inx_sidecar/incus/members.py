@@ -1,0 +1,66 @@
+"""Which of what Incus describes is on this host: in a cluster, Incus lists all members.
+
+Incus says "location": the name of a member, or "none" where there is no cluster. Of instances on a
+member that does not answer, it leaves out `expanded_config` and `expanded_devices`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from inx_sidecar.incus import api
+
+_NOWHERE: Final = ("", "none")
+# Descriptions of operations that make no files of instances (internal/server/db/operationtype).
+# A stop, for one, may hang, and must not delay everything else.
+_NOT_CREATING: Final = (
+    "Starting ",
+    "Stopping ",
+    "Restarting ",
+    "Freezing ",
+    "Unfreezing ",
+    "Deleting ",
+    "Executing ",
+)
+
+
+async def this_member() -> str:
+    """The name of this host in its cluster, or "" if Incus is not clustered."""
+    environment = (await api.get_server())["environment"]
+    return str(environment["server_name"]) if environment.get("server_clustered") else ""
+
+
+def is_here(described: Mapping[str, Any], member: str) -> bool:
+    """Whether the instance or operation that Incus describes is on this host, named `member`."""
+    return described.get("location", "") in (*_NOWHERE, member)
+
+
+def may_be_here(location: str, member: str) -> bool:
+    """Whether what an event tells of `location` may be on this host, named `member` if known."""
+    return not member or location in (*_NOWHERE, member)
+
+
+async def list_own_instances() -> list[Mapping[str, Any]]:
+    """The instances on this host, of all projects, with their expanded configuration.
+
+    IncusError also if the name of this host changed meanwhile: its instances would seem to be
+    elsewhere.
+    """
+    before = await this_member()
+    listed = await api.list_instances()
+    if any(instance.get("location", "") not in _NOWHERE for instance in listed):
+        if not before or before != await this_member():
+            raise api.IncusError("this host has just got another name in its cluster; look again")
+    return [instance for instance in listed if is_here(instance, before)]
+
+
+async def is_creating() -> bool:
+    """Whether Incus runs an operation on this host that may create, copy, move or snapshot an
+    instance: each one that is not known to do something else."""
+    operations = await api.list_operations()
+    member = await this_member()
+    return any(
+        operation["class"] == "task"
+        and is_here(operation, member)
+        and not operation["description"].startswith(_NOT_CREATING)
+        for operation in operations
+    )

@@ -1,0 +1,94 @@
+"""Disposable hosts that are the members of one Incus cluster, on a network of their own."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Self
+
+from support.cache import HostError, tool
+from support.disposable import Host
+
+_PORT = 8443
+# The namespace of the machine that has the bridge; each member has one end of a veth pair there.
+_NAMESPACE = "inx-cluster-{first}"
+
+
+class Cluster:
+    """The first member makes the cluster; the others join it."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.members = [Host(name) for name in names]
+        self.namespace = _NAMESPACE.format(first=names[0])
+
+    @classmethod
+    def up(cls, names: Sequence[str], *, owner: bool = True) -> Self:
+        """Make and boot the hosts, and join them. Each gets inx."""
+        cluster = cls(names)
+        cluster._lay_bridge()
+        try:
+            for number, name in enumerate(names):
+                Host.up(name, owner=owner, initialise=partial(cluster._join, number))
+        except BaseException:
+            cluster.down()
+            raise
+        return cluster
+
+    def down(self) -> None:
+        for host in self.members:
+            host.down()
+        # The ends of veth pairs, and the bridge, end with their namespace.
+        subprocess.run(["ip", "netns", "delete", self.namespace], check=False, capture_output=True)
+
+    def cut_off(self, host: Host) -> contextlib.AbstractContextManager[None]:
+        """The other members do not reach this one within the block."""
+        return self._without_link(self.members.index(host))
+
+    @contextlib.contextmanager
+    def _without_link(self, number: int) -> Iterator[None]:
+        self._ip("link", "set", f"member{number}", "down")
+        try:
+            yield
+        finally:
+            self._ip("link", "set", f"member{number}", "up")
+
+    def _lay_bridge(self) -> None:
+        tool(["ip", "netns", "add", self.namespace])
+        self._ip("link", "add", "bridge0", "type", "bridge")
+        self._ip("link", "set", "bridge0", "up")
+
+    def _join(self, number: int, host: Host) -> None:
+        """Give the host its link and address, and make the cluster or join it."""
+        end, address = f"member{number}", _address(number)
+        self._ip("link", "add", end, "type", "veth", "peer", "cluster0", "netns", str(host.pid))
+        self._ip("link", "set", end, "master", "bridge0", "up")
+        host.sh(f"ip address add {address}/24 dev cluster0; ip link set cluster0 up")
+        if number == 0:
+            host.run(["incus", "admin", "init", "--minimal"])
+            host.run(["incus", "config", "set", f"core.https_address={address}:{_PORT}"])
+            host.run(["incus", "cluster", "enable", host.name])
+            # A member that does not answer counts as offline soon.
+            host.run(["incus", "config", "set", "cluster.offline_threshold=11"])
+            return
+        added = self.members[0].run(["incus", "cluster", "add", host.name]).stdout
+        seed = f"""cluster:
+  enabled: true
+  server_address: {address}:{_PORT}
+  cluster_token: {added.split()[-1]}
+"""
+        host.run(["incus", "admin", "init", "--preseed"], input=seed)
+
+    def _ip(self, *words: str) -> None:
+        tool(["ip", "-netns", self.namespace, *words])
+
+
+def _address(number: int) -> str:
+    return f"10.99.0.{number + 1}"
+
+
+def members(names: Sequence[str]) -> list[Host]:
+    """The hosts of a cluster that is up. HostError if one is not."""
+    found = [Host(name) for name in names]
+    if down := [host.name for host in found if not host.is_up]:
+        raise HostError(f"these hosts are not up: {' '.join(down)}")
+    return found

@@ -137,6 +137,10 @@ class Incus:
     def info(self, name: str, project: str = "default") -> dict[str, Any]:
         return dict(self.json("query", f"/1.0/instances/{name}?project={project}"))
 
+    def info_of_member(self, name: str) -> dict[str, Any]:
+        """A member of the cluster, as Incus describes it."""
+        return dict(self.json("query", f"/1.0/cluster/members/{name}"))
+
     def pid(self, name: str) -> int:
         """The PID of the instance's init on the host, or 0 if the instance does not run."""
         state = self("query", f"/1.0/instances/{name}/state", check=False).stdout

@@ -227,6 +227,10 @@ let
           '';
         };
 
+        target =
+          optional types.singleLineStr "host2"
+            "The member of the Incus cluster on which the container is created, or `@` and a group of members.";
+
         isolated = mkOption {
           type = types.bool;
           default = false;

@@ -163,3 +163,4 @@ in
   config = merged (map (one: one.config) nics ++ [ config ]) // container.settings;
   devices = lib.recursiveUpdate (merged (map (one: one.devices) nics ++ devices)) container.devices;
 }
+// dropNulls { inherit (container) target; }

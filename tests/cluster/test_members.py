@@ -31,8 +31,10 @@ def launch(incus: Incus, suffix: str = "") -> str:
 def test_each_member_drops_what_its_own_instances_let_go(members: list[Incus]) -> None:
     """Before, an instance of another member counted as a copy that had never run."""
     a, b, c = members
-    one, other = launch(a, "one"), launch(b, "other")
-    let_go, kept = build(a, one, "let-go"), build(b, other, "kept")
+    other = launch(b, "other")
+    kept = build(b, other, "kept")
+    one = launch(a, "one")
+    let_go = build(a, one, "let-go")
     unlink(a, one)
     assert_gone(a, let_go)
     assert_kept(b, kept)
@@ -97,8 +99,10 @@ def test_a_member_that_is_away_stops_nothing_on_the_others(
 ) -> None:
     """Incus lists its instances without their configuration."""
     a, _, c = members
-    one, away = launch(a, "one"), launch(c, "away")
-    let_go, kept = build(a, one, "let-go"), build(c, away, "kept")
+    away = launch(c, "away")
+    kept = build(c, away, "kept")
+    one = launch(a, "one")
+    let_go = build(a, one, "let-go")
     with cluster.cut_off(c.host):
         a.eventually(
             lambda: a.info_of_member(c.host.name)["status"] == "Offline",

@@ -208,6 +208,36 @@ async def _instances() -> list[Finding]:
     return findings
 
 
+async def _members() -> list[Finding]:
+    """In a cluster, one finding for each other member with instances that use inx."""
+    member = await members.this_member()
+    if not member:
+        return []
+    with_inx = await members.members_with_inx()
+    profiles = {profile["name"] for profile in await _profiles_with_hooks()}
+    elsewhere: dict[str, list[str]] = {}
+    for instance in await incus.list_instances():
+        used = profiles & set(instance.get("profiles") or ())  # not known of a member that is away
+        if used and not members.is_here(instance, member):
+            elsewhere.setdefault(str(instance["location"]), []).append(str(instance["name"]))
+    return [
+        Finding(
+            f"member {where!r} of the cluster has inx {with_inx.get(where, '')}".rstrip(),
+            "" if where in with_inx else advice_for_member(names),
+        )
+        for where, names in sorted(elsewhere.items())
+    ]
+
+
+def advice_for_member(names: list[str]) -> str:
+    """What to do about the instances `names` on a member without inx."""
+    names = sorted(names)
+    return (
+        f"it has not, so {', '.join(names[:5])}{' and others' if names[5:] else ''} cannot start "
+        f"there; install inx there, or run 'incus move {names[0]} --target MEMBER'"
+    )
+
+
 def _shipped_raw_lxc() -> str:
     """The raw.lxc of the profile that inx installs."""
     with open(paths.PROFILE, "rb") as file:
@@ -247,5 +277,5 @@ def _at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> 
 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
     _kernel, _cgroups, _nix, _store_owner, _owners_mapped, _isolated_store, _busybox, _settings,
-    _hooks, _sidecar, _barrier, _guard, _leases, _incus, _profile, _instances,
+    _hooks, _sidecar, _barrier, _guard, _leases, _incus, _profile, _instances, _members,
 )  # fmt: skip

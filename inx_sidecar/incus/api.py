@@ -16,6 +16,8 @@ from inx_sidecar.base.errors import InxError
 
 _SECONDS: Final = 60.0
 _ETAG: Final = "etag"
+# Fields of a member that a request may set (shared/api, ClusterMemberPut).
+_MEMBER_SETTABLE: Final = ("config", "description", "failure_domain", "groups", "roles")
 
 
 class IncusError(InxError):
@@ -36,6 +38,25 @@ def is_true(text: str) -> bool:
 async def get_server() -> Mapping[str, Any]:
     """What Incus says of itself, with its `environment`."""
     return dict((await _request("GET", "/1.0"))["metadata"])
+
+
+async def list_members() -> list[Mapping[str, Any]]:
+    """The members of the cluster, with their configuration. IncusError if there is no cluster."""
+    answer = await _request("GET", "/1.0/cluster/members?recursion=1")
+    return list(answer["metadata"])
+
+
+async def set_member_config(member: str, key: str, value: str) -> None:
+    """Set a key of the configuration of a member of the cluster; the rest stays as it is.
+
+    IncusError with code 412 if the member was changed meanwhile.
+    """
+    url = f"/1.0/cluster/members/{quote(member, safe='')}"
+    answer = await _request("GET", url)
+    found, etag = answer["metadata"], str(answer[_ETAG])
+    body = {field: found[field] for field in _MEMBER_SETTABLE if field in found}
+    body["config"] = {**(found.get("config") or {}), key: value}
+    await _wait_answer(await _request("PUT", url, body, etag=etag))
 
 
 async def list_profiles() -> list[Mapping[str, Any]]:

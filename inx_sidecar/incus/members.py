@@ -4,11 +4,14 @@ Incus says "location": the name of a member, or "none" where there is no cluster
 member that does not answer, it leaves out `expanded_config` and `expanded_devices`.
 """
 
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, Final
 
 from inx_sidecar.incus import api
 
+# Key of the configuration of a member. Its value is the version of inx there.
+KEY: Final = "user.inx.version"
 _NOWHERE: Final = ("", "none")
 # Descriptions of operations that make no files of instances (internal/server/db/operationtype).
 # A stop, for one, may hang, and must not delay everything else.
@@ -21,6 +24,29 @@ _NOT_CREATING: Final = (
     "Deleting ",
     "Executing ",
 )
+
+
+async def announce() -> str:
+    """Tell the other members that this one has inx, and which version, if they do not know it.
+
+    Returns the name of this host in its cluster, or "" if Incus is not clustered.
+    """
+    member = await this_member()
+    if member:
+        version = importlib.metadata.version("inx")
+        if (await members_with_inx()).get(member) != version:
+            await api.set_member_config(member, KEY, version)
+    return member
+
+
+async def members_with_inx() -> dict[str, str]:
+    """The members of the cluster that have inx, and its version there."""
+    listed = await api.list_members()
+    return {
+        str(each["server_name"]): str(each["config"][KEY])
+        for each in listed
+        if KEY in (each.get("config") or {})
+    }
 
 
 async def this_member() -> str:

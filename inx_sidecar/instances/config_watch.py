@@ -102,8 +102,8 @@ class ConfigWatch:
         return self._pace_of_all.next_pause(asyncio.get_running_loop().time())
 
     async def _look_at_all(self) -> None:
-        """Ask Incus once for all instances, and only if one of ours runs."""
-        self._member = await members.this_member()
+        """Ask Incus once for all instances of this host, and only if one of ours runs."""
+        self._member = await members.announce()
         if any(Running.load(uuid) for uuid in os.listdir(paths.RUN)):
             for api in await members.list_own_instances():
                 if running_instance(api) is not None:

@@ -14,7 +14,7 @@ from support.gc import (
     unlink,
 )
 from support.incus import Incus
-from support.services import check, sync
+from support.services import check, stopped_sidecar, sync
 
 pytestmark = pytest.mark.cluster
 
@@ -41,6 +41,11 @@ def test_each_member_drops_what_its_own_instances_let_go(members: list[Incus]) -
     for incus in members:
         sync(incus.host)
         assert check(incus.host) == (0, [])
+    with stopped_sidecar(b.host):  # as if this member never had inx
+        b("cluster", "unset", b.host.name, "user.inx.version")
+        status, [found] = check(a.host)
+        assert status == 1 and "incus move" in found and other in found and b.host.name in found
+    a.eventually(lambda: check(a.host) == (0, []), lambda: str(check(a.host)))
     # The configuration is changed by way of a member that does not have the instance.
     c.set(one, "user.inx.activate=test")
     a("config", "set", other, "user.inx.update=1")

@@ -31,6 +31,8 @@ RUN = {
     ("docs/nixos.md", "Declared containers on other hosts"): "test_how_to_declare",
     ("docs/secrets-and-deployment.md", "Secrets"): "test_how_secrets_come_in",
     ("docs/secrets-and-deployment.md", "Private sources"): "test_private_sources.py",
+    ("docs/cluster.md", "Where instances are created"): "../cluster/test_cluster_page.py",
+    ("docs/cluster.md", "Moves"): "../cluster/test_cluster_page.py",
     ("docs/security.md", "Leases that a host needs"): "test_how_to_keep_leases",
     ("docs/moving.md", "From nixos-container"): "test_moving.py",
     ("docs/moving.md", "From inx-container"): "test_moving_inx.py",

@@ -3,7 +3,7 @@
 from typing import Final
 
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.nix.generations import Append, Generations, Seal, Select
+from inx_sidecar.nix.generations import Append, DropSeals, Generations, Seal, Select
 from inx_sidecar.nix.seals import Sealer
 from inx_sidecar.roots import direct_roots, system_roots
 
@@ -41,10 +41,16 @@ def with_seal(change: Select | Append | None, instance: Instance) -> Select | Ap
 
 def with_all_seals(
     change: Select | Append | None, instance: Instance, present: Generations
+) -> Select | Append | Seal | DropSeals | None:
+    """What a start has to write: `change`, new seals if those in `present` were made for another
+    instance, of which this one is a copy, and no seal of a generation that was deleted."""
+    sealed = _with_new_seals(with_seal(change, instance), instance, present)
+    return DropSeals(present.left_seals, sealed) if present.left_seals else sealed
+
+
+def _with_new_seals(
+    change: Select | Append | None, instance: Instance, present: Generations
 ) -> Select | Append | Seal | None:
-    """What a start has to write: `change`, and new seals if those in `present` were made for
-    another instance, of which this one is a copy."""
-    change = with_seal(change, instance)
     if instance.sealed_for == instance.uuid:
         return change
     missing = sealer_of(instance).missing_seals(present)

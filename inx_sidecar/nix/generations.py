@@ -24,6 +24,7 @@ from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix.store_paths import STORE_PATH
 
 _LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
+_SEAL: Final = re.compile(r"system-([1-9][0-9]{0,8})-seal")
 _LAST: Final = 999_999_999
 _SOURCE: Final = "system-source"
 _PINNED: Final = "system-pinned"
@@ -38,6 +39,8 @@ class Generations:
 
     `links` has the system of each generation whose link names a top-level store path. `current` is
     the number of the current generation. `fingerprint` is that of the source that was built last.
+    `left_seals` has the numbers of seals that have no generation, as after `nix-env
+    --delete-generations`.
     """
 
     links: Mapping[int, str] = field(default_factory=dict)
@@ -45,6 +48,7 @@ class Generations:
     fingerprint: str | None = None
     pinned: bool = False
     seals: Mapping[int, str] = field(default_factory=dict)
+    left_seals: tuple[int, ...] = ()
 
     def with_valid_seals(self, counts: Callable[[str, str], bool]) -> "Generations":
         """The generations for whose system and seal `counts` is true."""
@@ -167,7 +171,26 @@ class Seal:
         return self.then.apply(dir_fd) if self.then is not None else 0
 
 
-Change = Select | Append | Prune | Restore | Seal
+@dataclass(frozen=True)
+class DropSeals:
+    """Remove the seals `numbers` that have no generation, then apply `then`, if any.
+
+    Something else in the place of a seal, such as a directory, stays.
+    """
+
+    numbers: tuple[int, ...]
+    then: Select | Append | Seal | None = None
+
+    def apply(self, dir_fd: int) -> int:
+        for number in self.numbers:
+            seal = f"system-{number}-seal"
+            gone = _read_link(dir_fd, f"system-{number}-link") is None
+            if gone and _read_link(dir_fd, seal) is not None:
+                _remove_link(dir_fd, seal)
+        return self.then.apply(dir_fd) if self.then is not None else 0
+
+
+Change = Select | Append | Prune | Restore | Seal | DropSeals
 
 
 def to_prune(numbers: Iterable[int], current: int, keep: int) -> list[int]:
@@ -202,6 +225,7 @@ def read_links(
     """The generations in the profile directory `dir_fd`: the current one, and the newest, `most` of
     them. InstanceError if the directory has too many files."""
     numbers: set[int] = set()
+    sealed: set[int] = set()
     with os.scandir(dir_fd) as entries:
         for count, entry in enumerate(entries):
             if count == _MAX_ENTRIES:
@@ -211,6 +235,9 @@ def read_links(
                 )
             if match := _LINK.fullmatch(entry.name):
                 numbers.add(int(match[1]))
+            elif match := _SEAL.fullmatch(entry.name):
+                if entry.is_symlink():
+                    sealed.add(int(match[1]))
     selected = _LINK.fullmatch(os.path.basename(_read_link(dir_fd, "system") or ""))
     chosen = {int(selected[1])} & numbers if selected else set()
     links: dict[int, str] = {}
@@ -225,6 +252,7 @@ def read_links(
         fingerprint=_read_link(dir_fd, _SOURCE),
         pinned=_read_link(dir_fd, _PINNED) is not None,
         seals={number: seal for number, seal in seals.items() if seal is not None},
+        left_seals=tuple(heapq.nsmallest(most, sealed - numbers)),
     )
 
 

@@ -346,3 +346,24 @@ def test_generations_get_other_seals_unless_they_changed(profiles: Path, profile
         profiles_fd
     )
     assert generations.read_links(profiles_fd).seals == {3: "of c"}
+
+
+def test_seals_without_a_generation_are_dropped_and_nothing_else(
+    tmp_path: Path, profiles: Path, profiles_fd: int
+) -> None:
+    Append(store("a"), "f", 5, seal="of a").apply(profiles_fd)
+    link(profiles, system_7_seal="left", system_8_seal="/victim", system_9_seal="left")
+    (profiles / "system-10-seal").mkdir()
+    (profiles / "system-11-seal").write_text("a file")
+    assert read(str(tmp_path), "web").left_seals == (7, 8, 9)
+    link(profiles, system_9_link=store("b"))  # made since the look
+    drop = generations.DropSeals((7, 8, 9, 10, 11), Select(1, pinned=False))
+    assert drop.apply(profiles_fd) == 1
+    names = {path.name for path in profiles.iterdir() if path.name.endswith("-seal")}
+    assert names == {f"system-{number}-seal" for number in (1, 9, 10, 11)}
+    assert read(str(tmp_path), "web").left_seals == ()
+
+
+def test_a_bounded_number_of_seals_is_dropped_at_once(profiles: Path, profiles_fd: int) -> None:
+    link(profiles, **{f"system_{number}_seal": "left" for number in range(1, 9)})
+    assert generations.read_links(profiles_fd, most=3).left_seals == (1, 2, 3)

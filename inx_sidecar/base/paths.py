@@ -44,6 +44,7 @@ STORE_INSIDE = "nix/store"
 PROFILES_INSIDE = "nix/var/nix/profiles"
 GCROOTS_INSIDE = "nix/var/nix/gcroots"
 BOOT_INSIDE = "dev/.inx"
+RUN_INSIDE = "run"
 
 
 def run_dir(uuid: str) -> str:

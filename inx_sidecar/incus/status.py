@@ -122,6 +122,19 @@ class StatusWriter:
             self._notes[_key(instance)] = text
             self.publish_saved(instance)
 
+    def set_system(self, instance: Instance, status: Status) -> bool:
+        """Replace system and generation of the status that was saved last by those of `status`;
+        False if they are the same, or none was saved."""
+        saved = _load_saved(instance.uuid)
+        if saved is None:
+            return False
+        config = saved | {key: status.config()[key] for key in _KEYS if key != _TEXT_KEY}
+        if config == saved:
+            return False
+        _save(instance.uuid, config)
+        self._enqueue(instance, config)
+        return True
+
     def save_for_successor(self, instance: Instance, status: Status) -> None:
         """Save `status`; the next sidecar publishes it if this one ends before it does."""
         _save(instance.uuid, _config(instance, status))

@@ -67,11 +67,11 @@ async def activate_update(
     # The system is active now, or, with `boot`, the next start boots it.
     if mode != "boot":
         await direct_roots.add(gc, *owner, {system_roots.ACTIVE: system})
-        Running.amend(instance.uuid, active=system, attempted_digest="", undo=None)
+        Running.amend(instance.uuid, active=system, current="", attempted_digest="", undo=None)
     else:
         Running.amend(instance.uuid, undo=None)
     if isinstance(written, Append):
-        with _open_container(instance) as (container, _):
+        with open_container(instance) as (container, _):
             await write_generation(container, Prune(spec.keep))
     return f"ready ({note})" if note else ""
 
@@ -81,7 +81,7 @@ async def undo_generation(instance: Instance) -> None:
     running = Running.load(instance.uuid)
     if running is not None and running.undo is not None:
         back = Restore(**{**running.undo, "numbers": tuple(running.undo["numbers"])})
-        with _open_container(instance) as (container, _):
+        with open_container(instance) as (container, _):
             await write_generation(container, back)
         Running.amend(instance.uuid, undo=None)
 
@@ -91,7 +91,7 @@ async def _write(
 ) -> None:
     """Write the generation; before that, show an isolated container the closure of `system`."""
     instance, spec = deployment.instance, deployment.spec
-    with _open_container(instance) as (container, running):
+    with open_container(instance) as (container, running):
         if spec.isolated and system not in running.visible_systems:
             before = valid_paths({running.booted, running.system})
             visible = (system, *sorted(before - {system}))
@@ -116,7 +116,7 @@ def _profile_to_restore(deployment: Deployment) -> dict[str, Any] | None:
 async def _last_output(instance: Instance) -> list[str]:
     """The last lines that an activation printed; they go to the journal too."""
     try:
-        with _open_container(instance) as (container, _):
+        with open_container(instance) as (container, _):
             output = await read_tail(container, activation.LOG, _OUTPUT_MAX_BYTES)
     except InxError as error:
         instance_log(instance.lxc_name).warning("%s", error)
@@ -128,7 +128,7 @@ async def _last_output(instance: Instance) -> list[str]:
 
 
 @contextmanager
-def _open_container(instance: Instance) -> Iterator[tuple[Container, Running]]:
+def open_container(instance: Instance) -> Iterator[tuple[Container, Running]]:
     """The container that runs. Held only briefly: open namespaces keep file systems busy."""
     running = Running.load(instance.uuid)
     if running is None:

@@ -8,6 +8,8 @@ import asyncio
 import os
 import shutil
 
+from inotify_simple import INotify
+
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
@@ -27,6 +29,8 @@ from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.private_directories import make_all_private
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
+from inx_sidecar.instances.system_look import Look, look_at_system
+from inx_sidecar.instances.system_watch import SystemWatch
 from inx_sidecar.instances.takeover import take_over_all
 from inx_sidecar.instances.updates import Updater
 from inx_sidecar.nix.daemon import NixDaemon
@@ -47,7 +51,8 @@ class Lifecycle:
             self._gc, self._statuses, self._forget, lambda uuid: self._state_of(uuid).daemon
         )
         compare_soon = self.reconciler.compare_soon
-        self._starter = Starter(self._gc, self._statuses, compare_soon)
+        self._systems = SystemWatch(self._look_at_system)
+        self._starter = Starter(self._gc, self._statuses, compare_soon, self._systems.begin)
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
         self.daemons = DaemonStarts()
@@ -91,6 +96,7 @@ class Lifecycle:
             if other_with_uuid(instance) is not None:
                 return  # pre-start has refused this one; the other one goes on
             self._statuses.pause_writes(instance)
+            self._systems.end(instance.uuid)
             await state.cancel_build()
             state.container_ended()
             state.deployment = None
@@ -128,9 +134,17 @@ class Lifecycle:
             return True
         return await self._updater.update(state, instance)
 
+    async def _look_at_system(self, instance: Instance, inotify: INotify | None) -> Look:
+        """Called when the links inside may have changed. An activation by inx tells by itself."""
+        state = self._state_of(instance.uuid)
+        if state.activating and state.build is not None:
+            await asyncio.wait([state.build])
+        return await look_at_system(self._statuses, instance, inotify)
+
     async def resume(self) -> None:
         """Take over the instances that run; builds begin again for each init that waits."""
         await make_all_private()
+        self._systems.open()
         await take_over_all(self._take_over)
 
     async def _take_over(self, uuid: str, running: Running) -> None:
@@ -158,12 +172,14 @@ class Lifecycle:
                 await self._boot_builder.proceed(state, await deploy(self._gc, instance))
             else:
                 self._statuses.publish_saved(instance)
+                self._systems.begin(instance)
                 bootstrap.remove_stale_console(uuid)
         instance_log(facts.lxc_name).info("taken over")
 
     async def close(self) -> None:
         """Stop the builds; leave everything else as it is for the next sidecar."""
         await self.reconciler.close()
+        await self._systems.close()
         await self.daemons.close()
         for state in list(self._states.values()):
             await state.cancel_build()
@@ -179,6 +195,7 @@ class Lifecycle:
             rootfs = deployment.instance.rootfs if deployment else ""
             if Running.load(uuid) or (rootfs and os.path.exists(rootfs)):
                 return  # an instance has this uuid again, as after an import
+            self._systems.end(uuid)
             await state.cancel_build()
             state.container_ended()
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)

@@ -71,16 +71,17 @@ class Retries:
 
 
 class Pace:
-    """How long looks wait that may follow one another without end: each longer than the one
-    before."""
+    """How long looks wait that may follow one another without end: each longer than the one before,
+    up to `longest` seconds. After a time as long as `longest`, the pauses are short again."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = _LONGEST_PAUSE_SECONDS) -> None:
+        self._longest = longest
         self._pause = 0.0
         self._last = float("-inf")
 
     def next_pause(self, now: float) -> float:
         """The seconds that the look that is wanted at the time `now` has to wait."""
-        follows = now - self._last < _LONGEST_PAUSE_SECONDS
-        pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS) if follows else BURST_SECONDS
+        follows = now - self._last < self._longest
+        pause = min(self._pause * 2, self._longest) if follows else BURST_SECONDS
         self._pause, self._last = pause, now + pause
         return pause

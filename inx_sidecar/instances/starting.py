@@ -38,14 +38,20 @@ _DAEMON_SECONDS: Final = 3.0
 
 
 class Starter:
-    """`compare_soon` is called when the GC roots have to be compared again."""
+    """`compare_soon` is called when the GC roots have to be compared again, `booted` when an
+    instance has its system."""
 
     def __init__(
-        self, gc: GcClient, statuses: StatusWriter, compare_soon: Callable[[], None]
+        self,
+        gc: GcClient,
+        statuses: StatusWriter,
+        compare_soon: Callable[[], None],
+        booted: Callable[[Instance], None],
     ) -> None:
         self._gc = gc
         self._statuses = statuses
         self._compare_soon = compare_soon
+        self._booted = booted
         # Held from a check of the host's addresses until they are set: two starts could find the
         # same address free.
         self._network_lock = asyncio.Lock()
@@ -135,6 +141,7 @@ class Starter:
             profile_system=after.system or "", visible_systems=(boot.system,),
             spec_digest=deployment.digest, status_text=text, sealed=True,
         )  # fmt: skip
+        self._booted(instance)
         return Status(text, boot.system, generation_of(boot.system, after), sealed=True)
 
     async def _attach(self, container: Container, deployment: Deployment) -> bool:

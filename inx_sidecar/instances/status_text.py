@@ -31,10 +31,11 @@ def failed_update_text(reason: str, present: Generations, running: Running | Non
 
 
 def running_status(text: str, present: Generations, running: Running) -> Status:
-    """The status of an instance that runs: its system is the one that was activated last, unless
-    a user inside has selected another generation since."""
+    """The status of an instance that runs: its system is the one that /run/current-system names. As
+    long as that is not known, it is the one that was activated last, unless a user inside has
+    selected another generation since."""
     unchanged = present.system in (None, running.profile_system)
-    system = running.system if unchanged else present.system
+    system = running.current or (running.system if unchanged else present.system)
     return Status(text, system or "", generation_of(system, present), running.sealed)
 
 

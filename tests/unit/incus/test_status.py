@@ -60,6 +60,39 @@ def test_a_status_is_saved_for_the_next_sidecar(
     assert status._load_saved("uuid") is None
 
 
+def test_another_system_changes_the_status_that_was_saved_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    (tmp_path / "uuid").mkdir()
+    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
+    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    written: list[Mapping[str, str]] = []
+
+    async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
+        written.append(config)
+
+    monkeypatch.setattr(api, "set_config", set_config)
+
+    async def main() -> None:
+        statuses = StatusWriter()
+        assert not statuses.set_system(instance, Status("", SYSTEM, 1)), "nothing was saved"
+        await statuses.publish_and_wait(instance, Status("building", SYSTEM, 1, sealed=True))
+        assert not statuses.set_system(instance, Status("", SYSTEM, 1))
+        assert statuses.set_system(instance, Status("", f"{SYSTEM}-2", None))
+        await asyncio.gather(*statuses._tasks.values())
+
+    asyncio.run(main())
+    both = [{key.removeprefix("user.inx."): value for key, value in one.items()} for one in written]
+    assert both == [
+        {"status": "building", "status.system": SYSTEM, "status.generation": "1", "sealed": "uuid"},
+        {
+            "status": "building", "status.system": f"{SYSTEM}-2", "status.generation": "",
+            "sealed": "uuid",
+        },
+    ]  # fmt: skip
+
+
 def test_a_status_that_incus_did_not_take_is_written_when_it_is_published_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

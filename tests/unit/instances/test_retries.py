@@ -69,3 +69,9 @@ def test_looks_that_follow_one_another_wait_longer() -> None:
         now += pauses[-1]
     assert pauses == [0.3, 0.6, 1.2, 2.4, 4.8, 9.6, 10, 10]
     assert pace.next_pause(now + 11) == 0.3
+
+
+def test_the_longest_pause_is_given() -> None:
+    pace = Pace(1.0)
+    assert [pace.next_pause(now) for now in (0.0, 0.3, 0.9, 1.9)] == [0.3, 0.6, 1.0, 1.0]
+    assert pace.next_pause(4.0) == 0.3

@@ -49,6 +49,18 @@ def test_a_generation_that_was_selected_inside_is_named() -> None:
     assert running_status("ready", selected, replace(RUNNING, active=TRIAL)).system == ONE
 
 
+def test_the_system_that_was_activated_inside_is_named() -> None:
+    """A user inside has activated generation 1, or a specialisation, and may have selected it."""
+    inside = replace(RUNNING, current=ONE)
+    for current in (1, 2):
+        selected = replace(PRESENT, current=current)
+        assert running_status("ready", selected, inside) == Status("ready", ONE, 1)
+    trial = replace(RUNNING, current=TRIAL)
+    assert running_status("ready", PRESENT, trial) == Status("ready", TRIAL, None)
+    selected_only = replace(RUNNING, current=TWO)
+    assert running_status("ready", replace(PRESENT, current=1), selected_only).system == TWO
+
+
 def test_without_a_current_generation_the_system_that_runs_is_named() -> None:
     assert running_status("ready", Generations(), RUNNING) == Status("ready", TWO, None)
 

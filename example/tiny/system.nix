@@ -6,7 +6,8 @@
   extra ? { }, # more files in /etc: text by path
   usr ? null, # the target of the link /usr; null: a /usr with bin/env, as NixOS has it, and bin/sh
   path ? [ ], # directories with programs that take precedence over those of busybox
-  activate ? "", # more commands of the activation
+  activate ? "", # more commands of the activation; _status=N makes it end with exit status N
+  switch ? null, # the commands of switch-to-configuration switch|test; null: the activation alone
   init ? null, # the program that is PID 1 once the system is activated; null: a shell
 }:
 let
@@ -48,12 +49,13 @@ let
       done
       ${activate}
       ln -sfn ${out} /run/current-system
+      exit "''${_status:-0}"
     '';
 
     "bin/switch-to-configuration" = ''
       #!${busybox}/bin/sh
       case $1 in
-        switch | test) exec ${out}/activate ;;
+        switch | test) ${if switch == null then "exec ${out}/activate" else switch} ;;
         boot | dry-activate) ;;
         *)
           echo "usage: $0 switch|boot|test|dry-activate" >&2

@@ -4,9 +4,36 @@
   name,
   version ? "1",
   extra ? { },
+  snippets ? { }, # more snippets of the activation: shell text by name
 }:
 let
   inherit (deps) systemd;
+  out = builtins.placeholder "out";
+
+  # As in NixOS, a snippet that fails is named, and the next one runs.
+  activation = {
+    usr = ''
+      for dir in lib lib64 sbin; do
+        ln -sfn "usr/$dir" "/$dir"
+      done
+    '';
+    # Without a machine-id, systemd treats each boot as the first boot, and asks questions on the console.
+    machine-id = ''
+      [ -s /etc/machine-id ] || tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+    '';
+  }
+  // snippets;
+  snippet = snippetName: text: ''
+    (
+      set -e
+      ${text}
+    )
+    _localstatus=$?
+    if [ $_localstatus -gt 0 ]; then
+      _status=1
+      printf "Activation script snippet '%s' failed (%s)\n" ${snippetName} $_localstatus
+    fi
+  '';
 in
 import ./system.nix {
   inherit deps name version;
@@ -17,13 +44,40 @@ import ./system.nix {
     "${systemd}/usr/sbin"
   ];
 
-  # Without a machine-id, systemd treats each boot as the first boot, and asks questions on the console.
-  activate = ''
-    for dir in lib lib64 sbin; do
-      ln -sfn "usr/$dir" "/$dir"
+  activate = builtins.concatStringsSep "\n" (builtins.attrValues (builtins.mapAttrs snippet activation));
+
+  # What switch-to-configuration of NixOS does, as far as it concerns a system without users that log in: it activates,
+  # reloads systemd, applies tmpfiles, restarts services that changed, starts new ones, and reports units that failed.
+  switch = ''
+    export PATH=${out}/sw/bin
+    changed=
+    for unit in ${out}/etc/systemd/system/*.service; do
+      name=''${unit##*/}
+      systemctl is-active --quiet "$name" || continue
+      cmp -s "$unit" "/etc/systemd/system/$name" || changed="$changed $name"
     done
-    [ -s /etc/machine-id ] || tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
-    [ ! -d /run/systemd/system ] || systemctl daemon-reload
+    echo "activating the configuration..." >&2
+    result=0
+    ${out}/activate || {
+      echo "Failed to run activate script" >&2
+      result=2
+    }
+    systemctl reset-failed
+    systemctl daemon-reload
+    echo "restarting sysinit-reactivation.target" >&2
+    systemd-tmpfiles --create --remove --exclude-prefix=/dev
+    if [ -n "$changed" ]; then
+      echo "restarting the following units:$changed" >&2
+      systemctl restart $changed || result=4
+    fi
+    systemctl start multi-user.target || result=4
+    failed=$(systemctl list-units --failed --plain --no-legend | cut -d " " -f 1 | sort)
+    if [ -n "$failed" ]; then
+      echo "warning: the following units failed: $(echo $failed | sed 's/ /, /g')" >&2
+      systemctl status --no-pager --full $failed >&2
+      result=4
+    fi
+    exit $result
   '';
 
   init = "${systemd}/usr/lib/systemd/systemd";

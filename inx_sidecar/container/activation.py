@@ -20,8 +20,15 @@ _TOLERATED: Final = {
 # What switch-to-configuration, in Perl or Rust, and the activation script print of failures
 # (nixpkgs, nixos/modules/system/activation).
 _FAILED: Final = (
-    re.compile(r"(?:warning: )?(the following units failed: .+)"),
+    re.compile(r"(?:warning: )?(the following (?:user )?units failed: .+)"),
     re.compile(r"(Activation script snippet '.+' failed.*)"),
+    re.compile(r"(?:warning: )?(user activation for .+ failed)"),
+)
+# They print these too; a reason only if there is none of the above.
+_LESS: Final = (
+    re.compile(r"(Failed to (?:start|stop|restart|reload) .+)"),
+    re.compile(r"(Failed to run activate script|Failed to install bootloader)"),
+    re.compile(r"(Pre-switch checks failed|Could not acquire lock|Unable to list users .+)"),
 )
 # Codes of IncusError: Incus is not reachable, or shuts down.
 _UNAVAILABLE: Final = (0, 503)
@@ -102,5 +109,8 @@ def describe_result(status: int, lines: Sequence[str], system: str, name: str) -
 def _reason(lines: Sequence[str]) -> str:
     """What the output names as failed; else its last line. After the names of units that failed,
     switch-to-configuration prints the status and the journal of each."""
-    failed = (match[1] for line in lines for says in _FAILED if (match := says.match(line)))
-    return "; ".join(failed) or (lines[-1] if lines else "")
+    for patterns in _FAILED, _LESS:
+        found = (match[1] for line in lines for says in patterns if (match := says.match(line)))
+        if failed := "; ".join(dict.fromkeys(found)):
+            return failed
+    return lines[-1] if lines else ""

@@ -41,6 +41,10 @@ PRINTED = [
     "\u00d7 web.service - Web", "     Loaded: loaded (/etc/systemd/system/web.service; enabled)",
     "Nov 27 10:00:00 web systemd[1]: Failed to start web.service - Web.",
 ]  # fmt: skip
+SCRIPT = "Failed to run activate script"
+START = "Failed to start web.service"
+USERS = "the following user units failed: a.service"
+ALICE = "warning: user activation for alice failed"
 OTHER = "a service says: the following units failed: x"
 
 
@@ -51,6 +55,17 @@ OTHER = "a service says: the following units failed: x"
         ([SNIPPET, *PRINTED], f"{SNIPPET}; {UNITS}"),
         ([SNIPPET, "setting up /etc..."], SNIPPET),
         (["first", OTHER], OTHER),
+        # switch-to-configuration in Rust
+        (
+            ["Failed to run activate script", SNIPPET, "restarting sysinit-reactivation.target"],
+            SNIPPET,
+        ),
+        (["Failed to run activate script", "reloading user units for root..."], SCRIPT),
+        (["Failed to start web.service", "Failed to start web.service", "x"], START),
+        (
+            [f"warning: {USERS}", "See `systemctl --user status a` for details.", ALICE],
+            f"{USERS}; {ALICE[9:]}",
+        ),
     ],
 )
 def test_the_reason_names_what_failed_not_the_last_line(lines: list[str], reason: str) -> None:

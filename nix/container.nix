@@ -27,6 +27,11 @@ in
   config = {
     boot.isContainer = true;
 
+    # Both need file systems that an unprivileged container cannot mount: erofs, and an overlay with trusted attributes.
+    # nixos-init needs the overlay, and an initrd.
+    system.etc.overlay.enable = override false;
+    system.nixos-init.enable = override false;
+
     # The store belongs to the host. Every Nix client, also with sudo and in services, asks the nix-daemon that inx runs
     # for this instance. The host collects garbage and optimises the store.
     nix.settings.store = lib.mkDefault "daemon";

@@ -31,6 +31,7 @@ CLOSURE_QUERY: Final = """
         union select reference from Refs join closure on referrer = closure.id
     )
 """
+_ELF: Final = b"\x7fELF"
 _NO_LINKS: Final = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _IN_TEXT: Final = re.compile(r"(?:/nix/store/)?[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]+")
 _AT_OR_BELOW: Final = re.compile(rf"({STORE_PATH.pattern})(?:/.*)?", re.DOTALL)
@@ -108,8 +109,29 @@ def is_in(path: str, name: str) -> bool:
 
 
 def check_toplevel(path: str, subject: str) -> None:
-    """SystemMissingError if `path` is not a NixOS system; the error begins with `subject`."""
+    """SystemMissingError if `path` is not a NixOS system that a container can boot.
+
+    `subject` is the beginning of the error.
+    """
     if not is_in(path, "init"):
         raise SystemMissingError(
             f"{subject} is {path}, which is not a NixOS system: it has no 'init'"
         )
+    # With nixos-init, init is systemd, and only the initrd makes what systemd needs. Without
+    # nixos-init, hooks/init runs prepare-root (nixpkgs, nixos/modules/system/activation).
+    if is_in(path, "initrd") and not is_in(path, "prepare-root") and _is_elf(path, "init"):
+        raise SystemMissingError(
+            f"{subject} is {path}, which boots by an initrd only; set boot.isContainer = true and "
+            "system.nixos-init.enable = false in its configuration"
+        )
+
+
+def _is_elf(path: str, name: str) -> bool:
+    """Whether the file `name` of the store path `path` is a binary program (elf(5))."""
+    try:
+        with opened(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)) as directory:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+            with opened(openat2(directory, name, flags, _NO_LINKS)) as fd:
+                return os.read(fd, len(_ELF)) == _ELF
+    except OSError:
+        return False

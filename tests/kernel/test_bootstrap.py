@@ -35,10 +35,10 @@ exec chroot "$2" /dev/.inx/init
 class Init:
     """hooks/init, running as PID 1; `pid` is its number on the host."""
 
-    def __init__(self, rootfs: Path) -> None:
+    def __init__(self, rootfs: Path, enter: str = ENTER) -> None:
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
         self.process = subprocess.Popen(
-            [*unshare, "sh", "-euc", ENTER, "sh", paths.boot_dir(UUID), str(rootfs)],
+            [*unshare, "sh", "-euc", enter, "sh", paths.boot_dir(UUID), str(rootfs)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -113,10 +113,11 @@ class Runner:
 
     def __init__(self, rootfs: Path) -> None:
         self.rootfs = rootfs
+        self.enter = ENTER
         self.started: list[Init] = []
 
     def __call__(self) -> Init:
-        self.started.append(Init(self.rootfs))
+        self.started.append(Init(self.rootfs, self.enter))
         return self.started[-1]
 
 
@@ -136,6 +137,38 @@ def test_a_system_that_is_there_is_started_at_once(start: Runner) -> None:
     prepare(UUID, ready=True)
     assert not is_waiting(UUID)
     assert start().end() == (0, RAN)
+
+
+def test_a_system_for_an_initrd_is_prepared_first(start: Runner, rootfs: Path) -> None:
+    """With boot.initrd.systemd, init is systemd alone; prepare-root starts it at its end."""
+    prepare(UUID, ready=True)
+    program = rootfs / "nix/var/nix/profiles/system/prepare-root"
+    program.write_text(SYSTEM_INIT.replace("system:", "prepared:"))
+    program.chmod(0o755)
+    assert start().end() == (0, RAN.replace("system:", "prepared:"))
+
+
+@pytest.mark.parametrize("before", ["nothing", "directory", "mount"])
+def test_a_tmpfs_is_mounted_at_run_unless_something_is(
+    start: Runner, rootfs: Path, before: str
+) -> None:
+    prepare(UUID, ready=True)
+    for name in ("proc", "run"):
+        if name == "proc" or before != "nothing":
+            (rootfs / name).mkdir()
+    enter = ENTER.replace("exec", 'mount -t proc proc "$2/proc"\nexec')
+    if before == "mount":
+        enter = enter.replace("exec", 'mount -t ramfs ramfs "$2/run"\nexec')
+    (rootfs / "nix/var/nix/profiles/system/init").write_text(
+        "#!/dev/.inx/busybox sh\n/dev/.inx/busybox grep ' /run ' /proc/mounts\n"
+    )
+    start.enter = enter
+    status, output = start().end()
+    assert status == 0
+    assert [line.split()[1:3] for line in output.splitlines()] == [
+        ["/run", "ramfs" if before == "mount" else "tmpfs"]
+    ]
+    assert list(rootfs.glob("run/*")) == []
 
 
 def test_a_notice_is_printed_before_the_system_starts(start: Runner) -> None:

@@ -212,6 +212,8 @@ in
     networking.hostName = "fixed";
     nix.gc.automatic = true;
     nix.optimise.automatic = true;
+    system.etc.overlay.enable = true;
+    system.nixos-init.enable = true;
     systemd.services.nix-daemon.enable = true;
     users.users.alice.isNormalUser = true;
     users.users.nginx = { };

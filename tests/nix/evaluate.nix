@@ -48,6 +48,8 @@ let
     in
     result config {
       inherit (config.boot) isContainer;
+      etcOverlay = config.system.etc.overlay.enable;
+      nixosInit = config.system.nixos-init.enable;
       nix = {
         inherit (config.nix) settings;
         gc = config.nix.gc.automatic;

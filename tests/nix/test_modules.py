@@ -404,6 +404,7 @@ def test_the_container_module_overrides_options_of_other_machines(evaluate: Any)
     inside = evaluate("inside-with-options-of-other-machines")
     assert inside["hostName"] == "fixed" and inside["networks"] == {} and not inside["waits"]
     assert not inside["nix"]["gc"] and not inside["nix"]["optimise"]
+    assert not inside["etcOverlay"] and not inside["nixosInit"]
     assert inside["services"]["nix-daemon"]["enable"] is False
     users = [line for line in inside["tmpfiles"] if "alice" in line]
     assert users == [

@@ -150,6 +150,22 @@ def test_a_system_has_an_init(tmp_path: Path) -> None:
     check_toplevel(str(tmp_path), "the result")
 
 
+def test_a_system_that_only_an_initrd_can_prepare_is_refused(tmp_path: Path) -> None:
+    """As nixpkgs makes it with system.nixos-init.enable; the other kinds boot in a container."""
+    system = tmp_path / "system"
+    system.mkdir()
+    (system / "init").write_bytes(b"\x7fELF\2\1\1")
+    check_toplevel(str(system), "it")  # boot.isContainer, with an init that is a program
+    (system / "initrd").symlink_to("/nix/store/initrd")
+    with pytest.raises(SystemMissingError, match=r"boots by an initrd only; set boot\.isContainer"):
+        check_toplevel(str(system), "it")
+    (system / "prepare-root").touch()
+    check_toplevel(str(system), "it")
+    (system / "prepare-root").unlink()
+    (system / "init").write_text("#!/nix/store/bash\n")  # an initrd without systemd
+    check_toplevel(str(system), "it")
+
+
 def test_no_link_in_a_store_path_is_followed(tmp_path: Path) -> None:
     """Such links may lead into a file system of a container, which need not answer."""
     (tmp_path / "real/bin").mkdir(parents=True)

@@ -49,6 +49,9 @@ in
     boot.isContainer = option types.bool false;
     boot.kernel.sysctl = option (types.attrsOf types.anything) { };
 
+    system.etc.overlay.enable = option types.bool false;
+    system.nixos-init.enable = option types.bool false;
+
     environment.etc = option (types.attrsOf (
       types.submodule { options.source = mkOption { type = types.unspecified; }; }
     )) { };

@@ -83,6 +83,10 @@ def test_services_have_credentials_and_sandboxing(incus: Incus, booted: str) -> 
     properties = (
         "LoadCredential=x:/etc/credential", "SetCredential=y:other", "NoNewPrivileges=yes",
         "ProtectSystem=strict", "ProtectKernelTunables=yes", "PrivateTmp=yes", "PrivateNetwork=yes",
+        "ProtectHome=yes", "ProcSubset=pid", "PrivateDevices=yes", "PrivateIPC=yes",
+        "ProtectControlGroups=yes", "ProtectHostname=yes", "RestrictNamespaces=yes",
+        "SystemCallFilter=@system-service", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE",
+        "TemporaryFileSystem=/srv", "MemoryDenyWriteExecute=yes",
     )  # fmt: skip
     options = [word for text in properties for word in ("-p", text)]
     script = (
@@ -93,6 +97,22 @@ def test_services_have_credentials_and_sandboxing(incus: Incus, booted: str) -> 
     done = incus.run(booted, *run, check=False)
     assert done.stdout.split() == ["secret", "otherNoNewPrivs:", "1", "lo"], done
     assert "Read-only file system" in done.stderr
+
+
+def test_options_of_services_that_a_container_lacks_the_rights_for(
+    incus: Incus, booted: str
+) -> None:
+    """docs/nixos.md has this table: no effect, or no start."""
+    run = ["systemd-run", "--wait", "--pipe", "--quiet"]
+    options = ("IPAddressDeny=any", "OOMScoreAdjust=-500", "Nice=-5")
+    script = (
+        "ping -c 1 127.0.0.1 >&2; cut -d ' ' -f 19 /proc/self/stat; cat /proc/self/oom_score_adj"
+    )
+    given = [word for text in options for word in ("-p", text)]
+    done = incus.run(booted, *run, *given, "sh", "-euc", script, check=False)
+    assert done.stdout.split() == ["0", "0"] and "1 packets received" in done.stderr, done
+    for option, status in (("CPUSchedulingPolicy=fifo", 214), ("IOSchedulingClass=realtime", 211)):
+        assert incus.run(booted, *run, "-p", option, "true", check=False).returncode == status
 
 
 @pytest.mark.parametrize(("groups", "accepted"), [("0 65534", True), ("0 2147483647", False)])

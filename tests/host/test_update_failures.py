@@ -59,16 +59,26 @@ def test_an_activation_that_fails_leaves_the_generation_from_before(
         (2, "parts of the activation failed"),
         (3, "some units could not be reloaded"),
         (4, "some units failed"),
-        (100, "it takes a restart of the instance to switch"),
     ],
 )
 def test_an_activation_that_fails_in_part_is_told(incus: Incus, status: int, said: str) -> None:
     name = launched(incus)
-    source(incus, "two", activate=at_switch(f"echo x.service; exit {status}"))
+    source(incus, "two", activate=at_switch(f"echo x.service; _status={status}"))
     bump(incus, name)
     assert incus.wait_status(name, r"ready \(") == f"ready ({said}: x.service)"
     assert incus.get(name, "user.inx.status.generation") == "2"
     assert says(incus, name, "two")
+
+
+def test_a_system_that_takes_a_restart_does_not_run_before(incus: Incus) -> None:
+    """switch-to-configuration ends before it activates, and /run/current-system stays."""
+    name = launched(incus)
+    source(incus, "two", activate=at_switch("exit 100"))
+    bump(incus, name)
+    incus.wait_status(name, r"ready \(it takes a restart of the instance to switch\)")
+    incus.wait_told(name, 1)
+    incus("restart", "-f", name)
+    incus.wait_generation(name, "2")
 
 
 @pytest.mark.parametrize("store", STORES)

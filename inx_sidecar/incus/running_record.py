@@ -36,7 +36,7 @@ class Running:
     `booted`: the system that PID 1 runs.
     `active`: the system that was activated last, if it is not the booted one.
     `current`: what /run/current-system inside led to at the last look, as the container's root
-    wrote it; empty if not known. It is shown, and nothing else follows from it.
+    wrote it; empty if not known. It is shown and kept; nothing else follows from it.
     `profile_system`: the system that the profile led to when the last spec was carried out.
     `visible_systems`: the systems whose closures an isolated container sees.
     `spec_digest`: the digest of the last spec that was carried out, or that failed.

@@ -47,11 +47,12 @@ class Lifecycle:
         self._statuses = StatusWriter()
         self._gc = GcClient()
         slots = BuildSlots()
-        self.reconciler = RootReconciler(
-            self._gc, self._statuses, self._forget, lambda uuid: self._state_of(uuid).daemon
-        )
-        compare_soon = self.reconciler.compare_soon
         self._systems = SystemWatch(self._look_at_system)
+        self.reconciler = RootReconciler(
+            self._gc, self._statuses, self._forget, lambda uuid: self._state_of(uuid).daemon,
+            self._systems.settle,
+        )  # fmt: skip
+        compare_soon = self.reconciler.compare_soon
         self._starter = Starter(self._gc, self._statuses, compare_soon, self._systems.begin)
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
@@ -139,7 +140,7 @@ class Lifecycle:
         state = self._state_of(instance.uuid)
         if state.activating and state.build is not None:
             await asyncio.wait([state.build])
-        return await look_at_system(self._statuses, instance, inotify)
+        return await look_at_system(self._gc, self._statuses, instance, inotify)
 
     async def resume(self) -> None:
         """Take over the instances that run; builds begin again for each init that waits."""
@@ -172,7 +173,7 @@ class Lifecycle:
                 await self._boot_builder.proceed(state, await deploy(self._gc, instance))
             else:
                 self._statuses.publish_saved(instance)
-                self._systems.begin(instance)
+                self._systems.begin(instance, ran=True)
                 bootstrap.remove_stale_console(uuid)
         instance_log(facts.lxc_name).info("taken over")
 

@@ -31,7 +31,7 @@ from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store_paths import redact_store_paths
 from inx_sidecar.roots import direct_roots
-from inx_sidecar.roots.system_roots import ACTIVE, NEXT, add_system_roots
+from inx_sidecar.roots.system_roots import ACTIVE, CURRENT, NEXT, add_system_roots
 
 # A daemon of the former container that does not end delays no start; its socket comes later.
 _DAEMON_SECONDS: Final = 3.0
@@ -132,7 +132,7 @@ class Starter:
         note_renewed(instance)
         after = generations.read(instance.rootfs, instance.name)
         await add_system_roots(self._gc, instance, after, boot.system)
-        for former in (ACTIVE, NEXT):
+        for former in (ACTIVE, NEXT, CURRENT):
             direct_roots.drop_if_there(instance.lxc_name, instance.uuid, former)
         self._compare_soon()
         text = fallback_text(boot, deployment.present) or ready_text(mapped=state.mapped)

@@ -1,7 +1,8 @@
-"""Look which system an instance has activated, and which generations it has; keep its status true.
+"""Look which system an instance has activated, and which generations it has.
 
-What is found here is what the container's root wrote. It decides nothing: an isolated container
-sees and boots only what inx gave to it.
+The status names that system, and a GC root keeps it, as /run/current-system does on a NixOS host.
+What is found here is what the container's root wrote. It decides nothing else: an isolated
+container sees and boots only what inx gave to it.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,11 @@ from inx_sidecar.instances.activate_update import open_container
 from inx_sidecar.instances.sealing import trusted_generations
 from inx_sidecar.instances.status_text import running_status
 from inx_sidecar.nix import generations
+from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import DropSeals
+from inx_sidecar.nix.store_paths import valid_paths
+from inx_sidecar.roots import direct_roots
+from inx_sidecar.roots.system_roots import CURRENT
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class Look:
 
 
 async def look_at_system(
-    statuses: StatusWriter, instance: Instance, inotify: INotify | None
+    gc: GcClient, statuses: StatusWriter, instance: Instance, inotify: INotify | None
 ) -> Look:
-    """Tell the system and the generation that run; remove seals of generations that were deleted.
+    """Root and tell the system that runs; remove seals of generations that were deleted.
 
     InxError if the profile or the link cannot be looked at. Then the status says what is known.
     """
@@ -45,9 +50,23 @@ async def look_at_system(
             if left := bool(present.left_seals):
                 await write_generation(container, DropSeals(present.left_seals))
             current, watch = await read_current_system(container, inotify)
+        if current:
+            await _root(gc, instance, current)
     finally:
         told = _tell(statuses, instance, current)
     return Look(left or told, bool(current), watch)
+
+
+async def _root(gc: GcClient, instance: Instance, current: str) -> None:
+    """Keep the system that was activated inside: it need not be a generation, nor linked at all."""
+    owner = instance.lxc_name, instance.uuid
+    running = Running.load(instance.uuid)
+    if running is None or instance.isolated:
+        return  # an isolated container sees only what has roots already
+    kept = current in (running.booted, running.active)
+    # A path that this root held gets another root until a comparison drops that (direct_roots.add).
+    if (not kept or direct_roots.path_of(*owner, CURRENT)) and valid_paths({current}):
+        await direct_roots.add(gc, *owner, {CURRENT: current})
 
 
 def _tell(statuses: StatusWriter, instance: Instance, current: str) -> bool:

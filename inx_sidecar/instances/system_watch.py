@@ -7,6 +7,7 @@ look, and the looks have pauses.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,8 @@ from inx_sidecar.links.backoff import Backoff
 # these is a write to Incus.
 _LONGEST_SECONDS: Final = 2.0
 _LONGEST_CHANGED_SECONDS: Final = 60.0
+# A collection waits so long for a look. The child of a look ends before.
+_PATIENCE_SECONDS: Final = 5.0
 # No event tells when a system that boots has mounted /run. So it is looked at after these pauses,
 # until it is there.
 _BOOT_SECONDS: Final = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -42,7 +45,8 @@ log = logging.getLogger(__name__)
 @dataclass
 class _Watched:
     """An instance that runs. `changed` asks for a look, `task` looks, `run` is the watch of /run,
-    `not_before` is the time of the loop at which the next look may begin."""
+    `not_before` is the time of the loop at which the next look may begin, unless `hurry` is set;
+    `waiters` wait for a look that begins later. `timers` ask for looks."""
 
     instance: Instance
     changed: bool = False
@@ -52,7 +56,9 @@ class _Watched:
     looks: Pace = field(default_factory=lambda: Pace(_LONGEST_SECONDS))
     changes: Pace = field(default_factory=lambda: Pace(_LONGEST_CHANGED_SECONDS))
     backoff: Backoff = field(default_factory=Backoff)
-    boot: list[asyncio.TimerHandle] = field(default_factory=list)
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
 
 class SystemWatch:
@@ -78,25 +84,46 @@ class SystemWatch:
         else:
             asyncio.get_running_loop().add_reader(self._inotify.fd, self._read_events)
 
-    def begin(self, instance: Instance) -> None:
-        """`instance` boots a system now, or runs one."""
+    def begin(self, instance: Instance, *, ran: bool = False) -> None:
+        """`instance` boots a system now; with `ran`, it has done so before this sidecar began."""
         self.end(instance.uuid)
         watched = self._watched[instance.uuid] = _Watched(instance)
         self._watch_profile(watched)
         loop, after = asyncio.get_running_loop(), 0.0
         for pause in _BOOT_SECONDS:
             after += pause
-            watched.boot.append(loop.call_later(after, self._ask, instance.uuid))
+            watched.timers.append(loop.call_later(after, self._ask, instance.uuid))
+        if ran:
+            self._ask(instance.uuid)
 
     def end(self, uuid: str) -> None:
         watched = self._watched.pop(uuid, None)
         if watched is None:
             return
-        _cancel_boot(watched)
+        _cancel_timers(watched)
         if watched.task is not None:
             watched.task.cancel()
         for wd in [wd for wd, uuids in self._uuids.items() if uuid in uuids]:
             self._unwatch(wd, uuid)
+
+    async def settle(self) -> None:
+        """Return when what has changed by now was looked at, or some seconds have passed.
+
+        Instances with a file system that does not answer are not waited for.
+        """
+        if self._inotify is not None:
+            self._read_events()
+        ends = []
+        for uuid, watched in self._watched.items():
+            # Without a watch of /run, as while it boots, nothing tells of a change.
+            is_due = watched.task is not None or watched.run is None
+            if is_due and not watched.backoff.lasts():
+                self._ask(uuid)
+                watched.hurry.set()
+                ends.append(asyncio.get_running_loop().create_future())
+                watched.waiters.append(ends[-1])
+        if ends:
+            await asyncio.wait(ends, timeout=_PATIENCE_SECONDS)
 
     async def close(self) -> None:
         tasks = [watched.task for watched in self._watched.values() if watched.task is not None]
@@ -129,22 +156,34 @@ class SystemWatch:
         try:
             while watched.changed:
                 now = loop.time()
-                await asyncio.sleep(max(watched.looks.next_pause(now), watched.not_before - now))
+                pause = max(watched.looks.next_pause(now), watched.not_before - now)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await watched.hurry.wait()
+                watched.hurry.clear()
                 watched.changed = False
+                waiters, watched.waiters = watched.waiters, []
                 self._watch_profile(watched)
-                if not watched.backoff.lasts():
-                    await self._look_once(watched)
+                try:
+                    if not watched.backoff.lasts():
+                        await self._look_once(watched)
+                finally:
+                    _release(waiters)
         finally:
             watched.task = None
+            _release(watched.waiters)
 
     async def _look_once(self, watched: _Watched) -> None:
-        journal = instance_log(watched.instance.lxc_name)
+        journal, loop = instance_log(watched.instance.lxc_name), asyncio.get_running_loop()
         self._looking += 1
         try:
             look = await self._look(watched.instance, self._inotify)
         except TookTooLongError as error:
             watched.backoff = watched.backoff.longer(error.ended)
             journal.debug("%s", error)
+            _cancel_timers(watched)
+            again = loop.call_later(watched.backoff.seconds, self._ask, watched.instance.uuid)
+            watched.timers.append(again)
         except (InxError, OSError) as error:
             journal.debug("%s", error)  # in most cases the container has ended
         except Exception:
@@ -162,7 +201,7 @@ class SystemWatch:
         if look.changed:
             watched.not_before = now + watched.changes.next_pause(now)
         if look.booted:
-            _cancel_boot(watched)
+            _cancel_timers(watched)
         uuid = watched.instance.uuid
         if watched.run is not None and watched.run != look.watch:
             self._unwatch(watched.run, uuid)  # another file system is mounted at /run
@@ -198,7 +237,13 @@ class SystemWatch:
                 pass  # the event that ends it was not read yet
 
 
-def _cancel_boot(watched: _Watched) -> None:
-    for timer in watched.boot:
+def _cancel_timers(watched: _Watched) -> None:
+    for timer in watched.timers:
         timer.cancel()
-    watched.boot.clear()
+    watched.timers.clear()
+
+
+def _release(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

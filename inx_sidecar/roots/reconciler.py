@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 class RootReconciler:
     """`forget` is called with the uuid of each instance that was deleted; `daemon_of` gives the Nix
-    daemon of an instance."""
+    daemon of an instance; `settle` returns when what was activated inside by now has its roots."""
 
     def __init__(
         self,
@@ -54,11 +54,13 @@ class RootReconciler:
         statuses: StatusWriter,
         forget: Callable[[str], Awaitable[None]],
         daemon_of: Callable[[str], NixDaemon],
+        settle: Callable[[], Awaitable[None]],
     ) -> None:
         self._gc = gc
         self._statuses = statuses
         self._forget_instance = forget
         self._daemon_of = daemon_of
+        self._settle = settle
         self._instances: dict[str, Instance] = {}
         self._watch = RegistrationWatch(self._add_registered)
         self._complaints = ComparisonErrors(self._show_complaint)
@@ -106,7 +108,8 @@ class RootReconciler:
         await self._stopped.add_registered(instance.lxc_name, instance.uuid, instance.rootfs)
 
     async def drain(self) -> str:
-        """Return when all that is registered by now is rooted."""
+        """Return when all that is registered, or activated inside, by now is rooted."""
+        await self._settle()
         await self._watch.drain()
         if self._tasks:
             await asyncio.wait(self._tasks)

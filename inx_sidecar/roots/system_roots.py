@@ -19,6 +19,9 @@ BOOTED: Final = "booted-system"
 # `activate=test`, neither is a generation.
 ACTIVE: Final = "active-system"
 NEXT: Final = "next-system"
+# The system that was activated inside last, if it is neither of these. A container chooses it: so,
+# unlike the others, it shows nothing about what inx gave to the container.
+CURRENT: Final = "current-system"
 # The directory of the roots for the paths in user.inx.store.include.
 INCLUDED: Final = "include/"
 # A container may write any number of generations; at most this many get roots.
@@ -52,7 +55,7 @@ def unwanted_roots(
         name
         for name, path in rooted.items()
         if ("/" not in name or name.startswith(INCLUDED))
-        and name not in (BOOTED, ACTIVE, NEXT)
+        and name not in (BOOTED, ACTIVE, NEXT, CURRENT)
         and wanted.get(name) != path
     ]
 

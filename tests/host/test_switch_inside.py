@@ -6,8 +6,9 @@ import pytest
 from support.disposable import Host
 from support.incus import POOL, Incus
 from support.running import PROFILE, PROFILES, says
-from support.services import stopped_sidecar
+from support.services import stopped_sidecar, sync
 from support.sources import bump, launched, source
+from support.store import collect, exists
 
 pytestmark = pytest.mark.life
 
@@ -59,6 +60,34 @@ def test_the_status_follows_what_is_selected_and_activated_inside(incus: Incus, 
     incus("restart", "-f", name)
     incus.wait_inside(name)
     told(incus, name, three, "3")
+
+
+def test_a_collection_keeps_what_was_activated_inside(incus: Incus, host: Host) -> None:
+    """No link leads to the system but /run/current-system: it is a root, as on a NixOS host."""
+    name = launched(incus)
+    one = incus.get(name, "user.inx.status.system")
+    two, three = (system_from(host, incus, greeting) for greeting in ("two", "three"))
+    incus.sh(name, f"{two}/bin/switch-to-configuration test")
+    collect(host)
+    incus.sh(name, f"[ -e {two}/init ]")
+    assert not exists(host, three)
+    # Right after another change, long before the next look is due.
+    four, five = (system_from(host, incus, greeting) for greeting in ("four", "five"))
+    for system in (five, four, five, four):
+        incus.sh(name, f"{system}/bin/switch-to-configuration test")
+    collect(host)
+    incus.sh(name, f"[ -e {four}/init ]")
+    told(incus, name, four, "")
+    # What was let go is collected.
+    incus.sh(name, f"{one}/bin/switch-to-configuration test")
+    told(incus, name, one, "1")
+    incus.eventually(lambda: gone(host, two, four, five), incus.story)
+
+
+def gone(host: Host, *systems: str) -> bool:
+    sync(host)
+    collect(host)
+    return not any(exists(host, system) for system in systems)
 
 
 def test_an_update_after_a_switch_inside_builds_the_source_if_it_is_asked_for(

@@ -150,6 +150,41 @@ def test_no_directory_and_a_link_in_its_place_are_no_error(unprivileged: Sandbox
     asyncio.run(main())
 
 
+def test_a_collection_waits_for_the_look_that_is_due(unprivileged: Sandbox) -> None:
+    unprivileged.inside(link(ONE))
+
+    async def main() -> None:
+        async with watching(unprivileged) as (watch, looks):
+            loop = asyncio.get_running_loop()
+            watch._watched["uuid"].not_before = loop.time() + 30
+            begin = loop.time()
+            await watch.settle()
+            assert looks.found == [ONE], "nothing has changed"
+            unprivileged.inside(link(TWO))
+            await watch.settle()
+            assert looks.found == [ONE, TWO]
+            assert loop.time() - begin < 4
+
+    asyncio.run(main())
+
+
+def test_a_collection_looks_at_an_instance_that_boots(
+    unprivileged: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unprivileged.inside(link(ONE))
+
+    async def main() -> None:
+        async with watching(unprivileged) as (watch, looks):
+            instance = watch._watched["uuid"].instance
+            monkeypatch.setattr(system_watch, "_BOOT_SECONDS", (60.0,))
+            watch.begin(instance)
+            unprivileged.inside(link(TWO))
+            await watch.settle()
+            assert looks.found == [ONE, TWO]
+
+    asyncio.run(main())
+
+
 def test_a_flood_causes_few_looks(unprivileged: Sandbox) -> None:
     """Each pause is longer than the one before: 0.3, 0.6 and 1.2 s."""
     directory = profile(unprivileged)

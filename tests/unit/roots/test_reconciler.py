@@ -45,8 +45,11 @@ def compares_after(mirror: Registering) -> bool:
     async def forget(uuid: str) -> None:
         raise AssertionError(uuid)
 
+    async def settle() -> None:
+        raise AssertionError("no collection waits")
+
     async def main() -> bool:
-        reconciler = RootReconciler(GcClient(), StatusWriter(), forget, NixDaemon)
+        reconciler = RootReconciler(GcClient(), StatusWriter(), forget, NixDaemon, settle)
         await reconciler._add_registered(mirror, {"name"}, False)  # type: ignore[arg-type]
         return reconciler._wake.is_set()
 

@@ -7,6 +7,7 @@ STORE = "/nix/store"
 NIX_DB = "/nix/var/nix/db/db.sqlite"
 GC_LOCK = "/nix/var/nix/gc.lock"
 GC_SOCKET = "/nix/var/nix/gc-socket/socket"
+DAEMON_SOCKET = "/nix/var/nix/daemon-socket/socket"  # of the host's nix-daemon
 GCROOTS = "/nix/var/nix/gcroots/inx"
 HOST_GCROOTS = "/nix/var/nix/gcroots"
 HOST_TEMPROOTS = "/nix/var/nix/temproots"

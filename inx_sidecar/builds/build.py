@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from inx_sidecar.base import paths
@@ -11,8 +11,15 @@ from inx_sidecar.base.errors import BuildError
 from inx_sidecar.base.process import run
 from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots
-from inx_sidecar.builds.build_user import evaluator_of
+from inx_sidecar.builds.build_user import Evaluator, evaluator_of
+from inx_sidecar.builds.failure_advice import Builder, advice, repository_of
 from inx_sidecar.builds.failure_reason import failure_reason
+from inx_sidecar.builds.missing_attribute import (
+    SECONDS,
+    is_missing,
+    missing_text,
+    names_command,
+)
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, Source, System
@@ -66,7 +73,7 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
         if missing is None:
             raise BuildError(f"{failed}: {error}") from None
         # The system was built before: perhaps it can be fetched although its source is gone.
-        refusal = str(error)
+        refusal = f": {error}"
         evaluator = await evaluator_of(System(missing), settings, request.name)
     await stop(uuid)
     await remove_build_directory(uuid)
@@ -92,10 +99,12 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
                 done = await run(service.command_line(command, settings), on_line=record)
                 if done.status == 0:
                     return _result(service.link, request)
-                reason = await _exceeded_limit(uuid, settings) or redact(failure_reason(done))
+                reason = await _exceeded_limit(uuid, settings) or failure_reason(done)
+            if not refusal:
+                refusal = await _explain(request, service, evaluator, reason, done.output)
     if alone:
         await remove_build_directory(uuid)  # with its caches, which serve no other build
-    raise BuildError(f"{failed}: {refusal or reason}{alone}")
+    raise BuildError(f"{failed}{refusal}{alone}")
 
 
 def commands(
@@ -156,6 +165,26 @@ def _result(link: str, request: BuildRequest) -> str:
         )
     check_toplevel(path, f"the result of {request.source}")
     return path
+
+
+async def _explain(
+    request: BuildRequest, service: BuildService, evaluator: Evaluator, reason: str, output: str
+) -> str:
+    """What the error says after the source: the user, unless that is root, and why the build
+    failed. `reason` is what Nix said last, and `output` all that it said."""
+    source, user, alone = evaluator.source, evaluator.user, bool(evaluator.doubt)
+    if is_missing(reason) and not isinstance(source, System):
+        settings = request.settings
+        limits = replace(settings, build_timeout=min(settings.build_timeout, SECONDS))
+        command = names_command(service.source(), reason)
+        done = await run(service.command_line(command, limits))
+        await _exceeded_limit(request.uuid, limits)
+        reason = missing_text(request.source, reason, done.output)
+    else:
+        repository = repository_of(source.ref) if isinstance(source, Flake) else ""
+        reason = advice(reason, output, Builder(user.name, user.home, alone, repository))
+    by = "" if alone or user.uid == 0 else f" as {user.name}"
+    return f"{by}: {redact(reason)}"
 
 
 async def _exceeded_limit(uuid: str, settings: Settings) -> str | None:

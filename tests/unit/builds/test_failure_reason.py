@@ -150,3 +150,55 @@ def test_without_an_error_the_last_line_is_the_reason() -> None:
 
 def test_the_word_error_in_the_middle_of_a_line_is_not_the_reason() -> None:
     assert reason("checking for error: none\nerror: real\nno error: here\n") == "real"
+
+
+def test_what_a_build_needs_is_said_in_one_sentence() -> None:
+    """As Nix 2.29 to 2.33 print it, with the colours of the daemon."""
+    output = f"""error: Cannot build '\x1b[35;1m{DRV}-arm.drv\x1b[0m'.
+       Reason: \x1b[31;1mrequired system or feature not available\x1b[0m
+       Required system: '\x1b[35;1maarch64-linux\x1b[0m' with features {{}}
+       Current system: 'x86_64-linux' with features {{benchmark, kvm}}
+error: Cannot build '{DRV}-top.drv'.
+       Reason: 1 dependency failed.
+       Output paths:
+         {DRV}-top
+error: Build failed due to failed dependency
+"""
+    assert reason(output) == (
+        f"Cannot build '{DRV}-arm.drv'; Reason: required system or feature not available; "
+        "Required system: 'aarch64-linux' with features {}; "
+        "Current system: 'x86_64-linux' with features {benchmark, kvm}"
+    )
+
+
+def test_a_platform_and_features_that_are_missing_are_both_said() -> None:
+    """As Nix 2.34 prints it."""
+    output = f"""error: Cannot build '{DRV}-arm.drv'.
+       Reason: platform mismatch
+       Required system: 'aarch64-linux'
+       Current system: 'x86_64-linux'
+       Reason: missing system features
+       Required features: {{big-parallel}}
+       Available features: {{}}
+"""
+    said = reason(output)
+    assert "'aarch64-linux'" in said and said.endswith(
+        "Required features: {big-parallel}; Available features: {}"
+    )
+
+
+def test_a_builder_of_newer_nix_that_failed_is_the_reason() -> None:
+    output = f"""error: Cannot build '{DRV}-a.drv'.
+       Reason: builder failed with exit code 3.
+       Output paths:
+         {DRV}-a
+       Last 1 log lines:
+       > it does not compile
+       For full logs, run:
+         nix log {DRV}-a.drv
+error: Cannot build '{DRV}-b.drv'.
+       Reason: 1 dependency failed.
+"""
+    assert reason(output) == (
+        f"Cannot build '{DRV}-a.drv'; Reason: builder failed with exit code 3"
+    )

@@ -1,0 +1,93 @@
+"""The likeliest mistake: the source has no attribute of the name that was asked for.
+
+Which names it has is asked only then, by an evaluation of its own. The source decides about the
+names: what is repeated here are a few short ones of plain characters.
+"""
+
+import re
+from difflib import get_close_matches
+from typing import Final
+
+from inx_sidecar.config.credentials import redact
+from inx_sidecar.config.spec import Flake, NixFile, Source
+
+# An evaluation of names alone is short.
+SECONDS: Final = 60
+# Nix prints at most this many names, in lines that base.process neither cuts nor drops.
+_ASKED: Final = 1000
+_IN_LINE: Final = 50
+_SHOWN: Final = 6
+_MARK: Final = "inx-names"
+_LINE: Final = re.compile(rf"^{_MARK} (.+)$", re.MULTILINE)
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
+_OF_FLAKE: Final = re.compile(r"^flake '.*' does not provide attribute '")
+_OF_FILE: Final = re.compile(r"^attribute '([^']*)' in selection path '([^']*)' not found")
+_NAMES: Final = f"""value: let
+  set = if builtins.isFunction value then value {{ }} else value;
+  plain = builtins.filter
+    (name: builtins.stringLength name < 65 && builtins.match "[A-Za-z0-9._+-]+" name != null)
+    (builtins.attrNames set);
+  count = builtins.length plain;
+  begins = i: if i / {_IN_LINE} * {_IN_LINE} == i then "\\n{_MARK} " else " ";
+in builtins.concatStringsSep "" (builtins.genList
+  (i: begins i + builtins.elemAt plain i) (if count < {_ASKED} then count else {_ASKED})) + "\\n"
+"""
+
+
+def is_missing(reason: str) -> bool:
+    """Whether `reason`, an error of Nix, says that an attribute of the source is missing."""
+    return bool(_OF_FLAKE.search(reason) or _OF_FILE.search(reason))
+
+
+def names_command(source: Source, reason: str) -> list[str]:
+    """The command that prints the names which stand where the missing attribute would."""
+    begin = ["nix", "--extra-experimental-features", "nix-command flakes", "eval", "--raw",
+             "--apply", _NAMES]  # fmt: skip
+    match source:
+        case Flake():
+            more = ["--no-accept-flake-config", "--no-write-lock-file", "--"]
+            return [*begin, *more, f"{source.ref}#nixosConfigurations"]
+        case NixFile():
+            return [*begin, "--file", source.path, "--", _parent(reason)]
+    raise AssertionError(source)
+
+
+def missing_text(source: Source, reason: str, printed: str) -> str:
+    """`reason` with the names that are there, as the command of `names_command` has printed them.
+
+    The reference of `source` is that of the operator.
+    """
+    words = " ".join(_LINE.findall(printed)).split()
+    names = [word for word in words if _NAME.fullmatch(word)]
+    match source:
+        case Flake():
+            ref, wanted = redact(source.ref), source.attr
+            if wanted in names:
+                return f"nixosConfigurations.{wanted} of {ref} has no config.system.build.toplevel"
+            has_no, key, prefix = f"{ref} has no nixosConfigurations", f"user.inx.flake={ref}#", ""
+            if not names and "does not provide attribute" in printed:
+                return has_no
+            has_no += f".{wanted}"
+        case NixFile():
+            parent, wanted = _parent(reason), source.attr.strip('"').rpartition(".")[2]
+            prefix = f"{parent}." if parent else ""
+            has_no, key = f"{source.path} has no {source.attr}", "user.inx.attr="
+        case _:
+            return reason
+    if not names:
+        return f"{has_no}: {reason}"
+    near = get_close_matches(wanted, names, _SHOWN)
+    ordered = near + [name for name in names if name not in near]
+    shown = ", ".join(prefix + name for name in ordered[:_SHOWN])
+    more = " and more" if len(ordered) > _SHOWN else ""
+    choice = prefix + near[0] if near else "NAME"
+    return f"{has_no}; it has {shown}{more}; set {key}{choice}"
+
+
+def _parent(reason: str) -> str:
+    """The attribute path, in a Nix file, of the set that lacks an attribute."""
+    found = _OF_FILE.search(reason)
+    if found is None or '"' in found[2]:
+        return ""
+    steps = found[2].split(".")
+    return ".".join(steps[: steps.index(found[1])]) if found[1] in steps else ""

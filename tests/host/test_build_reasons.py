@@ -1,0 +1,135 @@
+"""Mistakes that are likely: the status names what is wrong, and what to do about it."""
+
+from collections.abc import Iterator
+
+import pytest
+from support.disposable import Host
+from support.hostile_sources import git_repository
+from support.incus import Incus
+
+pytestmark = pytest.mark.main
+
+ALICE = "inx-alice"
+# More names than are shown, some of them as an attacker chooses them.
+MANY = r"""nixosConfigurations = let
+    big = builtins.concatStringsSep "" (builtins.genList (_: "0123456789") 300000);
+    red = builtins.fromJSON "\"\\u001b[31mred\"";
+  in builtins.listToAttrs (map (name: { inherit name; value = 1; })
+    (["web" "a\nfailed: b" red "x y"]
+     ++ builtins.genList (n: "host${toString n}" + (if n == 7 then big else "")) 500));"""
+
+
+@pytest.fixture
+def alice(host: Host) -> Iterator[str]:
+    """A user of the host that may not use the Nix daemon: it is not in the group of the socket."""
+    host.run(["useradd", "--create-home", ALICE])
+    yield ALICE
+    host.run(["userdel", "--remove", ALICE], check=False)
+
+
+def failures(incus: Incus, sources: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The reasons, by name of the instance, of builds of these sources that fail."""
+    for name, keys in sources.items():
+        incus.init(name=name, **keys)
+    incus("start", *sources)
+    return {
+        name: incus.wait_status(name, "failed: ").partition(f"system of {name!r} from ")[2]
+        for name in sources
+    }
+
+
+def test_a_missing_attribute_is_answered_by_the_names_that_are_there(
+    incus: Incus, host: Host
+) -> None:
+    flake = incus.flake("web", "second", "systemd")
+    many = incus.flake_text(MANY, f"/srv/{incus.prefix}-many")
+    none = incus.flake_text("packages = { };", f"/srv/{incus.prefix}-none")
+    empty = incus.flake_text(
+        "nixosConfigurations.web = { };", directory=f"/srv/{incus.prefix}-empty"
+    )
+    file = f"/srv/{incus.prefix}.nix"
+    host.sh('cat >"$F"', env={"F": file}, input="{ x ? 1 }: { hosts = { web = x; db = x; }; }")
+    b, c, d, e, f = (incus.name(each) for each in "bcdef")
+    found = failures(
+        incus,
+        {
+            incus.name("wbe"): {"flake": f"{flake}#wbe"},
+            b: {"flake": f"{many}#wbe"},
+            c: {"flake": f"{none}#web"},
+            d: {"flake": f"{empty}#web"},
+            e: {"file": file, "attr": "hosts.wbe"},
+            f: {"file": file},
+        },
+    )
+    assert found == {
+        incus.name("wbe"): f"{flake}#wbe: {flake} has no nixosConfigurations.wbe; it has web, "
+        f"second, systemd; set user.inx.flake={flake}#web",
+        b: f"{many}#wbe: {many} has no nixosConfigurations.wbe; it has web, host0, host1, "
+        f"host10, host100, host101 and more; set user.inx.flake={many}#web",
+        c: f"{none}#web: {none} has no nixosConfigurations",
+        d: f"{empty}#web: nixosConfigurations.web of {empty} has no config.system.build.toplevel",
+        e: f"{file} -A hosts.wbe: {file} has no hosts.wbe; it has hosts.web, hosts.db; set "
+        "user.inx.attr=hosts.web",
+        f: f"{file} -A {f}: {file} has no {f}; it has hosts; set user.inx.attr=NAME",
+    }
+
+
+def test_what_the_user_of_a_build_lacks_is_said_with_the_user(
+    incus: Incus, host: Host, alice: str
+) -> None:
+    own = incus.flake(directory=f"/srv/{incus.prefix}-own")
+    shared = incus.flake(directory=f"/srv/{incus.prefix}-shared")
+    host.sh(
+        'cd "$S"; git init -q; git add .; chown -R "$U:" "$D" "$S"; chown root .',
+        env={"U": alice, "D": own, "S": shared},
+    )
+    b = incus.name("b")
+    name = incus.name("a")
+    [(_, refused)] = failures(incus, {name: {"flake": f"{own}#web"}}).items()
+    assert refused == (
+        f"{own}#web as {alice}: {alice} may not use the Nix daemon: run "
+        f"'usermod -aG nix-users {alice}'"
+    )
+    host.sh(f"usermod -aG nix-users {alice}")  # the command of the message
+    incus.wait_state(name, "STOPPED")
+    incus.start(name)
+    incus.wait_ready(name)
+    [(_, refused)] = failures(incus, {b: {"flake": f"{shared}#web"}}).items()
+    assert refused == (
+        f"{shared}#web as {alice}: git refuses {shared}, which does not belong to {alice}: let "
+        f"{alice} own it, or run 'git config --global --add safe.directory {shared}' as {alice}"
+    )
+    host.run(["runuser", "-u", alice, "--", "git", "config", "--global", "--add",
+              "safe.directory", shared])  # fmt: skip
+    incus.wait_state(b, "STOPPED")
+    incus.start(b)
+    incus.wait_ready(b)
+
+
+def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
+    incus: Incus, host: Host
+) -> None:
+    directory = git_repository(host, incus.flake(), "", "git rm -q --cached system.nix")
+    ssh, https = incus.name("ssh"), incus.name("https")
+    name = incus.name("untracked")
+    found = failures(
+        incus,
+        {
+            name: {"flake": f"{directory}#web"},
+            ssh: {"flake": "git+ssh://git@127.0.0.1/x#web"},
+            https: {"flake": "git+http://127.0.0.1:9/x#web"},
+        },
+    )
+    assert found[name] == (
+        f"{directory}#web: git does not know system.nix in {directory}, so Nix does not see it: "
+        f"if it is there, run 'git -C {directory} add system.nix'"
+    )
+    assert found[ssh].endswith(
+        "#web as inx-build: git cannot run ssh (No such file or directory): install ssh, on "
+        "Debian openssh-client"
+    )
+    assert "as inx-build: unable to access 'http://127.0.0.1:9/x/'" in found[https]
+    host.run(["git", "-C", directory, "add", "system.nix"])
+    incus.wait_state(name, "STOPPED")
+    incus.start(name)
+    incus.wait_ready(name)

@@ -29,6 +29,9 @@ _ATTR: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,255}")
 # An attribute path as nix-build -A takes it.
 _ATTR_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_'-]*(?:\.[A-Za-z0-9_][A-Za-z0-9_'-]*)*")
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:")
+# As a shell or Nix would take it; the sidecar has no working directory, and no home of the user.
+_RELATIVE: Final = re.compile(r"(?:path:)?(?:\.{1,2}|~[^/#?]*)(?:[/#?]|$)")
+_ABSOLUTE: Final = "an absolute path, as 'realpath PATH' prints it"
 # ID, ID/REF or ID/REF/REV.
 _REGISTRY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,2}")
 
@@ -115,8 +118,29 @@ def _attr_of(instance: str) -> str:
     return instance if _ATTR_PATH.fullmatch(instance) else f'"{instance}"'
 
 
+def _check_blanks(key: str, value: str) -> None:
+    """A copied line brings its newline along, and a shell its blanks."""
+    plain = value.strip()
+    if plain != value and plain:
+        raise _refused(
+            key, value, f"the same without blanks around it, {quoted(redact(plain[:_SHOWN_MAX]))}"
+        )
+    if re.search(r"\s", value):
+        raise _refused(
+            key, value, "a value without blanks; a link can lead to a path that has some"
+        )
+
+
+def _check_absolute(key: str, value: str) -> None:
+    if not value.startswith("/"):
+        raise _refused(key, value, _ABSOLUTE)
+
+
 def check_flake(key: str, value: str) -> str:
     """`value` if its syntax is that of a flake reference that inx takes; else ConfigError."""
+    _check_blanks(key, value)
+    if _RELATIVE.match(value):
+        raise _refused(key, value, _ABSOLUTE)
     ref, mark, attr = value.partition("#")
     if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
         raise _refused(
@@ -129,13 +153,15 @@ def check_flake(key: str, value: str) -> str:
     if not ref.startswith("/") and not _SCHEME.match(ref) and not _REGISTRY.fullmatch(ref):
         raise _refused(key, value, "an absolute path, a URL or a name of the flake registry")
     if re.match(r"(path|git\+file):(//)?(?!/)", ref):
-        raise _refused(key, value, "an absolute path: the sidecar has no working directory")
+        raise _refused(key, value, _ABSOLUTE)
     if ref.startswith(("/", "path:", "git+file:")) and "%" in path.partition("?")[0]:
         raise _refused(key, value, "a path without '%'")
     return value
 
 
 def _check_file(key: str, value: str) -> str:
+    _check_blanks(key, value)
+    _check_absolute(key, value)
     if not _PATH.fullmatch(value):
         raise _refused(key, value, "the absolute path of a Nix file on the host")
     return value
@@ -148,6 +174,8 @@ def _check_attr(key: str, value: str) -> str:
 
 
 def _check_system(key: str, value: str) -> str:
+    _check_blanks(key, value)
+    _check_absolute(key, value)
     if not _PATH.fullmatch(value) or (
         value.startswith("/nix/store/") and not STORE_PATH.fullmatch(value)
     ):

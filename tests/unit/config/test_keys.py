@@ -356,3 +356,29 @@ def test_a_nearly_good_source_is_harmless_under_each_key(value: str) -> None:
 @given(st.one_of(st.sampled_from(GOOD["attr"]).flatmap(mutated), odd_text))
 def test_any_attribute_is_harmless_or_refused(attr: str) -> None:
     try_out({"user.inx.file": "/srv/x.nix", "user.inx.attr": attr})
+
+
+@pytest.mark.parametrize("key", ["flake", "file", "system"])
+@pytest.mark.parametrize("value", [".", "./x", "~/x", "~bob/x", "../x", "..", "./x/y.nix"])
+def test_a_path_as_a_shell_takes_it_is_answered_by_the_absolute_one(key: str, value: str) -> None:
+    text = refusal(**{key: value})
+    allowed = "an absolute path, as 'realpath PATH' prints it"
+    assert text == f"user.inx.{key} is {value!r}; allowed: {allowed}"
+
+
+@pytest.mark.parametrize("value", [".#web", ".?dir=x", "path:.", "path:./x", "path:~/x#web"])
+def test_a_relative_flake_is_answered_by_the_absolute_path(value: str) -> None:
+    assert "allowed: an absolute path, as " in refusal(flake=value)
+
+
+@pytest.mark.parametrize("key", ["flake", "file", "system"])
+def test_blanks_around_a_value_are_said_with_the_value_that_is_meant(key: str) -> None:
+    for value in "/srv/x\n", " /srv/x", "/srv/x \t":
+        text = refusal(**{key: value})
+        assert text.endswith("allowed: the same without blanks around it, '/srv/x'")
+        assert text.startswith(f"user.inx.{key} is {value!r}; ")
+    assert "a value without blanks" in refusal(**{key: "/srv/my x"})
+
+
+def test_no_token_is_repeated_in_the_value_that_is_meant() -> None:
+    assert "s3cret" not in refusal(flake="https://u:s3cret@h/x.tar.gz\n")

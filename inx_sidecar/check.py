@@ -10,8 +10,11 @@ from typing import Any, Final
 import yaml
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import InxError
+from inx_sidecar.base.errors import ConfigError, InxError
 from inx_sidecar.base.process import run
+from inx_sidecar.builds.build_user import build_user
+from inx_sidecar.builds.daemon_access import refusal_of_daemon
+from inx_sidecar.builds.failure_reason import failure_reason
 from inx_sidecar.config.settings import load_settings
 from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
 from inx_sidecar.incus import api as incus
@@ -96,6 +99,8 @@ async def _try(
 
 async def _nix() -> list[Finding]:
     done = await run(["nix", "--version"])
+    if done.status:
+        return [Finding("Nix", f"it does not run: {failure_reason(done)}; correct that")]
     valid_paths({f"{paths.STORE}/{'0' * 32}-none"})
     return [_at_least("Nix", done.output.split()[-1], _NIX, "daemon --force-untrusted is needed")]
 
@@ -126,6 +131,16 @@ async def _busybox() -> list[Finding]:
 async def _settings() -> list[Finding]:
     load_settings()
     return [Finding(f"settings in {paths.CONFIG}")]
+
+
+async def _nix_daemon() -> list[Finding]:
+    if (await run(["nix", "--version"])).status:
+        return []  # _nix says why
+    try:
+        user = build_user(load_settings())
+    except ConfigError:
+        return []  # _settings says why
+    return [Finding(f"the Nix daemon serves {user.name}", await refusal_of_daemon(user))]
 
 
 async def _hooks() -> list[Finding]:
@@ -278,4 +293,5 @@ def _at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
     _kernel, _cgroups, _nix, _store_owner, _owners_mapped, _isolated_store, _busybox, _settings,
     _hooks, _sidecar, _barrier, _guard, _leases, _incus, _profile, _instances, _members,
+    _nix_daemon,
 )  # fmt: skip

@@ -72,9 +72,9 @@ async def evaluator_of(source: Source, settings: Settings, instance: str) -> Eva
     """
     if isinstance(source, Flake) and source.ref.startswith(_FILE_SCHEMES):
         doubt = "inx does not know who can change what its scheme leads to"
-        return Evaluator(_build_user(settings), source, doubt=doubt)
+        return Evaluator(build_user(settings), source, doubt=doubt)
     if not isinstance(source, NixFile) and not (isinstance(source, Flake) and source.local()):
-        return Evaluator(_build_user(settings), source)
+        return Evaluator(build_user(settings), source)
     local_source.check_path(source)
     looked, shared = await asyncio.gather(_look(source, instance), _shared_places())
     return evaluator_for(source, looked, shared, settings)
@@ -94,7 +94,7 @@ def evaluator_for(
     else:
         source = replace(source, path=looked.ref)
     if owner is None:
-        user = _build_user(settings)
+        user = build_user(settings)
         return Evaluator(user, source, doubt=doubt, repositories=looked.repositories)
     try:
         return Evaluator(_user(pwd.getpwuid(owner)), source, is_owner=True)
@@ -172,7 +172,8 @@ def _find_places(shared: Iterable[Shared]) -> list[Mapping[str, Any]]:
     return found
 
 
-def _build_user(settings: Settings) -> BuildUser:
+def build_user(settings: Settings) -> BuildUser:
+    """The user of the setting `build_user`. UnsupportedError if there is none."""
     try:
         return _user(pwd.getpwnam(settings.build_user))
     except KeyError:

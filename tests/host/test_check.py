@@ -85,3 +85,40 @@ def test_check_finds_a_hook_that_cannot_run(host: Host, hook: str) -> None:
     finally:
         host.run(["chmod", "755", path])
     assert check(host) == (0, [])
+
+
+def test_check_tries_to_reach_the_nix_daemon_as_the_user_of_builds(host: Host) -> None:
+    conf = "/etc/nix/nix.conf"
+    serves = "the Nix daemon serves inx-build: "
+    units = "nix-daemon.socket nix-daemon.service"
+    for breaks, repairs, says in (
+        (
+            f"cp -p {conf} {conf}.before; echo broken >>{conf}",
+            f"mv {conf}.before {conf}",
+            f"Nix: it does not run: syntax error in configuration line 'broken' in '{conf}'; ",
+        ),
+        (
+            f"systemctl stop {units}",
+            "",
+            f"{serves}the Nix daemon does not run (Connection refused): run 'systemctl start "
+            "nix-daemon.socket'",
+        ),
+        (
+            "gpasswd -d inx-build nix-users",
+            "",
+            f"{serves}inx-build may not use the Nix daemon: run 'usermod -aG nix-users inx-build'",
+        ),
+        (
+            f"cp -p {conf} {conf}.before; echo 'allowed-users = root' >>{conf}; "
+            "systemctl restart nix-daemon",
+            f"mv {conf}.before {conf}; systemctl restart nix-daemon",
+            f"{serves}the Nix daemon closes the connection of inx-build: let allowed-users in ",
+        ),
+    ):
+        host.sh(breaks)
+        try:
+            status, [found] = check(host)
+            assert status == 1 and found.startswith(says), found
+        finally:
+            host.sh(repairs or found.partition("run '")[2].rstrip("'"))
+        assert check(host) == (0, [])

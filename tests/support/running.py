@@ -47,16 +47,24 @@ def greeting_of(host: Host, system: str) -> str:
 
 
 def generations(host: Host, pid: int) -> tuple[dict[int, str], int]:
-    """The generations that the profile has, and the number of the current one."""
+    """The generations that the profile has, and the number of the current one.
+
+    The sidecar may remove a generation while the links are read one by one. Then they are read
+    again: a link that is listed but gone, or a current generation that is not listed, is no state
+    that the profile ever had.
+    """
     script = """
         cd "$P"
         for link in system system-*-link; do echo "$link $(readlink "$link")"; done
     """
-    lines = host.sh(script, env={"P": f"/proc/{pid}/root{PROFILES}"}).stdout.splitlines()
-    links = dict(line.split() for line in lines)
-    current = links.pop("system")
-    numbered = {int(link.split("-")[1]): system for link, system in links.items()}
-    return numbered, int(current.split("-")[1])
+    for _ in range(100):
+        lines = host.sh(script, env={"P": f"/proc/{pid}/root{PROFILES}"}).stdout.splitlines()
+        links = {link: target for link, _, target in (line.partition(" ") for line in lines)}
+        current = links.pop("system")
+        numbered = {int(link.split("-")[1]): system for link, system in links.items()}
+        if current in links and all(links.values()):
+            return numbered, int(current.split("-")[1])
+    raise AssertionError(f"the profile of {pid} has {lines}")
 
 
 def newest_system(incus: Incus, name: str) -> str:

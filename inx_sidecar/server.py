@@ -14,6 +14,7 @@ from typing import Any, Final
 from inx_sidecar.base import sidecar_client
 from inx_sidecar.base.errors import InxError, UnsupportedError, one_line
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.base.storage import storage_error
 from inx_sidecar.base.systemd_notify import notify, send_keep_alives
 from inx_sidecar.container import bootstrap
 from inx_sidecar.hook import FORMER_KINDS
@@ -107,15 +108,16 @@ async def _answer(lifecycle: Lifecycle, request: bytes) -> bytes:
     try:
         parsed = parse(request)
         message = await _carry_out(lifecycle, parsed)
-    except InxError as error:
+    except Exception as error:
+        known = error if isinstance(error, InxError) else storage_error(error)
+        if known is None:
+            log.error("%s", traceback.format_exc())
+            return b"1\nthe inx sidecar failed; see 'journalctl -u inx-sidecar'"
         if isinstance(parsed, Request):
-            instance_log(parsed.facts.lxc_name).error("%s", error)
+            instance_log(parsed.facts.lxc_name).error("%s", known)
         elif parsed is None:
-            log.error("%s", error)
-        return f"{error.status}\n{error}".encode()
-    except Exception:
-        log.error("%s", traceback.format_exc())
-        return b"1\nthe inx sidecar failed; see 'journalctl -u inx-sidecar'"
+            log.error("%s", known)
+        return f"{known.status}\n{known}".encode()
     return f"0\n{message}".encode()
 
 

@@ -46,7 +46,8 @@ class BuildService:
         self._uuid = uuid
         self._evaluator = evaluator
         self._alone = bool(evaluator.doubt)
-        os.makedirs(paths.build_dir(uuid), mode=0o755)
+        # One that cannot be removed is on a file system that takes no new directory either.
+        os.makedirs(paths.build_dir(uuid), mode=0o755, exist_ok=True)
         self._path = tempfile.mkdtemp(dir=paths.build_dir(uuid))
         os.chmod(self._path, 0o755)
         self._output = f"{self._path}/output"

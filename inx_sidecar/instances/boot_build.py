@@ -4,6 +4,7 @@ import asyncio
 
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
@@ -101,6 +102,7 @@ class BootBuilder:
         console.print(f"inx: starting {system}")
         return Boot(system, Append(system, plan.fingerprint, spec.keep))
 
+    @names_full_storage
     async def _let_init_boot(
         self, state: InstanceState, deployment: Deployment, boot: Boot, console: bootstrap.Console
     ) -> None:

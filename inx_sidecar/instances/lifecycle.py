@@ -5,6 +5,7 @@ again after the sidecar died, and a new sidecar takes over the instances that ru
 """
 
 import asyncio
+import logging
 import os
 import shutil
 
@@ -14,6 +15,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.process import run
+from inx_sidecar.base.storage import names_full_storage, storage_error
 from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
@@ -37,6 +39,8 @@ from inx_sidecar.nix.daemon import NixDaemon
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots.reconciler import RootReconciler
 from inx_sidecar.roots.system_roots import add_roots_of_stopped
+
+log = logging.getLogger(__name__)
 
 
 class Lifecycle:
@@ -74,6 +78,7 @@ class Lifecycle:
                 raise
             self._boot_builder.begin_if_needed(state)
 
+    @names_full_storage
     async def mount(self, facts: LxcFacts, pid: int) -> None:
         """Hook mount: attach what the container needs, whose init is `pid` and has not begun."""
         instance = read_instance(facts)
@@ -89,6 +94,7 @@ class Lifecycle:
             running = await self._starter.mount(state, instance, pid, self._states)
             self.reconciler.instance_started(running.as_started(instance), running)
 
+    @names_full_storage
     async def stop(self, facts: LxcFacts, target: str) -> None:
         """Hook stop: the container ends; with `target` "reboot" it starts again at once."""
         instance = read_instance(facts)
@@ -110,6 +116,7 @@ class Lifecycle:
                 state.daemon.begin_stop()
         instance_log(instance.lxc_name).info("stopped")
 
+    @names_full_storage
     async def update(self, instance: Instance) -> None:
         """Give `instance`, if it runs, the system that its configuration asks for now.
 
@@ -144,7 +151,13 @@ class Lifecycle:
 
     async def resume(self) -> None:
         """Take over the instances that run; builds begin again for each init that waits."""
-        await make_all_private()
+        try:
+            await make_all_private()
+        except OSError as error:
+            # Instances run on, and the next start of the sidecar does it.
+            if (known := storage_error(error)) is None:
+                raise
+            log.error("%s", known)
         self._systems.open()
         await take_over_all(self._take_over)
 

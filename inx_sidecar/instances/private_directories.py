@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import stat
 from typing import Final
 
 from inx_sidecar.base import paths
@@ -24,12 +25,12 @@ async def make_all_private() -> None:
     no directory there any more, so what is left of such builds is removed.
     """
     os.makedirs(paths.GCROOTS, mode=0o700, exist_ok=True)
-    os.chmod(paths.GCROOTS, 0o700)
+    _close(paths.GCROOTS)
     os.makedirs(paths.BUILDS, mode=0o711, exist_ok=True)
     for parent in (paths.STATE, paths.RUN):
         for name in filter(_UUID.fullmatch, os.listdir(parent)):
             with contextlib.suppress(FileNotFoundError):
-                os.chmod(f"{parent}/{name}", 0o700)
+                _close(f"{parent}/{name}")
     former = [
         f"{paths.state_dir(name)}/build"
         for name in filter(_UUID.fullmatch, os.listdir(paths.STATE))
@@ -37,3 +38,9 @@ async def make_all_private() -> None:
     former = [directory for directory in former if os.path.lexists(directory)]
     if former:
         await run(["rm", "-rf", "--one-file-system", "--", *former])
+
+
+def _close(directory: str) -> None:
+    """Nothing is written if nobody else can enter: the file system may be read-only by now."""
+    if stat.S_IMODE(os.stat(directory).st_mode) != 0o700:
+        os.chmod(directory, 0o700)

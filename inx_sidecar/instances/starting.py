@@ -7,6 +7,7 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError, NetworkError, SystemMissingError
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.config.nic_setup import claims, excluded_claims
 from inx_sidecar.container import bootstrap, network
 from inx_sidecar.container.mounts import HostDirectory, attach_mounts
@@ -56,6 +57,7 @@ class Starter:
         # same address free.
         self._network_lock = asyncio.Lock()
 
+    @names_full_storage
     async def prepare(
         self, state: InstanceState, instance: Instance, states: Mapping[str, InstanceState]
     ) -> None:
@@ -72,6 +74,7 @@ class Starter:
             raise
         await self.make_ready(state, deployment)
 
+    @names_full_storage
     async def make_ready(self, state: InstanceState, deployment: Deployment) -> None:
         """Make /dev/.inx and the socket of the Nix daemon, as `deployment` needs them."""
         instance, plan = deployment.instance, deployment.plan
@@ -126,6 +129,7 @@ class Starter:
         self._statuses.resume_writes(instance)
         return running
 
+    @names_full_storage
     async def record_boot(self, state: InstanceState, deployment: Deployment, boot: Boot) -> Status:
         """The container has its system: root its generations, save what runs, return the status."""
         instance = deployment.instance
@@ -144,6 +148,7 @@ class Starter:
         self._booted(instance)
         return Status(text, boot.system, generation_of(boot.system, after), sealed=True)
 
+    @names_full_storage
     async def _attach(self, container: Container, deployment: Deployment) -> bool:
         """Attach what this start needs; True if the owners in the store are mapped."""
         uuid, plan = deployment.instance.uuid, deployment.plan

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from inx_sidecar.base import lxc_log, paths
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.base.storage import storage_error
 from inx_sidecar.builds import build
 from inx_sidecar.container import bootstrap
 from inx_sidecar.incus.instance import LxcFacts
@@ -31,6 +32,7 @@ async def take_over_all(take_over: Callable[[str, Running], Awaitable[None]]) ->
 
 def _give_up(uuid: str, facts: LxcFacts, error: Exception) -> None:
     """Tell why an instance cannot be taken over; an init that waits ends instead of waiting on."""
+    error = storage_error(error) or error
     text = str(error) if isinstance(error, InxError) else BUG
     instance_log(facts.lxc_name).error("%s", text, exc_info=not isinstance(error, InxError))
     lxc_log.append(facts.lxc_config, facts.lxc_name, text)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.incus.api import IncusError
@@ -120,6 +121,7 @@ class Updater:
         finally:
             state.activating = False
 
+    @names_full_storage
     async def _system_and_change(self, deployment: Deployment) -> tuple[str, Select | Append]:
         """The system to activate, built if needed, and the generation that holds it."""
         instance, plan, present = deployment.instance, deployment.plan, deployment.present

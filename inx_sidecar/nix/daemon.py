@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError, UnsupportedError
 from inx_sidecar.base.process import run
+from inx_sidecar.base.storage import storage_error
 from inx_sidecar.kernel.cgroups import hierarchy
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class NixDaemon:
         try:
             self._make_directories()
         except OSError as error:
-            raise UnsupportedError(f"cannot make {error.filename}: {error.strerror}") from None
+            text = f"cannot make {error.filename}: {error.strerror}"
+            raise (storage_error(error) or UnsupportedError(text)) from None
 
     def _make_directories(self) -> None:
         uuid = self._uuid

@@ -1,11 +1,13 @@
 """Mistakes that are likely: the status names what is wrong, and what to do about it."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 from support.disposable import Host
 from support.hostile_sources import git_repository
 from support.incus import Incus
+from support.services import UNITS, check, sync
 
 pytestmark = pytest.mark.main
 
@@ -133,3 +135,60 @@ def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
     incus.wait_state(name, "STOPPED")
     incus.start(name)
     incus.wait_ready(name)
+
+
+def test_a_file_system_that_takes_no_files_is_named_without_a_traceback(
+    incus: Incus, host: Host
+) -> None:
+    """Of the state, the logs, and of what lives as long as the host runs."""
+    runs = incus.launch(name=incus.name("a"), flake=f"{incus.flake()}#web")
+    stopped = incus.init(name=incus.name("b"), flake="/etc/nixos#second")
+    for place, full in (("/var/lib/inx", True), ("/var/lib/inx", False), ("/var/log/inx", True)):
+        with unwritable(host, place, full=full):
+            why = "No space left on device" if full else "Read-only file system"
+            incus.start(stopped, check=False)
+            if place == "/var/lib/inx":
+                said = rf"failed: cannot write {place}.* \({why}\): .*, and try again"
+                incus.wait_status(stopped, said)
+                incus.wait_state(stopped, "STOPPED")
+                incus.set(runs, f"user.inx.update={place} {why}")
+                incus.wait_status(runs, f"{said}; generation 1 runs on$")
+            else:
+                incus.wait_ready(stopped)
+            check(host)
+            sync(host)
+            incus("stop", "-f", runs)
+            incus.start(runs)
+            incus.wait_inside(runs)
+            if place == "/var/lib/inx":
+                incus.wait_status(runs, f"{said}; started generation 1$")
+            incus("stop", "-f", runs)
+        incus.start(runs)
+        incus.wait_ready(runs)
+    incus("restart", "-f", stopped)
+    incus.wait_ready(stopped)
+
+
+@contextlib.contextmanager
+def unwritable(host: Host, place: str, *, full: bool) -> Iterator[None]:
+    """The file system of `place` is full, or mounted read-only; the sidecar sees it so."""
+    fill = "dd if=/dev/zero of=$P/fill bs=1k 2>/dev/null || :" if full else "mount -o remount,ro $P"
+    script = f"""
+        systemctl stop {" ".join(UNITS)}
+        cp -a $P /root/kept; mount -t tmpfs -o size=200k none $P; cp -a /root/kept/. $P
+        chmod --reference=/root/kept $P; {fill}
+        systemctl start {" ".join(UNITS)}
+    """
+    host.sh(script, env={"P": place})
+    try:
+        yield
+    finally:
+        host.sh(
+            f"""
+            systemctl stop {" ".join(UNITS)}
+            mount -o remount,rw $P; rm -rf /root/kept $P/fill; mkdir /root/kept
+            cp -a $P/. /root/kept; umount -l $P; cp -a /root/kept/. $P; rm -rf /root/kept
+            systemctl start {" ".join(UNITS)}
+            """,
+            env={"P": place},
+        )

@@ -3,15 +3,18 @@
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import FileIO
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError
 from inx_sidecar.base.process import run
+from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots
-from inx_sidecar.builds.build_user import Evaluator, evaluator_of
+from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
 from inx_sidecar.builds.failure_advice import Builder, advice, repository_of
 from inx_sidecar.builds.failure_reason import failure_reason
 from inx_sidecar.builds.missing_attribute import (
@@ -40,23 +43,44 @@ class BuildRequest:
     settings: Settings
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Who builds; `refusal` says why the source cannot be evaluated, and a system is fetched."""
+
+    evaluator: Evaluator
+    refusal: str = ""
+
+
 async def build_in_slot(
     slots: BuildSlots, request: BuildRequest, say: Callable[[str], None]
 ) -> str:
-    """As `build`, once there is a free slot. When this task is cancelled, the build is stopped."""
+    """As `build`, once there is a free slot for who evaluates. When this task is cancelled, the
+    build is stopped.
+
+    Who evaluates is looked up when a slot is free, since it may change meanwhile. If this user has
+    enough builds, the slot is given back for another one.
+    """
     limit = request.settings.max_builds
-    if slots.taken >= limit:
-        say(f"inx: waiting for other builds ({limit} at a time)")
-    async with slots.take(limit):
-        try:
-            request.settings.check_allowed(request.source)
-            return await build(request, say)
-        except asyncio.CancelledError:
-            await stop(request.uuid)
-            raise
+    owner: str | None = None
+    while True:
+        if slots.taken >= limit:
+            say(f"inx: waiting for other builds ({limit} at a time)")
+        elif not slots.has_room(owner, limit):
+            say(f"inx: waiting for other builds as {owner} (not all {limit} for one user)")
+        async with slots.take(limit, owner) as slot:
+            try:
+                request.settings.check_allowed(request.source)
+                chosen = await _choose_evaluator(request)
+                owner = slot_owner(chosen.evaluator)
+                if slot.give_to(owner):
+                    return await build(request, chosen, say)
+            except asyncio.CancelledError:
+                await stop(request.uuid)
+                raise
 
 
-async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
+@names_full_storage
+async def build(request: BuildRequest, chosen: Chosen, say: Callable[[str], None]) -> str:
     """The store path of the system; `say` receives each line that Nix prints.
 
     The link in the build directory roots the system until `remove_build_directory` is called.
@@ -65,16 +89,8 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
     uuid, source, missing, settings = (
         request.uuid, request.source, request.missing, request.settings,
     )  # fmt: skip
-    failed = f"cannot build the system of {request.name!r} from {source}"
-    refusal = ""
-    try:
-        evaluator = await evaluator_of(source, settings, request.name)
-    except BuildError as error:
-        if missing is None:
-            raise BuildError(f"{failed}: {error}") from None
-        # The system was built before: perhaps it can be fetched although its source is gone.
-        refusal = f": {error}"
-        evaluator = await evaluator_of(System(missing), settings, request.name)
+    failed = _failed(request)
+    evaluator, refusal = chosen.evaluator, chosen.refusal
     await stop(uuid)
     await remove_build_directory(uuid)
     service = BuildService(uuid, evaluator)
@@ -83,12 +99,13 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
         f"inx: building the system of {request.name!r} from {source}"
         + (alone or f" as {evaluator.user.name}")
     )
-    with open(paths.build_log(uuid), "w") as log:
+    with _open_log(uuid) as log:
 
         def record(line: str) -> None:
             line = redact(line)
-            if log.tell() < _LOG_MAX_BYTES:
-                print(line, file=log, flush=True)
+            with suppress(OSError):  # a build needs no log
+                if log.tell() < _LOG_MAX_BYTES:
+                    log.write(f"{line}\n".encode(errors="replace"))
             say(line)
 
         attempts = commands(service.source(), missing, service.link, write_lock=not alone)
@@ -105,6 +122,23 @@ async def build(request: BuildRequest, say: Callable[[str], None]) -> str:
     if alone:
         await remove_build_directory(uuid)  # with its caches, which serve no other build
     raise BuildError(f"{failed}{refusal}{alone}")
+
+
+async def _choose_evaluator(request: BuildRequest) -> Chosen:
+    """BuildError if the source cannot be evaluated, and no system can be fetched instead."""
+    settings, name = request.settings, request.name
+    try:
+        return Chosen(await evaluator_of(request.source, settings, name))
+    except BuildError as error:
+        if request.missing is None:
+            raise BuildError(f"{_failed(request)}: {error}") from None
+        # The system was built before: perhaps it can be fetched although its source is gone.
+        fetched = await evaluator_of(System(request.missing), settings, name)
+        return Chosen(fetched, f": {error}")
+
+
+def _failed(request: BuildRequest) -> str:
+    return f"cannot build the system of {request.name!r} from {request.source}"
 
 
 def commands(
@@ -165,6 +199,14 @@ def _result(link: str, request: BuildRequest) -> str:
         )
     check_toplevel(path, f"the result of {request.source}")
     return path
+
+
+def _open_log(uuid: str) -> FileIO:
+    """The log of the build; nothing is kept if the file system of logs takes no file."""
+    try:
+        return FileIO(paths.build_log(uuid), "w")
+    except OSError:
+        return FileIO(os.devnull, "w")
 
 
 async def _explain(

@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from inx_sidecar.base.errors import BuildError, MountError, UnsupportedError, one_line
 from inx_sidecar.builds import local_source, shared_places
+from inx_sidecar.builds.build_slots import TRUSTED
 from inx_sidecar.builds.local_source import LocalSource
 from inx_sidecar.builds.shared_places import Shared
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import Flake, NixFile, Source
+from inx_sidecar.config.spec import Flake, NixFile, Source, System
 from inx_sidecar.incus.api import IncusError
 from inx_sidecar.kernel.forked import run_in_child
 from inx_sidecar.kernel.mount_table import Place, read_mounts
@@ -54,6 +55,13 @@ class Evaluator:
     is_owner: bool = False
     doubt: str = ""
     repositories: tuple[str, ...] = ()
+
+
+def slot_owner(evaluator: Evaluator) -> str:
+    """Whose builds wait for one another if there are too many; TRUSTED if nobody's do."""
+    if isinstance(evaluator.source, System) or (evaluator.is_owner and evaluator.user.uid == 0):
+        return TRUSTED
+    return "a user without rights" if evaluator.doubt else evaluator.user.name
 
 
 @dataclass(frozen=True)

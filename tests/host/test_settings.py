@@ -6,7 +6,7 @@ import pytest
 from support.disposable import Host
 from support.incus import Incus
 from support.refusals import refused
-from support.services import check, is_active
+from support.services import builds, check, is_active
 from support.sources import slow, start_building
 
 pytestmark = pytest.mark.main
@@ -167,3 +167,37 @@ def test_builds_beyond_the_limit_wait_and_say_so(
     incus.wait_status(second, "building")
     incus.wait_ready(first)
     incus.wait_ready(second)
+
+
+def test_one_owner_cannot_make_the_builds_of_others_wait(incus: Incus, host: Host) -> None:
+    """Evaluations that wait for a fifo hold their slots, but not the last one."""
+    user, place = "inx-slots", f"/srv/{incus.prefix}"
+    host.sh(
+        """
+        useradd --groups nix-users "$U"; mkdir "$D"; mkfifo "$D/fifo"
+        echo '{ web = builtins.readFile ./fifo; }' >"$D/x.nix"; chown -R "$U:" "$D"
+        """,
+        env={"U": user, "D": place},
+    )
+    first, second, other = (incus.name(each) for each in "abc")
+    try:
+        for name in first, second:
+            incus.init(name=name, file=f"{place}/x.nix", attr="web")
+            incus.start(name)
+        waits = f"waiting for other builds as {user} (not all 2 for one user)"
+        incus.eventually(
+            lambda: any(waits in incus.console(name) for name in (first, second)), incus.story
+        )
+        incus.launch(name=other, flake=f"{incus.flake(directory=f'{place}-other')}#web")
+        found = [
+            is_active(host, f"inx-build-{incus.uuid(name)}.service") for name in (first, second)
+        ]
+        assert sorted(found) == [False, True]
+        incus("stop", first, second)
+        # The slots are free again.
+        incus.eventually(lambda: builds(host) == "", incus.story)
+        incus("restart", "-f", other)
+        incus.wait_ready(other)
+    finally:
+        incus("stop", "-f", first, second, check=False)
+        host.run(["userdel", user])

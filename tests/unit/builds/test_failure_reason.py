@@ -72,15 +72,15 @@ error: 1 dependencies of derivation '{DRV}-c.drv' failed to build
     [
         (
             ["Reason: platform mismatch", "Required system: 'a'", "Current system: 'b'"],
-            "Reason: platform mismatch, Required system: 'a', Current system: 'b'",
+            "Reason: platform mismatch; Required system: 'a'; Current system: 'b'",
         ),
         (
             ["Reason: missing features", "Required features: {kvm}", "Available features: {}"],
-            "Reason: missing features, Required features: {kvm}, Available features: {}",
+            "Reason: missing features; Required features: {kvm}; Available features: {}",
         ),
         (
             ["Reason: local builds are disabled (max-jobs = 0)", "Hint: set 'max-jobs' to more"],
-            "Reason: local builds are disabled (max-jobs = 0), Hint: set 'max-jobs' to more",
+            "Reason: local builds are disabled (max-jobs = 0); Hint: set 'max-jobs' to more",
         ),
         (
             ["Reason: builder failed with exit code 3.", "Output paths:", f"  {MISSING}"],
@@ -95,8 +95,8 @@ def test_the_reason_has_all_its_lines_and_is_not_that_of_a_dependent(
     """As Nix 2.34 prints it."""
     first = "\n       ".join([f"error: Cannot build '{DRV}-a.drv'.", *lines])
     second = f"error: Cannot build '{DRV}-b.drv'.\n       Reason: 1 dependency failed.\n"
-    assert reason(f"{first}\n{second}") == f"Cannot build '{DRV}-a.drv'. {said}"
-    assert reason(second) == f"Cannot build '{DRV}-b.drv'. Reason: 1 dependency failed"
+    assert reason(f"{first}\n{second}") == f"Cannot build '{DRV}-a.drv'; {said}"
+    assert reason(second) == f"Cannot build '{DRV}-b.drv'; Reason: 1 dependency failed"
 
 
 def test_an_error_that_a_builder_printed_is_not_the_reason() -> None:

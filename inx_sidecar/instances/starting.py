@@ -19,6 +19,7 @@ from inx_sidecar.instances.conflicts import check_addresses
 from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setups
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
+from inx_sidecar.instances.other_system import refuse_other_system
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.instances.private_directories import make_private
 from inx_sidecar.instances.sealing import note_renewed, with_all_seals
@@ -63,6 +64,7 @@ class Starter:
     ) -> None:
         """Decide what the start does, refuse it if it is not possible, and make what the container
         needs; `states` are those of all instances. InxError is the reason of a refusal."""
+        refuse_other_system(instance)
         deployment = await deploy(self._gc, instance)
         setups = static_nic_setups(instance, deployment.spec)
         check_addresses(instance, excluded_claims(setups), states)

@@ -3,11 +3,9 @@
 import os
 import platform
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError, InxError
@@ -19,6 +17,13 @@ from inx_sidecar.config.settings import load_settings
 from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
+from inx_sidecar.instances.missing_hooks import (
+    has_hooks,
+    may_use_inx,
+    missing_lines,
+    problem_of,
+    shipped_raw_lxc,
+)
 from inx_sidecar.kernel import forked
 from inx_sidecar.nix import store_locks
 from inx_sidecar.nix.store_paths import valid_paths
@@ -195,32 +200,18 @@ async def _incus() -> list[Finding]:
 
 
 async def _profile() -> list[Finding]:
-    wanted = _shipped_raw_lxc()
-    found = await _profiles_with_hooks()
+    wanted = shipped_raw_lxc()
+    found = [profile for profile in await incus.list_profiles() if has_hooks(profile)]
     if not found:
         advice = f"missing; run 'incus profile create inx < {paths.PROFILE}'"
         return [Finding("profile with the hooks", advice)]
     return [
         Finding(
             f"profile {profile['name']!r} of project {profile.get('project', 'default')!r}",
-            missing_lines(wanted, profile["config"].get("raw.lxc", "")),
+            _to_add(missing_lines(wanted, profile["config"].get("raw.lxc", ""))),
         )
         for profile in found
     ]
-
-
-async def _instances() -> list[Finding]:
-    """One finding for each instance that uses inx: a raw.lxc that lacks hooks does not work."""
-    wanted = _shipped_raw_lxc()
-    findings = []
-    names = {profile["name"] for profile in await _profiles_with_hooks()}
-    for instance in await members.list_own_instances():
-        config = instance["expanded_config"]
-        if names & set(instance["profiles"]) or any(k.startswith("user.inx.") for k in config):
-            advice = missing_lines(wanted, config.get("raw.lxc", ""))
-            subject = f"instance {instance['name']!r} of project {instance['project']!r}"
-            findings.append(Finding(subject, advice))
-    return findings
 
 
 async def _members() -> list[Finding]:
@@ -229,7 +220,7 @@ async def _members() -> list[Finding]:
     if not member:
         return []
     with_inx = await members.members_with_inx()
-    profiles = {profile["name"] for profile in await _profiles_with_hooks()}
+    profiles = {profile["name"] for profile in await incus.list_profiles() if has_hooks(profile)}
     elsewhere: dict[str, list[str]] = {}
     for instance in await incus.list_instances():
         used = profiles & set(instance.get("profiles") or ())  # not known of a member that is away
@@ -253,34 +244,23 @@ def advice_for_member(names: list[str]) -> str:
     )
 
 
-def _shipped_raw_lxc() -> str:
-    """The raw.lxc of the profile that inx installs."""
-    with open(paths.PROFILE, "rb") as file:
-        return str(yaml.safe_load(file)["config"]["raw.lxc"])
-
-
-async def _profiles_with_hooks() -> list[Mapping[str, Any]]:
-    """Profiles that are named inx or whose raw.lxc names the hooks."""
-    return [
-        profile
-        for profile in await incus.list_profiles()
-        if profile["name"] == "inx" or f"{paths.HOOKS}/" in profile["config"].get("raw.lxc", "")
-    ]
-
-
-def missing_lines(wanted: str, present: str) -> str:
-    """Advice if `present`, a raw.lxc, lacks lines of `wanted`; "" if it has all of them.
-
-    A raw.lxc of an instance or of a later profile replaces the one of the profile inx.
-    """
-    have = {"".join(line.split()) for line in present.splitlines()}
-    have |= {line.replace(f"{paths.HOOKS}/start-host", f"{paths.HOOKS}/mount") for line in have}
-    missing = [line for line in wanted.splitlines() if line and "".join(line.split()) not in have]
+def _to_add(missing: list[str]) -> str:
+    """Advice for a profile whose raw.lxc lacks the lines `missing`; "" if it lacks none."""
     if not missing:
         return ""
-    return (
-        f"raw.lxc lacks {', '.join(repr(line) for line in missing)}; add to it, do not replace it"
-    )
+    return f"raw.lxc lacks {', '.join(map(repr, missing))}; add to it, do not replace it"
+
+
+async def _instances() -> list[Finding]:
+    """One finding for each container that uses inx: without the hooks it does not start."""
+    wanted, profiles = shipped_raw_lxc(), await incus.list_profiles()
+    names = {profile["name"] for profile in profiles if has_hooks(profile)}
+    findings = []
+    for instance in await members.list_own_instances():
+        if may_use_inx(instance) or names & set(instance["profiles"]):
+            subject = f"instance {instance['name']!r} of project {instance['project']!r}"
+            findings.append(Finding(subject, problem_of(instance, profiles, wanted)))
+    return findings
 
 
 def _at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> Finding:

@@ -198,6 +198,7 @@ in
     systemd.sockets.inx-sidecar.wantedBy = [ "sockets.target" ];
     systemd.services = {
       inx-sidecar = unit {
+        wantedBy = [ "multi-user.target" ];
         path = [
           config.nix.package
           config.programs.ssh.package

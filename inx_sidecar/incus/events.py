@@ -28,12 +28,14 @@ class Event:
     """`action`, as "instance-updated", happened to the object `name`: an instance, a profile...
 
     `location`: the member of the cluster that tells it, "none" without a cluster, "" if not known.
+    `by_itself`: an instance stopped, and nobody had asked Incus for that.
     """
 
     action: str
     project: str
     name: str
     location: str = ""
+    by_itself: bool = False
 
 
 async def listen(quiet: float) -> AsyncIterator[Event | None]:
@@ -60,11 +62,10 @@ def _parse_event(message: Message) -> Event | None:
     try:
         event = json.loads(message.content)
         metadata = event["metadata"]
-        return Event(
-            metadata["action"],
-            event.get("project", ""),
-            metadata.get("name", ""),
-            event.get("location", ""),
-        )
+        action = metadata["action"]
+        # Incus names who asked for a stop (incus internal/server/instance/drivers, onStop).
+        by_itself = action == "instance-shutdown" and not metadata.get("requestor")
+        place = event.get("project", ""), metadata.get("name", ""), event.get("location", "")
+        return Event(action, *place, by_itself)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

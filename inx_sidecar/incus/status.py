@@ -100,6 +100,14 @@ class StatusWriter:
             known = {key: instance.config.get(key, "") for key in (*_KEYS, SEALED)}
             self._last[_key(instance)] = known
 
+    def text_of(self, instance: Instance) -> str:
+        """The status that Incus has, or soon will have."""
+        return self._last.get(_key(instance), {}).get(_TEXT_KEY, "")
+
+    def amend_text(self, instance: Instance, text: str) -> None:
+        """Write `text` a second later, and leave the system and the generation as they are."""
+        self._enqueue(instance, {_TEXT_KEY: one_line(text, _TEXT_MAX)}, _DELAY_SECONDS)
+
     def forget(self, uuid: str) -> None:
         """Drop what is known of a deleted instance."""
         for known in self._last, self._notes:

@@ -6,20 +6,25 @@ An event only says which instance to look at; one task at a time looks at an ins
 import asyncio
 import functools
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.config.keys import asked_for
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
-from inx_sidecar.incus.instance import Instance, parse_instance
+from inx_sidecar.incus.instance import Instance, LxcFacts, parse_instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.lifecycle import Lifecycle
+from inx_sidecar.instances.missing_hooks import (
+    lacks_hooks,
+    may_use_inx,
+    problem_of,
+    shipped_raw_lxc,
+    was_told,
+)
 from inx_sidecar.instances.retries import BURST_SECONDS, Pace, Retries
 
 # After so many seconds without an event all instances are looked at: an event may have been lost.
@@ -34,7 +39,9 @@ _Key = tuple[str, str]
 _ALL: Final[_Key] = ("", "")
 # A start reads backup.yaml. On a restart, Incus writes that file from what it knew when the restart
 # was requested, so the configuration can be newer. So each start is followed by a look.
-_CHANGES: Final = ("instance-updated", "instance-started", "instance-restarted")
+_CHANGES: Final = (
+    "instance-created", "instance-updated", "instance-started", "instance-restarted",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,8 @@ class ConfigWatch:
         self._lifecycle = lifecycle
         self._changed: set[_Key] = set()
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        # Instances that have just stopped, and nobody had asked Incus for that.
+        self._ended: set[_Key] = set()
         # The last error of each instance: the same error is logged once.
         self._logged: dict[_Key, str] = {}
         self._retries = Retries()
@@ -60,6 +69,8 @@ class ConfigWatch:
                 async for event in listen(_QUIET_SECONDS):
                     key = affected_by(event, self._member)
                     if key is not None:
+                        if event is not None and event.by_itself:
+                            self._ended.add(key)
                         self._look_at(*key)
             except InxError as error:
                 log.debug("%s", error)
@@ -102,20 +113,26 @@ class ConfigWatch:
         return self._pace_of_all.next_pause(asyncio.get_running_loop().time())
 
     async def _look_at_all(self) -> None:
-        """Ask Incus once for all instances of this host, and only if one of ours runs."""
+        """Ask Incus once for all instances of this host."""
         self._member = await members.announce()
-        if any(Running.load(uuid) for uuid in os.listdir(paths.RUN)):
-            for api in await members.list_own_instances():
-                if running_instance(api) is not None:
-                    self._look_at(api["project"], api["name"])
+        wanted = shipped_raw_lxc()
+        for api in await members.list_own_instances():
+            may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))
+            if may_lack or running_instance(api) is not None:
+                self._look_at(api["project"], api["name"])
 
     async def _update(self, project: str, name: str) -> None:
         key = project, name
-        instance = running_instance(await incus.get_instance(*key))
+        api = await incus.get_instance(*key)
+        if not members.is_here(api, self._member):
+            return
+        instance = running_instance(api)
         if instance is None:
             self._logged.pop(key, "")
             self._retries.succeeded(key)
+            await self._look_at_stopped(api)
             return
+        self._ended.discard(key)
         wish = wish_of(instance)
         if self._retries.must_wait(key, wish):
             return
@@ -132,6 +149,23 @@ class ConfigWatch:
                 return
         self._retries.succeeded(key)
 
+    async def _look_at_stopped(self, api: Mapping[str, Any]) -> None:
+        """Let the status say what the next start will not get over, and that PID 1 has ended."""
+        key = api["project"], api["name"]
+        by_itself = key in self._ended
+        self._ended.discard(key)
+        if not may_use_inx(api):
+            return
+        wanted, problem = shipped_raw_lxc(), ""
+        has_hooks = not lacks_hooks(api, wanted)
+        if not has_hooks:
+            problem = problem_of(api, await incus.list_profiles(), wanted)
+        instance = parse_instance(api, LxcFacts("", "", ""))
+        if running_instance(api) is None:  # it may have been started meanwhile
+            self._lifecycle.tell_stopped(
+                instance, problem, has_hooks=has_hooks, by_itself=by_itself
+            )
+
 
 def affected_by(event: Event | None, member: str = "") -> _Key | None:
     """Project and name of the instance that `event` may have changed; two empty texts mean all
@@ -142,7 +176,8 @@ def affected_by(event: Event | None, member: str = "") -> _Key | None:
     """
     if event is None or event.action.startswith(("profile-", "project-", "cluster-")):
         return _ALL
-    if event.action in _CHANGES and members.may_be_here(event.location, member):
+    changed = event.action in _CHANGES or event.by_itself
+    if changed and members.may_be_here(event.location, member):
         return (event.project, event.name) if event.name else _ALL
     return None
 

@@ -31,6 +31,7 @@ from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.private_directories import make_all_private
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
+from inx_sidecar.instances.stopped_status import stopped_text
 from inx_sidecar.instances.system_look import Look, look_at_system
 from inx_sidecar.instances.system_watch import SystemWatch
 from inx_sidecar.instances.takeover import take_over_all
@@ -148,6 +149,23 @@ class Lifecycle:
         if state.activating and state.build is not None:
             await asyncio.wait([state.build])
         return await look_at_system(self._gc, self._statuses, instance, inotify)
+
+    def tell_stopped(
+        self, instance: Instance, problem: str, *, has_hooks: bool, by_itself: bool
+    ) -> None:
+        """Let the status of `instance`, which does not run, say so; see `stopped_text`."""
+        state = self._states.get(instance.uuid)
+        starts = state is not None and (state.lock.locked() or state.deployment is not None)
+        self._statuses.set_known_status(instance)
+        present = self._statuses.text_of(instance)
+        by_itself = by_itself and not starts
+        text = stopped_text(
+            present, problem, instance.name, has_hooks=has_hooks, by_itself=by_itself
+        )
+        if text != present:
+            if text:
+                instance_log(instance.lxc_name).warning("%s", text)
+            self._statuses.amend_text(instance, text)
 
     async def resume(self) -> None:
         """Take over the instances that run; builds begin again for each init that waits."""

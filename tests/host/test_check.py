@@ -21,8 +21,11 @@ def test_check_finds_a_raw_lxc_without_the_hooks(incus: Incus, host: Host) -> No
     incus.set(name, "raw.lxc=lxc.signal.halt = SIGTERM")
     status, [found] = check(host)
     assert status == 1
-    assert found.startswith(f"instance '{name}' of project 'default': raw.lxc lacks ")
-    assert "'lxc.hook.pre-start = /etc/inx/hooks/pre-start'" in found
+    subject = f"instance '{name}' of project 'default': the hooks of inx are missing: "
+    assert found == (
+        f"{subject}raw.lxc of '{name}' replaces that of its profiles; add to it the lines that "
+        "'incus profile get inx raw.lxc' prints"
+    )
     assert incus.start(name, check=False).returncode != 0
     hooks = incus("profile", "get", "inx", "raw.lxc").stdout
     # Incus still puts the failed start away.

@@ -23,6 +23,22 @@ def test_an_event_names_action_project_and_object() -> None:
     assert parse(json.dumps(message).encode()) == Event("instance-updated", "work", "web")
 
 
+@pytest.mark.parametrize(
+    ("action", "more", "by_itself"),
+    [
+        ("instance-shutdown", {}, True),
+        ("instance-shutdown", {"requestor": {"username": "root", "protocol": "unix"}}, False),
+        ("instance-stopped", {}, False),
+    ],
+)
+def test_a_stop_that_nobody_asked_for_is_one_by_itself(
+    action: str, more: dict[str, object], *, by_itself: bool
+) -> None:
+    message = {"project": "default", "metadata": {"action": action, "name": "web"} | more}
+    event = parse(json.dumps(message).encode())
+    assert event is not None and event.by_itself is by_itself
+
+
 def test_an_event_without_a_name_is_one() -> None:
     message = json.dumps({"metadata": {"action": "config-updated"}})
     assert parse(message.encode()) == Event("config-updated", "", "")

@@ -20,9 +20,18 @@ def test_after_a_change_of_a_profile_or_a_project_all_instances_are_checked(acti
     assert affected_by(Event(action, "default", "inx")) == ALL
 
 
-@pytest.mark.parametrize("action", ["instance-updated", "instance-started", "instance-restarted"])
+@pytest.mark.parametrize(
+    "action",
+    ["instance-created", "instance-updated", "instance-started", "instance-restarted"],
+)
 def test_an_instance_that_was_changed_or_started_is_checked(action: str) -> None:
     assert affected_by(Event(action, "shop", "web")) == ("shop", "web")
+
+
+def test_an_instance_that_stopped_by_itself_is_looked_at() -> None:
+    stopped = Event("instance-shutdown", "shop", "web", by_itself=True)
+    assert affected_by(stopped) == ("shop", "web")
+    assert affected_by(Event("instance-shutdown", "shop", "web")) is None
 
 
 def test_after_a_change_of_an_instance_that_is_not_known_all_are_checked() -> None:

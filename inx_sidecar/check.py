@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import ConfigError, InxError
+from inx_sidecar.base.errors import ConfigError, InxError, reason_of
 from inx_sidecar.base.process import run
 from inx_sidecar.builds.build_user import build_user
 from inx_sidecar.builds.daemon_access import refusal_of_daemon
@@ -62,7 +62,10 @@ async def run_checks() -> list[Finding]:
         try:
             findings += await check()
         except (InxError, OSError) as error:
-            findings.append(Finding(check.__name__.strip("_").replace("_", " "), str(error)))
+            file = getattr(error, "filename", None)
+            place = f"cannot use {file}: " if file else ""
+            subject = check.__name__.strip("_").replace("_", " ")
+            findings.append(Finding(subject, place + reason_of(error)))
     return findings
 
 

@@ -87,6 +87,11 @@ class DeclarationError(InxError):
     status = 31
 
 
+def reason_of(error: Exception) -> str:
+    """What `error` says, without the number of a system call's error."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
 def quoted(text: str, most: int = 200) -> str:
     """`text`, which may be anything, in quotes and cut to `most` characters."""
     return repr(text if len(text) <= most else text[:most] + "...")

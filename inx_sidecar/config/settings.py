@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import ConfigError
+from inx_sidecar.base.errors import ConfigError, reason_of
 from inx_sidecar.config.credentials import has_credentials, redact
 from inx_sidecar.config.keys import check_flake
 from inx_sidecar.config.spec import Flake, NixFile, Source
@@ -85,7 +85,7 @@ def load_settings(path: str = paths.CONFIG) -> Settings:
     except FileNotFoundError:
         return Settings()
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {reason_of(error)}") from None
     known = {field.name for field in fields(Settings)}
     for name, value in table.items():
         if name not in known:

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, Final
 
-from inx_sidecar.base.errors import ConfigError, quoted
+from inx_sidecar.base.errors import ConfigError, quoted, reason_of
 from inx_sidecar.declared.declaration import Declaration, DeclaredInstance
 
 _VERSION: Final = 1
@@ -21,8 +21,15 @@ def read_declaration(path: str) -> Declaration:
     try:
         with open(path, "rb") as file:
             document = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no {path}, the file that declares instances; write one, or name another "
+            "file: 'inx-sidecar converge FILE'"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {reason_of(error)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from None
     top = _JsonObject(path, document, {"version", "instances", "dropped"})
     if top.get("version", int, None) != _VERSION:
         raise top.invalid("version", f"allowed: {_VERSION}")

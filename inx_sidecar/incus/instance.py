@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import yaml
 
-from inx_sidecar.base.errors import InstanceError
+from inx_sidecar.base.errors import InstanceError, reason_of
 from inx_sidecar.incus.api import is_true
 from inx_sidecar.nix.store_paths import split_store_paths
 
@@ -99,7 +99,7 @@ def read_instance(facts: LxcFacts) -> Instance:
         with open(path, "rb") as file:
             document = yaml.load(file, Loader=_LOADER)
     except (OSError, yaml.YAMLError) as error:
-        raise InstanceError(f"cannot read {path} of {lxc_name!r}: {error}") from None
+        raise InstanceError(f"cannot read {path} of {lxc_name!r}: {reason_of(error)}") from None
     try:
         return parse_instance(document["container"], facts)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -290,12 +290,20 @@ def test_install_again_and_uninstall(host: Host) -> None:
     assert refused.returncode == 1 and "delete them first" in refused.stderr
     host.sh("incus delete -f keep")
     # What a failed build leaves with systemd goes as well.
+    no_network = {"PIP_NO_INDEX": "1"}
+    refused = host.run(["sh", "-c", "cd /root/inx; ./install"], check=False, env=no_network)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert "pip download" in refused.stderr and "./install --wheels DIR" in refused.stderr
+    assert host.sh("inx-sidecar --version; ls -d /opt/inx-*").stdout.count("\n") == 2
     failed = "inx-build-00000000-0000-4000-8000-000000000000.service"
     host.run(["systemd-run", "--quiet", "--wait", f"--unit={failed}", "false"], check=False)
     assert host.run(["systemctl", "is-failed", failed]).stdout.strip() == "failed"
     try:
         host.sh(f"cd /root/inx; {uninstall}")
-        left = "/opt/inx /etc/inx/hooks /usr/local/lib/systemd/system/inx* /run/inx"
+        left = (
+            "/opt/inx* /etc/inx/hooks /usr/local/lib/systemd/system/inx* /run/inx "
+            "/usr/local/bin/inx-sidecar"
+        )
         assert host.sh(f"ls -d {left} 2>/dev/null || :").stdout == ""
         assert "inx" not in host.sh("incus profile list -f csv; incus image list -f csv").stdout
         assert host.sh("systemctl list-units --all --plain --no-legend 'inx*'").stdout == ""

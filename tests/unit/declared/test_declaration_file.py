@@ -48,7 +48,7 @@ def test_a_file_is_read_with_its_defaults(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[object, str]] = {
-    "no JSON": ("{", "Expecting"),
+    "no JSON": ("{", "is no JSON: Expecting"),
     "no object": ([], "allowed: an object"),
     "no version": ({}, "version is missing"),
     "another version": ({"version": 2}, "version is '2'; allowed: 1"),
@@ -88,6 +88,13 @@ def test_what_is_wrong_is_told_in_one_sentence(
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
-        read_declaration(str(tmp_path / "none.json"))
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as missing:
+        read_declaration(f"{tmp_path}/none.json")
+    assert str(missing.value) == (
+        f"there is no {tmp_path}/none.json, the file that declares instances; write one, or name "
+        "another file: 'inx-sidecar converge FILE'"
+    )
+    with pytest.raises(ConfigError) as directory:
+        read_declaration(str(tmp_path))
+    assert str(directory.value) == f"cannot read {tmp_path}: Is a directory"

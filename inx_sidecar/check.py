@@ -14,6 +14,7 @@ from inx_sidecar.builds.build_user import build_user
 from inx_sidecar.builds.daemon_access import refusal_of_daemon
 from inx_sidecar.builds.failure_reason import failure_reason
 from inx_sidecar.config.settings import load_settings
+from inx_sidecar.container.forwarding import bridges_dropped_by_docker
 from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
@@ -247,6 +248,30 @@ def advice_for_member(names: list[str]) -> str:
     )
 
 
+async def _docker() -> list[Finding]:
+    """A warning for each bridge of a profile with the hooks that Docker cuts off."""
+    nics = [
+        device
+        for profile in await incus.list_profiles()
+        if has_hooks(profile)
+        for device in profile["devices"].values()
+        if device["type"] == "nic"
+    ]
+    bridges = {nic.get("network") or nic.get("parent", "") for nic in nics}
+    present = sorted(b for b in bridges if b and os.path.isdir(f"/sys/class/net/{b}/bridge"))
+    return [
+        Finding(
+            f"packets that {bridge} forwards",
+            warning=(
+                "Docker drops them, so containers reach no other network; run 'iptables -I "
+                f"DOCKER-USER -i {bridge} -j ACCEPT' and 'iptables -I DOCKER-USER -o {bridge} -m "
+                "conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT' at each boot"
+            ),
+        )
+        for bridge in await bridges_dropped_by_docker(present)
+    ]
+
+
 def _to_add(missing: list[str]) -> str:
     """Advice for a profile whose raw.lxc lacks the lines `missing`; "" if it lacks none."""
     if not missing:
@@ -276,5 +301,5 @@ def _at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
     _kernel, _cgroups, _nix, _store_owner, _owners_mapped, _isolated_store, _busybox, _settings,
     _hooks, _sidecar, _barrier, _guard, _leases, _incus, _profile, _instances, _members,
-    _nix_daemon,
+    _nix_daemon, _docker,
 )  # fmt: skip

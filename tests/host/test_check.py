@@ -125,3 +125,30 @@ def test_check_tries_to_reach_the_nix_daemon_as_the_user_of_builds(host: Host) -
         finally:
             host.sh(repairs or found.partition("run '")[2].rstrip("'"))
         assert check(host) == (0, [])
+
+
+DOCKER = """
+table ip filter {
+    chain DOCKER-USER { counter return; }
+    chain DOCKER-FORWARD { iifname "docker0" counter accept; }
+    chain FORWARD {
+        type filter hook forward priority filter; policy drop;
+        counter jump DOCKER-USER
+        counter jump DOCKER-FORWARD
+    }
+}
+"""
+
+
+def test_check_warns_of_docker_until_the_bridge_is_accepted(host: Host) -> None:
+    """The rules are those of Docker; the host has no Docker."""
+    warnings = "inx-sidecar check | grep '^warn .*Docker' || :"
+    host.run(["nft", "-f", "-"], input=DOCKER)
+    try:
+        told = host.sh(warnings).stdout
+        assert told.count("\n") == 1 and "iptables -I DOCKER-USER -i incusbr0 -j ACCEPT" in told
+        host.sh("nft insert rule ip filter DOCKER-USER iifname incusbr0 counter accept")
+        assert host.sh(warnings).stdout == ""
+    finally:
+        host.run(["nft", "delete", "table", "ip", "filter"])
+    assert host.sh(warnings).stdout == ""

@@ -59,6 +59,66 @@ let
       };
     };
 
+  # The addresses of a container that its declaration gives: static ones, and leases of Incus' DHCP server.
+  addressesOf =
+    one:
+    let
+      nics = lib.filter (device: device.type or "nic" == "nic") (lib.attrValues one.devices);
+      leases = lib.concatMap (device: [
+        (device."ipv4.address" or null)
+        (device."ipv6.address" or null)
+      ]) nics;
+      given = [
+        one.localAddress
+        one.localAddress6
+      ]
+      ++ leases;
+      split = lib.concatMap (lib.splitString ",") (lib.filter (value: value != null) given);
+    in
+    lib.filter (address: address != "none") (
+      map (address: lib.head (lib.splitString "/" address)) split
+    );
+
+  sourcesOf =
+    one:
+    map (mount: if mount.hostPath == null then mount.mountPoint else mount.hostPath) (
+      lib.attrValues one.bindMounts
+    );
+
+  needMounts = lib.filterAttrs (_: one: one.requireMounts) cfg.containers;
+
+  withMounts =
+    name: one:
+    let
+      place = "--project ${lib.escapeShellArg one.project}";
+      state = "incus list ${place} --format csv --columns s '^${name}$'";
+    in
+    {
+      description = "Container ${name} of inx, with the mounts that it needs";
+      wantedBy = lib.optional one.autoStart "multi-user.target";
+      wants = [ "inx-instances.service" ];
+      after = [
+        "incus.service"
+        "inx-instances.service"
+        "inx-sidecar.service"
+      ];
+      unitConfig.RequiresMountsFor = sourcesOf one;
+      # inx-instances.service changes the container. A changed unit does not restart the container.
+      restartIfChanged = false;
+      path = [ (config.virtualisation.incus.clientPackage or config.virtualisation.incus.package) ];
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        TimeoutStopSec = "3min";
+      };
+      script = ''
+        [ "$(${state})" = RUNNING ] || incus start ${place} ${name}
+      '';
+      preStop = ''
+        [ "$(${state})" != RUNNING ] || incus stop ${place} --timeout 60 ${name} || incus stop ${place} --force ${name}
+      '';
+    };
+
   forwardedPort.options = {
     protocol = mkOption {
       type = types.enum [
@@ -207,6 +267,16 @@ let
           type = types.bool;
           default = false;
           description = "Whether the container starts when the host boots, and when it is declared.";
+        };
+
+        requireMounts = mkOption {
+          type = types.bool;
+          default = false;
+          description = ''
+            Whether the container needs the mounts of the sources of {option}`bindMounts`. A unit `inx-container-NAME.service`
+            then starts the container after their mount units, and stops the container before them; `autoStart` enables
+            this unit. `incus start` does not start mount units.
+          '';
         };
 
         ephemeral = mkOption {
@@ -358,6 +428,10 @@ let
             message = "isolated and daemon exclude each other: a Nix daemon shows every path of the store.";
           }
           {
+            assertion = !(config.requireMounts && config.ephemeral);
+            message = "requireMounts and ephemeral exclude each other: the unit of the container would start a container that is gone.";
+          }
+          {
             assertion = !(config.settings ? "raw.lxc");
             message = "settings.\"raw.lxc\" would replace the hooks; add lines by the option lxc.";
           }
@@ -400,5 +474,25 @@ in
         ) one.assertions
       ) cfg.containers
     );
+
+    # The addresses that are known here, as for `containers.NAME`.
+    networking.extraHosts = lib.concatStrings (
+      lib.concatLists (
+        lib.mapAttrsToList (
+          name: one: map (address: "${address} ${name}.containers\n") (addressesOf one)
+        ) cfg.containers
+      )
+    );
+
+    systemd.services =
+      lib.mapAttrs' (
+        name: one: lib.nameValuePair "inx-container-${name}" (withMounts name one)
+      ) needMounts
+      // lib.optionalAttrs (needMounts != { }) {
+        # Incus makes no container with a source that does not exist. A mount that fails keeps no other container back.
+        inx-instances.unitConfig.WantsMountsFor = lib.unique (
+          lib.concatMap sourcesOf (lib.attrValues needMounts)
+        );
+      };
   };
 }

@@ -128,6 +128,9 @@ let
       { "security.idmap.base" = container.privateUsers; }
       // lib.optionalAttrs (!baseExcludesIsolated) { "security.idmap.isolated" = true; };
 
+  # A unit of the host starts a container that needs mounts: Incus would not wait for them.
+  started = container.autoStart && !container.requireMounts;
+
   lxc =
     lib.concatMapStrings (
       place: "lxc.mount.entry = tmpfs ${lib.removePrefix "/" place} tmpfs create=dir 0 0\n"
@@ -136,7 +139,7 @@ let
 
   config =
     dropNulls {
-      "boot.autostart" = container.autoStart;
+      "boot.autostart" = started;
       "raw.lxc" = if lxc == "" then null else "${profile.config."raw.lxc"}${lib.removeSuffix "\n" lxc}\n";
       "user.inx.activate" = if container.restartIfChanged then null else "boot";
       "user.inx.attr" = container.attr;
@@ -158,7 +161,7 @@ in
     profiles
     project
     ;
-  start = container.autoStart;
+  start = started;
   restart = container.restartIfChanged;
   config = merged (map (one: one.config) nics ++ [ config ]) // container.settings;
   devices = lib.recursiveUpdate (merged (map (one: one.devices) nics ++ devices)) container.devices;

@@ -144,6 +144,25 @@ in
     same.privateUsers = "identity";
   };
 
+  mounts = containers {
+    web = {
+      autoStart = true;
+      requireMounts = true;
+      project = "work";
+      bindMounts."/data".hostPath = "/srv/data";
+      bindMounts."/srv/same" = { };
+      settings."security.protection.delete" = true;
+      devices.eth0 = {
+        type = "nic";
+        network = "incusbr0";
+        "ipv4.address" = "10.1.2.3";
+        "ipv6.address" = "none";
+      };
+    };
+    by-hand.requireMounts = true;
+    plain.bindMounts."/data" = { };
+  };
+
   dropped = lib.recursiveUpdate enabled { virtualisation.inx.droppedContainers = "delete"; };
 
   # Wrong configurations: the assertions of the modules report each error.
@@ -186,6 +205,10 @@ in
     isolated = {
       isolated = true;
       daemon = true;
+    };
+    gone = {
+      requireMounts = true;
+      ephemeral = true;
     };
     bridge = {
       hostBridge = "br0";

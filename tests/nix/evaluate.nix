@@ -34,6 +34,7 @@ let
     result config {
       etc = lib.mapAttrs (_: file: file.source) config.environment.etc;
       firewall = config.networking.firewall.interfaces;
+      hosts = config.networking.extraHosts;
       inherit (config.systemd) services sockets;
       packages = config.systemd.packages;
       inherit (config.boot.kernel) sysctl;

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 import yaml
 from support import pages
 from support.disposable import REPO, Host, project_files
+from support.incus import Incus
+from support.services import PROGRAM, state_of
 
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.declared.declaration_file import read_declaration
@@ -48,8 +51,23 @@ WRONG_CONTAINERS = {
     "attr": "attr goes with file",
     "hooks": "would replace the hooks; add lines by the option lxc.",
     "isolated": "a Nix daemon shows every path of the store.",
+    "gone": "requireMounts and ephemeral exclude each other",
     "bridge": "hostAddress is the host's end of a veth pair for this container alone",
 }
+NEEDING = "mounted"
+NEEDING_UNIT = f"inx-container-{NEEDING}.service"
+NEEDED_MOUNT = "srv-needed.mount"
+UNITS = "/run/systemd/system"
+DECLARED = "/etc/inx/instances.json"
+NEEDS_MOUNT = f"""{{
+    virtualisation.inx.enable = true;
+    virtualisation.inx.containers.{NEEDING} = {{
+        flake = "/etc/nixos#web";
+        autoStart = true;
+        requireMounts = true;
+        bindMounts."/data".hostPath = "/srv/needed";
+    }};
+}}"""
 # Options of `containers.NAME` that inx does not have, and a part of the message for each.
 REPLACED_OPTIONS = {
     "additionalCapabilities": "root inside has all capabilities",
@@ -333,6 +351,84 @@ def test_the_examples_of_the_page_give_what_the_page_says(evaluate: Any) -> None
     assert db["devices"]["backup"]["path"] == "/backup"
     assert db["config"]["user.inx.store"] == "isolated"
     assert db["config"]["user.inx.net.eth0.gateway"] == "10.231.136.1"
+
+
+def test_a_unit_starts_a_container_after_the_mounts_that_it_needs(evaluate: Any) -> None:
+    mounts = evaluate("mounts")
+    assert mounts["wrong"] == []
+    found = instances(mounts)
+    assert found["web"]["start"] is False and found["web"]["config"]["boot.autostart"] is False
+    assert found["web"]["config"]["security.protection.delete"] is True
+    services = mounts["services"]
+    assert "inx-container-plain" not in services
+    web, by_hand = services["inx-container-web"], services["inx-container-by-hand"]
+    instances_unit = services["inx-instances"]["unitConfig"]
+    assert instances_unit == {"WantsMountsFor": ["/srv/data", "/srv/same"]}
+    assert web["unitConfig"] == {"RequiresMountsFor": ["/srv/data", "/srv/same"]}
+    assert {"incus.service", "inx-instances.service"} <= set(web["after"])
+    assert web["wantedBy"] == ["multi-user.target"] and by_hand["wantedBy"] == []
+    assert web["restartIfChanged"] is False
+    state = "incus list --project work --format csv --columns s '^web$'"
+    assert web["script"] == f'[ "$({state})" = RUNNING ] || incus start --project work web\n'
+    assert web["preStop"].startswith(f'[ "$({state})" != RUNNING ] || incus stop --project work ')
+
+
+def put(host: Host, path: str, text: str) -> None:
+    host.sh('cat >"$P"', env={"P": path}, input=text)
+
+
+@pytest.fixture
+def unit(host: Host, evaluate: Any) -> Iterator[Incus]:
+    """A host with the declared container, its unit, and a mount unit that is not started."""
+    found = evaluate("live", NEEDS_MOUNT)
+    service = found["services"][f"inx-container-{NEEDING}"]
+    [needed] = service["unitConfig"]["RequiresMountsFor"]
+    put(host, DECLARED, json.dumps(found["etc"]["inx/instances.json"]))
+    put(host, f"{UNITS}/{NEEDED_MOUNT}", "[Mount]\nWhat=tmpfs\nWhere=/srv/needed\nType=tmpfs\n")
+    for verb in "script", "preStop":
+        put(host, f"/root/{verb}", service[verb])
+    lines = [
+        "[Unit]", f"RequiresMountsFor={needed}", f"After={' '.join(service['after'])}",
+        "[Service]", *(f"{key}={value}" for key, value in service["serviceConfig"].items()),
+        "ExecStart=sh -e /root/script", "ExecStop=sh -e /root/preStop",
+    ]  # fmt: skip
+    put(host, f"{UNITS}/{NEEDING_UNIT}", "\n".join(lines).replace("=True", "=yes") + "\n")
+    host.run(["systemctl", "daemon-reload"])
+    host.run(["mkdir", "-p", needed])
+    yield Incus(host, NEEDING)
+    host.sh(
+        f"""systemctl stop {NEEDING_UNIT} {NEEDED_MOUNT} || :
+            incus delete -f {NEEDING} </dev/null || :
+            rm -f {DECLARED} /root/script /root/preStop
+            rm -f {UNITS}/{NEEDING_UNIT} {UNITS}/{NEEDED_MOUNT}
+            systemctl daemon-reload"""
+    )
+
+
+def test_the_mount_comes_before_the_container_and_takes_it_along(unit: Incus) -> None:
+    host = unit.host
+    host.run([PROGRAM, "converge"])
+    assert unit.state(NEEDING) == "STOPPED" and state_of(host, NEEDED_MOUNT) == "inactive"
+    host.run(["systemctl", "start", NEEDING_UNIT])
+    assert state_of(host, NEEDED_MOUNT) == "active"
+    unit.wait_ready(NEEDING)
+    host.sh("echo text >/srv/needed/file")
+    assert unit.inside(NEEDING, '[ "$(cat /data/file)" = text ]')
+    host.run(["systemctl", "stop", NEEDED_MOUNT])
+    assert unit.state(NEEDING) == "STOPPED" and state_of(host, NEEDING_UNIT) == "inactive"
+    # One that runs already is left as it is.
+    host.run(["systemctl", "start", NEEDED_MOUNT])
+    unit.start(NEEDING)
+    host.run(["systemctl", "start", NEEDING_UNIT])
+    assert unit.state(NEEDING) == "RUNNING"
+
+
+def test_the_host_knows_the_addresses_that_are_declared_by_name(evaluate: Any) -> None:
+    assert evaluate("mounts")["hosts"] == "10.1.2.3 web.containers\n"
+    assert evaluate("everything")["hosts"].splitlines() == [
+        "10.7.0.2 all.containers", "fd07::2 all.containers", "10.7.0.3 privileged.containers",
+    ]  # fmt: skip
+    assert evaluate("example")["hosts"] == "10.231.136.2 db.containers\n"
 
 
 def test_dropped_containers_are_deleted_with_the_option(evaluate: Any) -> None:

@@ -21,11 +21,16 @@ let
       restartTriggers
       unitConfig
       ;
+    after = option (types.listOf types.str) [ ];
+    description = option types.str "";
     environment = option (types.attrsOf types.str) { };
     path = option (types.listOf types.unspecified) [ ];
+    preStop = option types.lines "";
     restartIfChanged = option types.bool true;
+    script = option types.lines "";
     serviceConfig = option any { };
     stopIfChanged = option types.bool true;
+    wants = option (types.listOf types.str) [ ];
   };
   closed = options: types.attrsOf (types.submodule { inherit options; });
   # The type of pkgs.formats.yaml.
@@ -61,6 +66,7 @@ in
       firewall.allowedTCPPorts = option (types.listOf types.port) [ ];
       firewall.enable = option types.bool true;
       firewall.interfaces = option any { };
+      extraHosts = option types.lines "";
       hostName = option types.str "nixos";
       nftables.enable = option types.bool false;
       proxy.envVars = option (types.attrsOf types.str) { };

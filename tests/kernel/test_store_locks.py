@@ -16,7 +16,7 @@ from support.waiting import eventually
 from inx_sidecar.base import paths
 from inx_sidecar.kernel import cgroups
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
-from inx_sidecar.nix import store_locks
+from inx_sidecar.nix import lock_files, store_locks
 
 pytestmark = pytest.mark.main
 
@@ -225,10 +225,10 @@ def test_a_process_with_a_lock_file_open_is_ended_and_no_other(
     for path in f"{NAME}.lock", removed.name, f"{NAME}-Cargo.lock", f"{NAME}.d/file.lock":
         eventually((store / f"{path}.opened").exists)
     time.sleep(0.1)
-    assert store_locks.end_openers() == 2
+    assert lock_files.end_openers() == 2
     assert all(opener.ended() for opener in ended)
     assert not any(opener.ended() for opener in others)
-    assert store_locks.end_openers() == 0
+    assert lock_files.end_openers() == 0
 
 
 def test_this_kernel_can_refuse_an_open(store: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inx_sidecar.nix.store_locks import is_lock
+from inx_sidecar.nix.lock_files import is_lock
 
 pytestmark = pytest.mark.main
 

@@ -53,11 +53,13 @@ def barrier() -> None:
 def guard() -> None:
     """Keep containers from the lock files of the store; started by inx-guard.service."""
     from inx_sidecar.base import journal
+    from inx_sidecar.config import settings
+    from inx_sidecar.incus import running_record
     from inx_sidecar.nix import store_locks
 
     journal.log_to_journal()
     with _report_errors("<3>"):
-        store_locks.guard()
+        store_locks.guard(settings.lock_patience, running_record.name_of)
 
 
 @main.command()

@@ -44,4 +44,8 @@ in
   first_build_id = setting (types.ints.between 65536 2147483648) 65536 ''
     The first of 34464 user ids for builds of instances. Each instance with a Nix daemon gets 32 of them.
   '';
+
+  lock_patience = setting types.ints.positive 25 ''
+    Seconds that the host waits for a lock that the Nix daemon of an instance holds.
+  '';
 }

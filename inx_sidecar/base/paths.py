@@ -4,6 +4,7 @@ The hooks import this module, so it imports nothing.
 """
 
 STORE = "/nix/store"
+NIX_STATE = "/nix/var/nix"
 NIX_DB = "/nix/var/nix/db/db.sqlite"
 GC_LOCK = "/nix/var/nix/gc.lock"
 GC_SOCKET = "/nix/var/nix/gc-socket/socket"

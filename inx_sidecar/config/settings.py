@@ -35,6 +35,7 @@ class Settings:
     daemon_tasks_max: int = 4096
     builds_per_instance: int = 8
     first_build_id: int = 65536
+    lock_patience: int = 25
 
     def check_allowed(self, source: Source) -> None:
         """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow, or
@@ -101,6 +102,14 @@ def max_roots() -> int:
         return load_settings().max_roots_per_instance
     except ConfigError:
         return _MAX_NUMBER
+
+
+def lock_patience() -> float:
+    """`lock_patience`, in seconds; the default while the settings are wrong."""
+    try:
+        return load_settings().lock_patience
+    except ConfigError:
+        return Settings.lock_patience
 
 
 def _check(path: str, name: str, value: Any) -> Any:

@@ -113,5 +113,11 @@ class Running:
         os.rename(f"{path}.new", path)
 
 
+def name_of(uuid: str) -> str:
+    """The name of the running instance `uuid`, as LXC has it; the uuid if there is no record."""
+    running = Running.load(uuid)
+    return running.facts.lxc_name if running else uuid
+
+
 def _path(uuid: str) -> str:
     return f"{paths.run_dir(uuid)}/running.json"

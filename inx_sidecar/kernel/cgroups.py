@@ -25,15 +25,27 @@ def cgroup_of(pid: int) -> str | None:
     return None
 
 
+def cgroup_text(pid: int) -> bytes:
+    """What proc says of the cgroups of process or thread `pid`; OSError if it ended."""
+    with opened(os.open(f"/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)) as file:
+        return os.read(file, _TEXT_MAX)
+
+
 def container_of(pid: int) -> str | None:
     """The name that LXC gives to the container of process or thread `pid`; None if it is in none.
 
-    OSError if the process ended. LXC puts each process of a container below lxc.payload.NAME
-    (lxc.container.conf(5)), in every hierarchy, and processes inside cannot leave it. The first
-    such directory counts: root inside may make others below it.
+    OSError if the process ended.
     """
-    with opened(os.open(f"/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)) as file:
-        text = os.read(file, _TEXT_MAX)
+    return container_in(cgroup_text(pid))
+
+
+def container_in(text: bytes) -> str | None:
+    """As `container_of`, for the `cgroup_text` of a process.
+
+    LXC puts each process of a container below lxc.payload.NAME (lxc.container.conf(5)), in every
+    hierarchy, and processes inside cannot leave it. The first such directory counts: root inside
+    may make others below it.
+    """
     _, found, rest = text.partition(_PAYLOAD)
     return os.fsdecode(rest.partition(b"\n")[0].partition(b"/")[0]) if found else None
 

@@ -22,16 +22,25 @@ import logging
 import os
 import select
 import signal
+from collections.abc import Callable
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError, UnsupportedError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.systemd_notify import notify
-from inx_sidecar.kernel.cgroups import container_of, end_container_of, process_of
+from inx_sidecar.kernel.cgroups import (
+    cgroup_text,
+    container_in,
+    container_of,
+    end_container_of,
+    process_of,
+)
 from inx_sidecar.kernel.fanotify import OpenRequest, PermissionGroup, is_unsupported
 from inx_sidecar.kernel.syscalls import opened
+from inx_sidecar.nix.daemon_processes import instance_in
 from inx_sidecar.nix.lock_files import end_openers, is_lock
+from inx_sidecar.nix.lock_watcher import Watcher
 
 ANSWER_SECONDS: Final = 5.0
 _MARK_SECONDS: Final = 600.0
@@ -66,35 +75,55 @@ def probe() -> None:
         ) from None
 
 
-def guard() -> None:
-    """Refuse lock files of the store to containers, until SIGTERM ends this process."""
+def guard(patience: Callable[[], float], name_of: Callable[[str], str]) -> None:
+    """Refuse lock files of the store to containers, until SIGTERM ends this process.
+
+    `patience` gives for how many seconds the host waits for the daemon of an instance, `name_of`
+    the name of an instance by its uuid.
+    """
     probe()
-    guarded = Guard()
+    group = PermissionGroup(threads=True)
+    watcher = Watcher(patience, name_of, group.close)
+    guarded = Guard(group, watcher)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps children
+    watcher.start()
     signal.setitimer(signal.ITIMER_REAL, ANSWER_SECONDS)  # from the mark on, processes wait
-    guarded.group.mark_files_in(paths.STORE)
+    guarded.mark()
     guarded.begin_to_end_earlier_openers()
     notify("READY=1\nSTATUS=keeping containers from the lock files of the store")
     signal.setitimer(signal.ITIMER_REAL, 0)
-    poll = select.poll()
-    poll.register(guarded.group.fd, select.POLLIN)
     while True:
-        if poll.poll(_MARK_SECONDS * 1000):
+        poll = select.poll()
+        poll.register(group.fd, select.POLLIN)
+        if watcher.fd >= 0:
+            poll.register(watcher.fd, select.POLLIN)
+        events = dict(poll.poll(_MARK_SECONDS * 1000))
+        if group.fd in events:
             guarded.answer()
-        else:
-            guarded.group.mark_files_in(paths.STORE)  # another directory may be there now
+        if watcher.fd in events:
+            watcher.read()
+        elif not watcher.start_again_if_ended() and not events:
+            guarded.mark()  # another directory may be there now
 
 
 class Guard:
     """Answers the opens of files in the store, and tells of each container once."""
 
-    def __init__(self) -> None:
-        self.group = PermissionGroup(threads=True)
+    def __init__(self, group: PermissionGroup, watcher: Watcher) -> None:
+        self.group = group
+        self._watcher = watcher
         self._own = container_of(os.getpid())  # not None if the host itself is a container
         self._told: set[tuple[str, str]] = set()
         # Of the opens that are answered together: those that each container was refused, and
         # whether many more wait.
         self._refused: dict[str, int] = {}
         self._crowded = False
+
+    def mark(self) -> None:
+        """Let opens in the store wait from now on, and those of gc.lock, which the watch needs."""
+        self.group.mark_files_in(paths.STORE)
+        with contextlib.suppress(FileNotFoundError):  # Nix was not used yet
+            self.group.mark_files_in(paths.NIX_STATE)
 
     def answer(self) -> None:
         """Answer the opens that wait; the kernel ends this process if one takes too long."""
@@ -117,16 +146,23 @@ class Guard:
             (self.group.allow if allowed else self.group.deny)(request)
 
     def _is_allowed(self, request: OpenRequest) -> bool:
-        if not is_lock(os.fstat(request.fd).st_mode):
+        status = os.fstat(request.fd)
+        if not is_lock(status.st_mode):
             with contextlib.suppress(OSError):
                 self.group.ignore(request.fd)
             return True
         # Number 0: a process of the machine that the host itself is a container of.
-        container = container_of(request.pid) if request.pid else self._own
-        if container in (None, self._own):
-            return True
-        self._refuse(str(container), request.pid)
-        return False
+        cgroups = cgroup_text(request.pid) if request.pid else b""
+        container = container_in(cgroups) if request.pid else self._own
+        if container not in (None, self._own):
+            self._refuse(str(container), request.pid)
+            return False
+        file, instance = (status.st_dev, status.st_ino), instance_in(cgroups)
+        if instance and self._watcher.refuses(file, instance):
+            return False
+        if request.pid:
+            self._watcher.tell(file, request.pid, instance)
+        return True
 
     def _refuse(self, container: str, thread: int) -> None:
         """Stop a flood: each open waits for those before it, also an open by Nix on the host.
@@ -161,7 +197,6 @@ class Guard:
 
         That is possible only while no guard ran.
         """
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the child
         if os.fork() == 0:
             try:
                 self.group.close()  # the last descriptor ends the group

@@ -15,8 +15,10 @@ from support.waiting import eventually
 
 from inx_sidecar.base import paths
 from inx_sidecar.kernel import cgroups
+from inx_sidecar.kernel.fanotify import PermissionGroup
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
 from inx_sidecar.nix import lock_files, store_locks
+from inx_sidecar.nix.lock_watcher import Watcher
 
 pytestmark = pytest.mark.main
 
@@ -33,6 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (path / name).chmod(mode)
     (path / f"{NAME}.d/file.lock").touch()
     monkeypatch.setattr(paths, "STORE", str(path))
+    monkeypatch.setattr(paths, "NIX_STATE", str(tmp_path / "state"))
     return path
 
 
@@ -44,10 +47,16 @@ def container() -> Iterator[Path]:
     remove_cgroup(cgroup)
 
 
+def guard_of() -> store_locks.Guard:
+    """A guard that nobody watches with."""
+    group = PermissionGroup(threads=True)
+    return store_locks.Guard(group, Watcher(lambda: 0, str, group.close))
+
+
 @pytest.fixture
 def guard(store: Path) -> Iterator[store_locks.Guard]:
     """A guard that answers in a thread, until the end of the test."""
-    guard = store_locks.Guard()
+    guard = guard_of()
     guard.group.mark_files_in(str(store))
     stop = threading.Event()
 
@@ -132,7 +141,7 @@ def test_the_kernel_ends_a_guard_that_takes_too_long(
     monkeypatch.setattr(store_locks, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(store_locks, "notify", lambda _: None)
     monkeypatch.setattr(store_locks.Guard, "_answer", lambda *_: time.sleep(60))
-    guard = start(store_locks.guard)
+    guard = start(lambda: store_locks.guard(lambda: 0, str))
     time.sleep(0.2)
     opener = start(opens(store / f"{NAME}-Cargo.lock"))
     eventually(opener.succeeded)
@@ -166,7 +175,7 @@ def answered(guard: store_locks.Guard, holds: Callable[[], bool]) -> None:
 @pytest.fixture
 def asked(store: Path) -> Iterator[store_locks.Guard]:
     """A guard that the test lets answer."""
-    guard = store_locks.Guard()
+    guard = guard_of()
     guard.group.mark_files_in(str(store))
     yield guard
     guard.group.close()

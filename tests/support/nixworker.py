@@ -5,6 +5,7 @@ operations that they test.
 """
 
 import contextlib
+import hashlib
 import os
 import socket
 import struct
@@ -18,8 +19,10 @@ _VERSION: Final = 1 << 8 | 35
 _ADD_TEXT_TO_STORE: Final = 8
 _ADD_TEMP_ROOT: Final = 11
 _ADD_INDIRECT_ROOT: Final = 12
+_ADD_TO_STORE_NAR: Final = 39
 _LAST: Final = 0x616C7473
 _ERROR: Final = 0x63787470
+_BASE_32: Final = "0123456789abcdfghijklmnpqrsvwxyz"
 _NUMBER: Final = struct.Struct("<Q")
 
 
@@ -59,6 +62,20 @@ class NixClient:
         self._await_answer()
         assert self._number() == 1
 
+    def begin_upload(self, store_path: str, digest: str) -> None:
+        """Begin to add the text with this SHA-256, and send nothing of it.
+
+        The daemon locks the path, and waits for the rest.
+        """
+        no_deriver, nar_hash, no_references, time, size, ultimate, no_signatures = (
+            "", "0" * 64, 0, 0, 1000, 0, 0
+        )  # fmt: skip
+        repair, unchecked = 0, 0
+        self._send(
+            _ADD_TO_STORE_NAR, store_path, no_deriver, nar_hash, no_references, time, size,
+            ultimate, no_signatures, f"text:sha256:{digest}", repair, unchecked,
+        )  # fmt: skip
+
     def register(self, store_path: str, rootfs: str, link: str) -> None:
         """Do what `nix build -o` does, for a link below `rootfs`.
 
@@ -67,6 +84,12 @@ class NixClient:
         self.add_temp_root(store_path)
         make_link(store_path, f"{rootfs}{link}")
         self.add_indirect_root(link)
+
+    def await_end(self) -> None:
+        """Wait until the daemon closes the connection."""
+        self._socket.settimeout(None)
+        while self._file.read(4096):
+            pass
 
     def close(self) -> None:
         """Close the connection, and wait until the daemon's process for it has ended."""
@@ -112,6 +135,21 @@ class NixClient:
             self._text(), self._number(), self._text()
             raise NixError(self._text())
         assert kind == _LAST, hex(kind)
+
+
+def path_of_text(name: str, digest: str) -> str:
+    """The store path of a text without references (makeTextPath in libstore/store-dir-config.cc).
+
+    `digest` is its SHA-256 in hexadecimal, in base 32 when the path is made.
+    """
+    begin = f"text:sha256:{digest}:/nix/store:{name}"
+    long = hashlib.sha256(begin.encode()).digest()
+    short = bytearray(20)
+    for number, byte in enumerate(long):
+        short[number % 20] ^= byte
+    value = int.from_bytes(short, "little")
+    characters = (_BASE_32[value >> 5 * place & 31] for place in reversed(range(32)))
+    return f"/nix/store/{''.join(characters)}-{name}"
 
 
 def make_link(target: str, link: str) -> None:

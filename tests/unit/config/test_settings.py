@@ -47,10 +47,22 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         daemon_tasks_max = 100
         builds_per_instance = 32
         first_build_id = 200000
+        lock_patience = 60
     """
     allowed = ("/etc/nixos", "github:owner/")
     wanted = Settings(
-        "github:owner/repo#web", allowed, "_builder", "4G", 60, 8, 20_000, "3G", 100, 32, 200_000
+        "github:owner/repo#web",
+        allowed,
+        "_builder",
+        "4G",
+        60,
+        8,
+        20_000,
+        "3G",
+        100,
+        32,
+        200_000,
+        60,
     )
     assert loaded(tmp_path, text) == wanted
 

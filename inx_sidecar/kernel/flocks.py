@@ -1,0 +1,59 @@
+"""Locks of flock(2): which thread waits for one, and which process holds one.
+
+/proc/locks is not read. Containers may hold any number of locks, and for each part of that file the
+kernel walks over all locks that come before, while nobody on the host can lock (locks_start in
+fs/locks.c).
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Set
+from itertools import islice
+from typing import Final
+
+from inx_sidecar.kernel.syscalls import cached_status
+
+# A file: its device and its inode number, as stat(2) gives them.
+File = tuple[int, int]
+
+# flock in the tables of system calls: arch/x86/entry/syscalls/syscall_64.tbl, and
+# include/uapi/asm-generic/unistd.h; older architectures have the number of i386.
+_NUMBERS: Final = {"x86_64": 73, "aarch64": 32, "riscv64": 32, "loongarch64": 32}
+_FLOCK: Final = _NUMBERS.get(os.uname().machine, 143)
+_FILES_MAX: Final = 4096
+
+
+def awaited_file(thread: int) -> File | None:
+    """The file whose lock the thread waits for in flock(2); None if it waits for none, or ended.
+
+    /proc/THREAD/syscall has the number and the arguments of the call that a thread is in (proc(5)).
+    """
+    try:
+        with open(f"/proc/{thread}/syscall") as file:
+            number, *arguments = file.read().split()
+        if number != str(_FLOCK):
+            return None
+        status = cached_status(f"/proc/{thread}/fd/{int(arguments[0], 16)}")
+    except (OSError, ValueError):
+        return None
+    return status.device, status.inode
+
+
+def held_files(process: int, files: Set[File]) -> dict[File, str]:
+    """Those of `files` that the process has locked, with the path by which it has each open."""
+    held = {}
+    with contextlib.suppress(OSError):
+        for entry in islice(os.scandir(f"/proc/{process}/fd"), _FILES_MAX):
+            with contextlib.suppress(OSError):
+                status = cached_status(entry.path)
+                file = status.device, status.inode
+                if file in files and stat.S_ISREG(status.mode) and _is_locked(process, entry.name):
+                    held[file] = os.readlink(entry.path)
+    return held
+
+
+def _is_locked(process: int, descriptor: str) -> bool:
+    """Whether this open file of the process has a lock (proc_pid_fdinfo(5))."""
+    with open(f"/proc/{process}/fdinfo/{descriptor}") as file:
+        return any(line.startswith("lock:") for line in file)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Final
 
 from inx_sidecar.base import paths
@@ -32,12 +33,24 @@ def workers() -> Iterator[tuple[str, int]]:
 
 
 def end_worker(instance: str, pid: int) -> bool:
-    """Kill process `pid`, if it belongs to the daemon of the instance; False if it does not."""
-    with contextlib.suppress(OSError), opened(os.pidfd_open(pid)) as process:
-        if instance_in(cgroup_text(pid)) == instance:
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-            return True
-    return False
+    """Kill process `pid` and its builds, if it belongs to the daemon of the instance.
+
+    False if it does not. Without its worker a build would go on, but nobody would take its result.
+    It is the first process of a PID namespace, so all of it ends.
+    """
+    with ExitStack() as opened_processes:
+        processes = []
+        for process in (pid, *_children(pid)):
+            with contextlib.suppress(OSError):
+                fd = opened_processes.enter_context(opened(os.pidfd_open(process)))
+                if instance_in(cgroup_text(process)) == instance:
+                    processes.append((process, fd))
+        if not processes or processes[0][0] != pid:
+            return False
+        for _, fd in processes:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+    return True
 
 
 def end_daemon(instance: str) -> None:
@@ -64,6 +77,16 @@ def _pids_below(group: str) -> Iterator[int]:
         yield from map(int, file)
     for entry in _entries(group):
         yield from _pids_below(entry.path)
+
+
+def _children(pid: int) -> list[int]:
+    """The children of a process (proc(5), /proc/PID/task/TID/children)."""
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += [int(word) for word in file.read().split()]
+    return found
 
 
 def _is_root(pid: int) -> bool:

@@ -326,6 +326,36 @@ def _cgroup(pid: int) -> str:
     return cgroups.cgroup_of(pid) or ""
 
 
+def test_with_a_worker_its_builds_end_and_what_other_daemons_have_does_not(
+    lock: Path, daemons: list[str], start: Start
+) -> None:
+    def work() -> None:
+        for instance in daemons:
+            if os.fork() == 0:
+                in_daemon(instance, signal.pause)()
+        signal.pause()
+
+    worker = start(in_daemon(daemons[0], work))
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    pids: list[int] = []
+
+    def begun() -> bool:
+        pids[:] = map(int, children.read_text().split())
+        groups = [_cgroup(pid) for pid in pids]
+        return [name in group for name, group in zip(daemons, groups, strict=False)] == [True] * 2
+
+    eventually(begun)
+    assert end_worker(daemons[0], worker.pid)
+    eventually(worker.ended)
+    eventually(lambda: not os.path.exists(f"/proc/{pids[0]}") or _is_zombie(pids[0]))
+    assert not _is_zombie(pids[1])
+    os.kill(pids[1], signal.SIGKILL)
+
+
+def _is_zombie(pid: int) -> bool:
+    return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
 def test_only_processes_of_a_daemon_are_ended_and_builds_are_no_workers(
     lock: Path, daemons: list[str], start: Start
 ) -> None:

@@ -114,9 +114,11 @@ class Watch:
             for pid in too_large(of_instance, _ROOTS_MAX, _ROOTS_MAX_TOGETHER):
                 # An earlier process with this PID may have left the file.
                 if held_files(pid, {files[pid]}) and end_worker(instance, pid):
-                    size = of_instance[pid] >> 20
-                    why = f"its file of temporary roots had {size} MiB"
-                    self._tell(instance, "ended a process of its Nix daemon", why)
+                    self._tell(
+                        instance,
+                        "ended a process of its Nix daemon: its file of temporary roots had %d MiB",
+                        of_instance[pid] >> 20,
+                    )
 
     def _end(self, ending: Ending) -> None:
         if ending.tries:
@@ -131,22 +133,26 @@ class Watch:
         waiter = "the host"
         if ending.neighbour:
             waiter = f"the Nix daemon of {self._name_of(ending.neighbour)}"
-        why = f"{waiter} waited {ending.waited:.0f} s for {path!r}"
         if ending.whole:
             end_daemon(ending.instance)
-            self._tell(ending.instance, "ended its whole Nix daemon", f"{why} again")
+            self._tell(
+                ending.instance, "ended its whole Nix daemon: %s still waited for a lock", waiter
+            )
         elif path:
-            self._tell(ending.instance, "ended a process of its Nix daemon", why)
+            self._tell(
+                ending.instance, "ended a process of its Nix daemon: %s waited %.0f s for %s",
+                waiter, ending.waited, path,
+            )  # fmt: skip
 
-    def _tell(self, instance: str, what: str, why: str) -> None:
+    def _tell(self, instance: str, sentence: str, *values: object) -> None:
         """Say it, and of each instance the same about once a minute."""
-        key, now = (instance, what), time.monotonic()
+        key, now = (instance, sentence), time.monotonic()
         if now - self._told.get(key, -_MESSAGE_SECONDS) < _MESSAGE_SECONDS:
             return
         if len(self._told) >= _MESSAGES_MAX:
             self._told.clear()
         self._told[key] = now
-        instance_log(self._name_of(instance)).warning("%s: %s", what, why)
+        instance_log(self._name_of(instance)).warning(sentence, *values)
 
     def _read(self, fd: int) -> bool:
         """Take what the guard has told; False at the end of the pipe."""

@@ -2,7 +2,7 @@
 
 import pytest
 from support.attacker import holding
-from support.attacks import attacking
+from support.attacks import attacking, inside
 from support.daemon_builds import begin, command, launch
 from support.disposable import Host
 from support.gc import CONFIG
@@ -25,6 +25,11 @@ in derivation {
 """
 
 
+def told(host: Host, name: str) -> str:
+    argv = ["journalctl", "-u", "inx-guard", "-o", "cat", f"INX_INSTANCE={name}"]
+    return host.run(argv).stdout
+
+
 def test_the_host_waits_for_no_lock_of_an_instance_for_long(incus: Incus, host: Host) -> None:
     """Nix waits in two ways: in flock(2), and by a try every five seconds."""
     name = launch(incus)
@@ -44,6 +49,14 @@ def test_the_host_waits_for_no_lock_of_an_instance_for_long(incus: Incus, host: 
         host.run(argv, timeout=SECONDS)
     finally:
         host.run(["rm", CONFIG])
-    told = host.run(["journalctl", "-u", "inx-guard", "-o", "cat", f"INX_INSTANCE={name}"]).stdout
-    assert "ended a process of its Nix daemon: the host waited" in told
-    assert "ended its whole Nix daemon: the host waited" in told
+    said = told(host, name)
+    assert "ended a process of its Nix daemon: the host waited" in said
+    assert "ended its whole Nix daemon: the host still waited for a lock" in said
+
+
+def test_a_client_fills_no_file_of_temporary_roots(incus: Incus, host: Host) -> None:
+    """Each collection reads these files."""
+    name = launch(incus)
+    assert 16 <= inside(incus, name, holding.add_temporary_roots, 400) < 400
+    assert "its file of temporary roots had" in told(host, name)
+    assert inside(incus, name, holding.add_temporary_roots, 8) == 8

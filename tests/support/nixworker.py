@@ -57,6 +57,14 @@ class NixClient:
         self._await_answer()
         assert self._number() == 1
 
+    def add_temp_roots(self, store_paths: list[str]) -> None:
+        """As `add_temp_root`, all at once."""
+        for path in store_paths:
+            self._send(_ADD_TEMP_ROOT, path)
+        for _ in store_paths:
+            self._await_answer()
+            assert self._number() == 1
+
     def add_indirect_root(self, link: str) -> None:
         self._send(_ADD_INDIRECT_ROOT, link)
         self._await_answer()

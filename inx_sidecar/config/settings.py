@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError, reason_of
-from inx_sidecar.config.credentials import has_credentials, redact
+from inx_sidecar.config.credentials import has_credentials, redact, unknown_parameters
 from inx_sidecar.config.keys import check_flake
 from inx_sidecar.config.spec import Flake, NixFile, Source
 from inx_sidecar.nix.build_ids import IDS
@@ -47,11 +47,19 @@ class Settings:
                 key = "user.inx.file"
             case _:
                 return
+        where = (
+            f"put it into netrc or access-tokens of {self.build_user}, see 'Private sources' in "
+            "docs/secrets-and-deployment.md"
+        )
+        if unknown := isinstance(source, Flake) and unknown_parameters(text):
+            raise ConfigError(
+                f"{key} is {redact(text)!r}, with the parameter {redact(unknown[0])!r}, which inx "
+                f"does not know and which may be a credential; {where}"
+            )
         if has_credentials(text):
             raise ConfigError(
                 f"{key} is {redact(text)!r}, which contains a password or a token that other users "
-                "and the instance could read; put it into netrc or access-tokens of "
-                f"{self.build_user}, see 'Private sources' in docs/secrets-and-deployment.md"
+                f"and the instance could read; {where}"
             )
         within = any(_within(text, prefix) for prefix in self.allowed_flakes)
         if not within or ("" not in self.allowed_flakes and _queries(text) - _HARMLESS_QUERIES):

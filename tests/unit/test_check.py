@@ -2,7 +2,8 @@
 
 import pytest
 
-from inx_sidecar.check import Finding, _at_least, store_owner
+from inx_sidecar.checks.finding import Finding, at_least
+from inx_sidecar.checks.nix import store_owner
 
 pytestmark = pytest.mark.main
 
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.main
      ("", False), ("six", False)],
 )  # fmt: skip
 def test_versions_compare_by_number(text: str, ok: bool) -> None:
-    finding = _at_least("Incus", text, (6, 0), "why")
+    finding = at_least("Incus", text, (6, 0), "why")
     assert finding.ok is ok and finding.subject == f"Incus {text}"
 
 

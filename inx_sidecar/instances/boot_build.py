@@ -16,9 +16,10 @@ from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot, Build
+from inx_sidecar.instances.retries import BuildPauses
 from inx_sidecar.instances.sealing import with_all_seals
 from inx_sidecar.instances.starting import Starter
-from inx_sidecar.instances.status_text import BUG, UNMAPPED, fallback_text
+from inx_sidecar.instances.status_text import BUG, UNMAPPED, building_text, fallback_text
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Append
 from inx_sidecar.roots.system_roots import add_system_roots
@@ -35,13 +36,22 @@ class BootBuilder:
         self._statuses = statuses
         self._slots = slots
         self._starter = starter
+        self._pauses = BuildPauses()
 
     def begin_if_needed(self, state: InstanceState) -> None:
         """Begin a build if the deployment of `state` needs one."""
         deployment = state.deployment
         if deployment is not None and isinstance(deployment.plan, Build):
-            self._statuses.publish(deployment.instance, Status("building"))
-            state.build = asyncio.create_task(self._build(state, deployment, deployment.plan))
+            instance, now = deployment.instance, asyncio.get_running_loop().time()
+            pause, reason = self._pauses.begin(instance.uuid, deployment.digest, now)
+            self._statuses.publish(instance, Status(building_text(pause, reason)))
+            state.build = asyncio.create_task(
+                self._build(state, deployment, deployment.plan, pause)
+            )
+
+    def forget(self, uuid: str) -> None:
+        """The instance `uuid` was deleted."""
+        self._pauses.forget(uuid)
 
     async def reconsider(self, state: InstanceState, instance: Instance) -> None:
         """The configuration may have changed: if its spec has, begin again with the new one."""
@@ -65,11 +75,18 @@ class BootBuilder:
         else:
             self.begin_if_needed(state)
 
-    async def _build(self, state: InstanceState, deployment: Deployment, plan: Build) -> None:
-        """Build, then let the init boot; runs beside the start and after it."""
+    async def _build(
+        self, state: InstanceState, deployment: Deployment, plan: Build, pause: float
+    ) -> None:
+        """After `pause` seconds build, then let the init boot; runs beside the start and after
+        it."""
         instance = deployment.instance
         console = console_of(instance)
         try:
+            if pause:
+                console.print(f"inx: {building_text(pause, 'this build has just failed')}")
+                await asyncio.sleep(pause)
+                self._statuses.publish(instance, Status(building_text()))
             boot = await self._built(deployment, plan, console)
             await state.mounted.wait()
             async with state.lock:
@@ -94,11 +111,14 @@ class BootBuilder:
         try:
             system = await build.build_in_slot(self._slots, request, console.print)
         except InxError as error:
+            now = asyncio.get_running_loop().time()
+            self._pauses.failed(instance.uuid, deployment.digest, str(error), now)
             if plan.fallback is None:
                 raise
             log_failure(instance.facts, error)
             system = deployment.present.links[plan.fallback.number]
             return Boot(system, plan.fallback, str(error))
+        self._pauses.forget(instance.uuid)
         console.print(f"inx: starting {system}")
         return Boot(system, Append(system, plan.fingerprint, spec.keep))
 

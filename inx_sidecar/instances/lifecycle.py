@@ -238,6 +238,7 @@ class Lifecycle:
             await state.await_daemon_units()
             state.daemon.remove_traces()
             self._statuses.forget(uuid)
+            self._boot_builder.forget(uuid)
         del self._states[uuid]
 
     def _state_of(self, uuid: str) -> InstanceState:

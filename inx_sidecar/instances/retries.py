@@ -1,4 +1,4 @@
-"""When to look again: at an instance whose update could not be carried out, and at all instances.
+"""When to look again: at an instance whose update or build has failed, and at all instances.
 
 No state of a container makes the sidecar repeat itself without pause.
 """
@@ -15,6 +15,9 @@ _LONGEST_SECONDS: Final = 300.0
 # Changes come in bursts, and often right before a restart, which reads the configuration itself.
 BURST_SECONDS: Final = 0.3
 _LONGEST_PAUSE_SECONDS: Final = 10.0
+# An instance that ends is started again by Incus within some seconds, by a person later.
+_AT_ONCE_SECONDS: Final = 10.0
+_FIRST_PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,47 @@ class Retries:
         failure = self._failures.pop(key, None)
         if failure is not None:
             failure.timer.cancel()
+
+
+@dataclass(frozen=True)
+class _FailedBuild:
+    """The build for `wish`, which began after `pause` seconds, failed at the time `at`."""
+
+    wish: object
+    reason: str
+    pause: float
+    at: float
+
+
+class BuildPauses:
+    """How long a build waits that has just failed, and is asked for again at once: as Incus does
+    with boot.autorestart, or root inside by a reboot.
+
+    Who asks later, as a person does who has corrected the source, does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[Hashable, _FailedBuild] = {}
+        self._begun: dict[Hashable, float] = {}
+
+    def begin(self, key: Hashable, wish: object, now: float) -> tuple[float, str]:
+        """The seconds that a build for `wish`, wanted at the time `now`, has to wait, and why."""
+        failed = self._failed.get(key)
+        again = failed is not None and failed.wish == wish and now - failed.at < _AT_ONCE_SECONDS
+        if failed is None or not again:
+            self._begun[key] = 0.0
+            return 0.0, ""
+        pause = min(failed.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_SECONDS)
+        self._begun[key] = pause
+        return pause, failed.reason
+
+    def failed(self, key: Hashable, wish: object, reason: str, now: float) -> None:
+        self._failed[key] = _FailedBuild(wish, reason, self._begun.get(key, 0.0), now)
+
+    def forget(self, key: Hashable) -> None:
+        """The build succeeded, or there is no instance any more."""
+        self._failed.pop(key, None)
+        self._begun.pop(key, None)
 
 
 class Pace:

@@ -11,6 +11,17 @@ UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
 BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"
 
 
+def building_text(pause: float = 0.0, reason: str = "") -> str:
+    """The text of a build that begins after `pause` seconds, since it has just failed by
+    `reason`."""
+    if not pause:
+        return "building"
+    return (
+        f"failed: {reason}; it is built again in {pause:.0f} s, or at once if user.inx.update is "
+        "another text"
+    )
+
+
 def ready_text(*, mapped: bool) -> str:
     """The text of an instance that runs as it should; `mapped` as in `Running`."""
     return "ready" if mapped else f"ready ({UNMAPPED})"

@@ -7,11 +7,13 @@ import pytest
 from support.disposable import Host
 from support.hostile_sources import git_repository
 from support.incus import Incus
-from support.services import UNITS, check, sync
+from support.services import UNITS, check, restart_sidecar, sync
+from support.sources import broken, source
 
 pytestmark = pytest.mark.main
 
 ALICE = "inx-alice"
+STATE = "/var/lib/inx"
 # More names than are shown, some of them as an attacker chooses them.
 MANY = r"""nixosConfigurations = let
     big = builtins.concatStringsSep "" (builtins.genList (_: "0123456789") 300000);
@@ -140,55 +142,82 @@ def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
 def test_a_file_system_that_takes_no_files_is_named_without_a_traceback(
     incus: Incus, host: Host
 ) -> None:
-    """Of the state, the logs, and of what lives as long as the host runs."""
     runs = incus.launch(name=incus.name("a"), flake=f"{incus.flake()}#web")
-    stopped = incus.init(name=incus.name("b"), flake="/etc/nixos#second")
-    for place, full in (("/var/lib/inx", True), ("/var/lib/inx", False), ("/var/log/inx", True)):
-        with unwritable(host, place, full=full):
-            why = "No space left on device" if full else "Read-only file system"
-            incus.start(stopped, check=False)
-            if place == "/var/lib/inx":
-                said = rf"failed: cannot write {place}.* \({why}\): .*, and try again"
-                incus.wait_status(stopped, said)
-                incus.wait_state(stopped, "STOPPED")
-                incus.set(runs, f"user.inx.update={place} {why}")
-                incus.wait_status(runs, f"{said}; generation 1 runs on$")
-            else:
-                incus.wait_ready(stopped)
-            check(host)
-            sync(host)
-            incus("stop", "-f", runs)
-            incus.start(runs)
-            incus.wait_inside(runs)
-            if place == "/var/lib/inx":
-                incus.wait_status(runs, f"{said}; started generation 1$")
-            incus("stop", "-f", runs)
-        incus.start(runs)
-        incus.wait_ready(runs)
-    incus("restart", "-f", stopped)
-    incus.wait_ready(stopped)
+    fails = incus.init(name=incus.name("b"), flake="/etc/nixos#second")
+    with small_state(host):
+        host.sh(f"dd if=/dev/zero of={STATE}/fill bs=1k 2>/dev/null || :")
+        why = (
+            rf"cannot write {STATE}.* \(No space left on device\): make space there, and try again"
+        )
+        incus.start(fails)
+        incus.wait_status(fails, f"failed: {why}$")
+        incus.set(runs, "user.inx.update=2")
+        incus.wait_status(runs, f"failed: {why}; generation 1 runs on$")
+        incus("restart", "-f", runs)
+        incus.wait_status(runs, f"failed: {why}; started generation 1$")
+        incus.wait_inside(runs)
+        host.sh(f"rm {STATE}/fill; mount -o remount,ro {STATE}")
+        restart_sidecar(host)
+        incus.start(fails)
+        why = rf"cannot write {STATE}.* \(Read-only file system\): mount it writable, and try again"
+        incus.wait_status(fails, f"failed: {why}$")
+        assert check(host) == (0, [])
+        sync(host)
+        incus("stop", "-f", runs)
+    incus.start(fails)
+    incus.wait_ready(fails)
 
 
 @contextlib.contextmanager
-def unwritable(host: Host, place: str, *, full: bool) -> Iterator[None]:
-    """The file system of `place` is full, or mounted read-only; the sidecar sees it so."""
-    fill = "dd if=/dev/zero of=$P/fill bs=1k 2>/dev/null || :" if full else "mount -o remount,ro $P"
-    script = f"""
-        systemctl stop {" ".join(UNITS)}
-        cp -a $P /root/kept; mount -t tmpfs -o size=200k none $P; cp -a /root/kept/. $P
-        chmod --reference=/root/kept $P; {fill}
-        systemctl start {" ".join(UNITS)}
-    """
-    host.sh(script, env={"P": place})
+def small_state(host: Host) -> Iterator[None]:
+    """The state of the sidecar is on a small file system of its own, which a test can fill."""
+    units = " ".join(UNITS)
+    host.sh(
+        f"""
+        systemctl stop {units}
+        cp -a {STATE} /root/kept; mount -t tmpfs -o size=200k,mode=711 none {STATE}
+        cp -a /root/kept/. {STATE}; rm -r /root/kept
+        systemctl start {units}
+        """
+    )
     try:
         yield
     finally:
         host.sh(
             f"""
-            systemctl stop {" ".join(UNITS)}
-            mount -o remount,rw $P; rm -rf /root/kept $P/fill; mkdir /root/kept
-            cp -a $P/. /root/kept; umount -l $P; cp -a /root/kept/. $P; rm -rf /root/kept
-            systemctl start {" ".join(UNITS)}
-            """,
-            env={"P": place},
+            systemctl stop {units}
+            cp -a {STATE} /root/kept; umount -l {STATE}; cp -a /root/kept/. {STATE}
+            rm -r /root/kept {STATE}/fill || :
+            systemctl start {units}
+            """
         )
+
+
+def test_a_source_that_fails_is_not_built_again_and_again(incus: Incus, host: Host) -> None:
+    """As with boot.autorestart, which newer Incus has: it starts what has ended."""
+    name = incus.init(flake=f"{broken(incus)}#web")
+    begun = ["journalctl", "-q", "-o", "cat", "-u", f"inx-build-{incus.uuid(name)}", "--grep",
+             "^Started "]  # fmt: skip
+
+    def builds_so_far() -> int:
+        host.run(["journalctl", "--sync"])
+        return len(host.run(begun, check=False).stdout.splitlines())
+
+    host.sh(
+        """
+        systemd-run -q --unit=inx-autorestart bash -c \
+            'while :; do incus start "$0" 2>/dev/null; sleep 0.2; done' "$N"
+        """,
+        env={"N": name},
+    )
+    try:
+        incus.wait_status(name, r"failed: .*no such luck; it is built again in 4 s, or at once if ")
+        assert builds_so_far() == 3
+        assert "this build has just failed; it is built again in 4 s" in incus.console(name)
+        # A new wish does not wait.
+        source(incus, "mended")
+        incus.set(name, "user.inx.update=2")
+        incus.wait_ready(name)
+        assert builds_so_far() == 4
+    finally:
+        host.run(["systemctl", "stop", "inx-autorestart"])

@@ -1,8 +1,11 @@
 """The commands that build or fetch a system."""
 
+from pathlib import Path
+
 import pytest
 
-from inx_sidecar.builds.build import commands
+from inx_sidecar.base import paths
+from inx_sidecar.builds.build import _open_log, commands
 from inx_sidecar.config.spec import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
@@ -40,3 +43,11 @@ def test_a_doubtful_flake_is_built_without_writing_a_lock_file() -> None:
     found = commands(flake, None, LINK, write_lock=False)
     assert "--no-write-lock-file" in found[0][: found[0].index("--")]
     assert "--no-write-lock-file" not in commands(flake, None, LINK)[0]
+
+
+def test_a_build_needs_no_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file system of logs may be full, or not there."""
+    monkeypatch.setattr(paths, "LOG", str(tmp_path / "none"))
+    with _open_log("uuid") as log:
+        assert log.write(b"x") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.instances.retries import Pace, Retries
+from inx_sidecar.instances.retries import BuildPauses, Pace, Retries
 from inx_sidecar.kernel.forked import TookTooLongError
 
 pytestmark = pytest.mark.life
@@ -75,3 +75,29 @@ def test_the_longest_pause_is_given() -> None:
     pace = Pace(1.0)
     assert [pace.next_pause(now) for now in (0.0, 0.3, 0.9, 1.9)] == [0.3, 0.6, 1.0, 1.0]
     assert pace.next_pause(4.0) == 0.3
+
+
+def test_a_build_that_is_asked_for_again_at_once_waits_longer_each_time() -> None:
+    pauses, now, waits = BuildPauses(), 0.0, []
+    for _ in range(12):
+        pause, reason = pauses.begin("web", "one", now)
+        assert reason == ("no" if pause else "")
+        waits.append(pause)
+        now += pause + 60  # the build takes a minute
+        pauses.failed("web", "one", "no", now)
+        now += 2  # boot.autorestart
+    assert waits == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert pauses.begin("web", "two", now) == (0, ""), "a new wish is built at once"
+    assert pauses.begin("db", "one", now) == (0, "")
+
+
+def test_who_asks_later_does_not_wait() -> None:
+    pauses, now = BuildPauses(), 0.0
+    for _ in range(5):
+        assert pauses.begin("web", "one", now) == (0, "")
+        pauses.failed("web", "one", "no", now)
+        now += 11
+    pauses.failed("web", "one", "no", now)
+    assert pauses.begin("web", "one", now)[0] == 1, "and the first pause is short again"
+    pauses.forget("web")
+    assert pauses.begin("web", "one", now) == (0, "")

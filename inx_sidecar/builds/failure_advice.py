@@ -158,4 +158,6 @@ def _private(name: str) -> str:
 
 
 def _as(builder: Builder, command: str) -> str:
-    return f"'{command}'" if builder.name == "root" else f"'{command}' as {builder.name}"
+    """As whom `command` is run: a user of one build alone has nothing of its own."""
+    anybody = builder.alone or builder.name == "root"
+    return f"'{command}'" if anybody else f"'{command}' as {builder.name}"

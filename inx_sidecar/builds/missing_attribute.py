@@ -12,7 +12,7 @@ from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.spec import Flake, NixFile, Source
 
 # An evaluation of names alone is short.
-SECONDS: Final = 60
+SECONDS: Final = 30
 # Nix prints at most this many names, in lines that base.process neither cuts nor drops.
 _ASKED: Final = 1000
 _IN_LINE: Final = 50

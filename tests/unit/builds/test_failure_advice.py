@@ -55,6 +55,8 @@ def test_a_daemon_that_refuses_a_user_is_a_matter_of_the_group_or_of_nix_conf() 
 def test_a_file_that_git_does_not_know_is_named_with_the_command(reason: str) -> None:
     assert said(reason).endswith("run 'git -C '/srv/my flake' add sub/x.nix' as alice")
     assert said(reason, builder=BUILD_USER) == reason, "no directory of git"
+    alone = Builder("inx-build", "/var/lib/inx-build", alone=True, repository="/srv/x")
+    assert said(reason, builder=alone).endswith("run 'git -C /srv/x add sub/x.nix'")
 
 
 @pytest.mark.parametrize("file", ["-A", "x; rm -rf ~", "$(id)", "a\u202eb"])

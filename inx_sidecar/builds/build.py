@@ -10,7 +10,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError
-from inx_sidecar.base.process import run
+from inx_sidecar.base.process import Completed, run
 from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots
@@ -116,9 +116,9 @@ async def build(request: BuildRequest, chosen: Chosen, say: Callable[[str], None
                 done = await run(service.command_line(command, settings), on_line=record)
                 if done.status == 0:
                     return _result(service.link, request)
-                reason = await _exceeded_limit(uuid, settings) or failure_reason(done)
+                limit = await _exceeded_limit(uuid, settings)
             if not refusal:
-                refusal = await _explain(request, service, evaluator, reason, done.output)
+                refusal = await _explain(request, service, evaluator, limit, done)
     if alone:
         await remove_build_directory(uuid)  # with its caches, which serve no other build
     raise BuildError(f"{failed}{refusal}{alone}")
@@ -210,10 +210,15 @@ def _open_log(uuid: str) -> FileIO:
 
 
 async def _explain(
-    request: BuildRequest, service: BuildService, evaluator: Evaluator, reason: str, output: str
+    request: BuildRequest,
+    service: BuildService,
+    evaluator: Evaluator,
+    limit: str | None,
+    done: Completed,
 ) -> str:
     """What the error says after the source: the user, unless that is root, and why the build
-    failed. `reason` is what Nix said last, and `output` all that it said."""
+    failed. `limit` is the one that it exceeded, and `done` how Nix ended."""
+    reason = limit or failure_reason(done)
     source, user, alone = evaluator.source, evaluator.user, bool(evaluator.doubt)
     if is_missing(reason) and not isinstance(source, System):
         settings = request.settings
@@ -222,9 +227,9 @@ async def _explain(
         done = await run(service.command_line(command, limits))
         await _exceeded_limit(request.uuid, limits)
         reason = missing_text(request.source, reason, done.output)
-    else:
+    elif limit is None:
         repository = repository_of(source.ref) if isinstance(source, Flake) else ""
-        reason = advice(reason, output, Builder(user.name, user.home, alone, repository))
+        reason = advice(reason, done.output, Builder(user.name, user.home, alone, repository))
     by = "" if alone or user.uid == 0 else f" as {user.name}"
     return f"{by}: {redact(reason)}"
 

@@ -144,11 +144,13 @@ class Lifecycle:
         return await self._updater.update(state, instance)
 
     async def _look_at_system(self, instance: Instance, inotify: INotify | None) -> Look:
-        """Called when the links inside may have changed. An activation by inx tells by itself."""
+        """Called when the links inside may have changed. The status that an activation by inx gives
+        comes at its end; nothing waits for that here, least of all a collection."""
         state = self._state_of(instance.uuid)
-        if state.activating and state.build is not None:
-            await asyncio.wait([state.build])
-        return await look_at_system(self._gc, self._statuses, instance, inotify)
+        tell = not state.activating
+        if not tell and state.build is not None:
+            state.build.add_done_callback(lambda _: self._systems.ask(instance.uuid))
+        return await look_at_system(self._gc, self._statuses, instance, inotify, tell=tell)
 
     def tell_stopped(
         self, instance: Instance, problem: str, *, has_hooks: bool, by_itself: bool

@@ -37,23 +37,28 @@ class Look:
 
 
 async def look_at_system(
-    gc: GcClient, statuses: StatusWriter, instance: Instance, inotify: INotify | None
+    gc: GcClient,
+    statuses: StatusWriter,
+    instance: Instance,
+    inotify: INotify | None,
+    *,
+    tell: bool,
 ) -> Look:
-    """Root and tell the system that runs; remove seals of generations that were deleted.
+    """Root and, if asked, tell the system that runs; remove seals of generations that were deleted.
 
     InxError if the profile or the link cannot be looked at. Then the status says what is known.
     """
     current, watch, left = "", None, False
     try:
         with open_container(instance) as (container, _):
+            current, watch = await read_current_system(container, inotify)
+            if current:
+                await _root(gc, instance, current)
             present = generations.read(instance.rootfs, instance.name)
             if left := bool(present.left_seals):
                 await write_generation(container, DropSeals(present.left_seals))
-            current, watch = await read_current_system(container, inotify)
-        if current:
-            await _root(gc, instance, current)
     finally:
-        told = _tell(statuses, instance, current)
+        told = tell and _tell(statuses, instance, current)
     return Look(left or told, bool(current), watch)
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from inotify_simple import INotify
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import InxError
+from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.container.current_system import ENTRIES
 from inx_sidecar.incus.instance import Instance
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 class _Watched:
     """An instance that runs. `changed` asks for a look, `task` looks, `run` is the watch of /run,
     `not_before` is the time of the loop at which the next look may begin, unless `hurry` is set;
-    `waiters` wait for a look that begins later. `timers` ask for looks."""
+    `waiters` wait for a look that begins later. `timers` ask for looks. `problem` is the last error
+    that was logged."""
 
     instance: Instance
     changed: bool = False
@@ -59,6 +60,7 @@ class _Watched:
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    problem: str = ""
 
 
 class SystemWatch:
@@ -92,9 +94,9 @@ class SystemWatch:
         loop, after = asyncio.get_running_loop(), 0.0
         for pause in _BOOT_SECONDS:
             after += pause
-            watched.timers.append(loop.call_later(after, self._ask, instance.uuid))
+            watched.timers.append(loop.call_later(after, self.ask, instance.uuid))
         if ran:
-            self._ask(instance.uuid)
+            self.ask(instance.uuid)
 
     def end(self, uuid: str) -> None:
         watched = self._watched.pop(uuid, None)
@@ -118,7 +120,7 @@ class SystemWatch:
             # Without a watch of /run, as while it boots, nothing tells of a change.
             is_due = watched.task is not None or watched.run is None
             if is_due and not watched.backoff.lasts():
-                self._ask(uuid)
+                self.ask(uuid)
                 watched.hurry.set()
                 ends.append(asyncio.get_running_loop().create_future())
                 watched.waiters.append(ends[-1])
@@ -141,9 +143,10 @@ class SystemWatch:
             if uuids is None and self._looking:
                 self._early.add(event.wd)
             for uuid in uuids or ():
-                self._ask(uuid)
+                self.ask(uuid)
 
-    def _ask(self, uuid: str) -> None:
+    def ask(self, uuid: str) -> None:
+        """Look at the instance soon."""
         watched = self._watched.get(uuid)
         if watched is None:
             return
@@ -176,38 +179,44 @@ class SystemWatch:
     async def _look_once(self, watched: _Watched) -> None:
         journal, loop = instance_log(watched.instance.lxc_name), asyncio.get_running_loop()
         self._looking += 1
+        before, watched.run = watched.run, None
         try:
             look = await self._look(watched.instance, self._inotify)
         except TookTooLongError as error:
             watched.backoff = watched.backoff.longer(error.ended)
             journal.debug("%s", error)
             _cancel_timers(watched)
-            again = loop.call_later(watched.backoff.seconds, self._ask, watched.instance.uuid)
+            again = loop.call_later(watched.backoff.seconds, self.ask, watched.instance.uuid)
             watched.timers.append(again)
-        except (InxError, OSError) as error:
+        except InstanceError as error:
             journal.debug("%s", error)  # in most cases the container has ended
+        except (InxError, OSError) as error:
+            if watched.problem != str(error):
+                journal.error("%s", error)
+            watched.problem = str(error)
         except Exception:
             journal.exception("looking at its system ended in a bug")
         else:
-            watched.backoff = Backoff()
-            self._note(watched, look)
+            watched.backoff, watched.problem = Backoff(), ""
+            self._note(watched, look, before)
         finally:
             self._looking -= 1
             if not self._looking:
                 self._early.clear()
 
-    def _note(self, watched: _Watched, look: Look) -> None:
+    def _note(self, watched: _Watched, look: Look, before: int | None) -> None:
+        """`before` is the watch of /run before this look."""
         now = asyncio.get_running_loop().time()
         if look.changed:
             watched.not_before = now + watched.changes.next_pause(now)
         if look.booted:
             _cancel_timers(watched)
         uuid = watched.instance.uuid
-        if watched.run is not None and watched.run != look.watch:
-            self._unwatch(watched.run, uuid)  # another file system is mounted at /run
+        if before is not None and before != look.watch:
+            self._unwatch(before, uuid)  # another file system is mounted at /run
         watched.run = look.watch
         if look.watch in self._early:
-            self._ask(uuid)
+            self.ask(uuid)
         elif look.watch is not None:
             self._uuids.setdefault(look.watch, set()).add(uuid)
 

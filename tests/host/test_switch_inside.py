@@ -90,6 +90,28 @@ def gone(host: Host, *systems: str) -> bool:
     return not any(exists(host, system) for system in systems)
 
 
+@pytest.mark.isolated
+def test_an_isolated_container_gains_nothing_by_what_it_says(incus: Incus, host: Host) -> None:
+    """Root inside knows the name of a system, and says that it runs."""
+    name = launched(incus, store="isolated")
+    one = incus.get(name, "user.inx.status.system")
+    source(incus, "two")
+    bump(incus, name)
+    incus.wait_generation(name, "2")
+    incus.sh(name, f"nix-env -p {PROFILE} --rollback; {SWITCH}")
+    told(incus, name, one, "1")
+    secret = system_from(host, incus, "secret")
+    incus.sh(name, f"ln -sfn {secret} /run/current-system")
+    told(incus, name, secret, "")
+    source(incus, "three")
+    bump(incus, name, "3")
+    incus.wait_generation(name, "3")
+    incus.sh(name, f"[ $(cat /etc/greeting) = three ]; [ ! -e {secret} ]")
+    sync(host)
+    collect(host)
+    assert not exists(host, secret), "it was rooted"
+
+
 def test_an_update_after_a_switch_inside_builds_the_source_if_it_is_asked_for(
     incus: Incus, host: Host
 ) -> None:

@@ -116,7 +116,7 @@ def test_a_file_system_that_is_mounted_at_run_is_watched(unprivileged: Sandbox) 
     async def main() -> None:
         async with watching(unprivileged) as (watch, looks):
             unprivileged.inside(cover)
-            watch._ask("uuid")
+            watch.ask("uuid")
             await until(lambda: looks.found[-1] == TWO)
             unprivileged.inside(link(ONE))
             await until(lambda: looks.found[-1] == ONE)

@@ -43,6 +43,8 @@ _CHANGES: Final = (
     "instance-created", "instance-updated", "instance-started", "instance-restarted",
 )  # fmt: skip
 
+_POWER: Final = "volatile.last_state.power"
+
 log = logging.getLogger(__name__)
 
 
@@ -152,7 +154,10 @@ class ConfigWatch:
     async def _look_at_stopped(self, api: Mapping[str, Any]) -> None:
         """Let the status say what the next start will not get over, and that PID 1 has ended."""
         key = api["project"], api["name"]
-        by_itself = key in self._ended
+        # When Incus itself shuts down, it stops its instances without a requestor, and notes that
+        # they ran (incus cmd/incusd/instances.go, instancesShutdown).
+        goes_down = api["expanded_config"].get(_POWER) == "RUNNING"
+        by_itself = key in self._ended and not goes_down
         self._ended.discard(key)
         if not may_use_inx(api):
             return

@@ -86,3 +86,17 @@ def test_a_stop_that_was_asked_for_leaves_the_status(incus: Incus) -> None:
     incus.run(other, "poweroff", "-f", check=False)
     incus.wait_status(other, ENDED)
     assert incus.status(name) == "ready"
+
+
+def test_a_shutdown_of_incus_itself_leaves_the_status(incus: Incus, host: Host) -> None:
+    name, other = (
+        incus.launch("-c", "boot.autostart=false", name=incus.name(s), flake="/etc/nixos#web")
+        for s in "ab"
+    )
+    host.run(["incus", "admin", "shutdown"])
+    host.run(["systemctl", "start", "incus", "incus-startup"])
+    incus.start(other)
+    incus.wait_ready(other)
+    host.run(["kill", "-KILL", str(incus.pid(other))])
+    incus.wait_status(other, ENDED)
+    assert (incus.state(name), incus.status(name)) == ("STOPPED", "ready")

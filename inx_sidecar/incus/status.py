@@ -104,9 +104,10 @@ class StatusWriter:
         """The status that Incus has, or soon will have."""
         return self._last.get(_key(instance), {}).get(_TEXT_KEY, "")
 
-    def amend_text(self, instance: Instance, text: str) -> None:
-        """Write `text` a second later, and leave the system and the generation as they are."""
-        self._enqueue(instance, {_TEXT_KEY: one_line(text, _TEXT_MAX)}, _DELAY_SECONDS)
+    def amend_text(self, instance: Instance, text: str) -> bool:
+        """Write `text` a second later, and leave the system and the generation as they are; False
+        if Incus has the text."""
+        return self._enqueue(instance, {_TEXT_KEY: one_line(text, _TEXT_MAX)}, _DELAY_SECONDS)
 
     def forget(self, uuid: str) -> None:
         """Drop what is known of a deleted instance."""
@@ -164,16 +165,17 @@ class StatusWriter:
         if task is not None:
             await asyncio.wait([task], timeout=_WAIT_SECONDS)
 
-    def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> None:
+    def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> bool:
         key = _key(instance)
         config = visible_config(config, self._notes.get(key, ""), isolated=instance.isolated)
         last = self._last.get(key, {})
         if last | config == last:
-            return
+            return False
         self._last[key] = last | config
         self._wanted[key] = (instance, config)
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._write_wanted(key, delay))
+        return True
 
     async def _write_wanted(self, key: _Key, delay: float) -> None:
         retry, waited = _FIRST_RETRY_SECONDS, 0.0

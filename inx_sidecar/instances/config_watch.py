@@ -104,7 +104,7 @@ class ConfigWatch:
                     await self._look_at_all()
                 else:
                     await self._update(project, name)
-            except incus.IncusError as error:
+            except InxError as error:
                 instance_log(name).debug("%s", error)  # in most cases the instance was deleted
             except Exception:
                 instance_log(name).exception("looking at it ended in a bug")
@@ -125,6 +125,8 @@ class ConfigWatch:
 
     async def _update(self, project: str, name: str) -> None:
         key = project, name
+        by_itself = key in self._ended
+        self._ended.discard(key)
         api = await incus.get_instance(*key)
         if not members.is_here(api, self._member):
             return
@@ -132,9 +134,8 @@ class ConfigWatch:
         if instance is None:
             self._logged.pop(key, "")
             self._retries.succeeded(key)
-            await self._look_at_stopped(api)
+            await self._look_at_stopped(api, by_itself=by_itself)
             return
-        self._ended.discard(key)
         wish = wish_of(instance)
         if self._retries.must_wait(key, wish):
             return
@@ -151,16 +152,13 @@ class ConfigWatch:
                 return
         self._retries.succeeded(key)
 
-    async def _look_at_stopped(self, api: Mapping[str, Any]) -> None:
+    async def _look_at_stopped(self, api: Mapping[str, Any], *, by_itself: bool) -> None:
         """Let the status say what the next start will not get over, and that PID 1 has ended."""
-        key = api["project"], api["name"]
-        # When Incus itself shuts down, it stops its instances without a requestor, and notes that
-        # they ran (incus cmd/incusd/instances.go, instancesShutdown).
-        goes_down = api["expanded_config"].get(_POWER) == "RUNNING"
-        by_itself = key in self._ended and not goes_down
-        self._ended.discard(key)
         if not may_use_inx(api):
             return
+        # When Incus itself shuts down, it stops its instances without a requestor, and notes that
+        # they ran (incus cmd/incusd/instances.go, instancesShutdown).
+        by_itself = by_itself and api["expanded_config"].get(_POWER) != "RUNNING"
         wanted, problem = shipped_raw_lxc(), ""
         has_hooks = not lacks_hooks(api, wanted)
         if not has_hooks:

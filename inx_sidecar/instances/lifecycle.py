@@ -164,10 +164,8 @@ class Lifecycle:
         text = stopped_text(
             present, problem, instance.name, has_hooks=has_hooks, by_itself=by_itself
         )
-        if text != present:
-            if text:
-                instance_log(instance.lxc_name).warning("%s", text)
-            self._statuses.amend_text(instance, text)
+        if text != present and self._statuses.amend_text(instance, text) and text:
+            instance_log(instance.lxc_name).warning("%s", text)
 
     async def resume(self) -> None:
         """Take over the instances that run; builds begin again for each init that waits."""

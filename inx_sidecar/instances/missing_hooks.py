@@ -5,13 +5,14 @@ later profile those of earlier ones. Without the hooks, LXC starts /sbin/init, w
 and inx does not learn of the start.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import yaml
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import quoted
+from inx_sidecar.base.errors import UnsupportedError, quoted, reason_of
 from inx_sidecar.config.keys import PREFIX, asked_for
 from inx_sidecar.incus.instance import SEALED
 
@@ -20,10 +21,16 @@ BEGIN: Final = "the hooks of inx are missing: "
 _RAW_LXC: Final = "raw.lxc"
 
 
+@functools.cache
 def shipped_raw_lxc() -> str:
-    """The raw.lxc of the profile that inx installs."""
-    with open(paths.PROFILE, "rb") as file:
-        return str(yaml.safe_load(file)["config"][_RAW_LXC])
+    """The raw.lxc of the profile that inx installs; UnsupportedError if it is missing."""
+    try:
+        with open(paths.PROFILE, "rb") as file:
+            return str(yaml.safe_load(file)["config"][_RAW_LXC])
+    except OSError as error:
+        raise UnsupportedError(
+            f"cannot read {paths.PROFILE}: {reason_of(error)}; install inx again"
+        ) from None
 
 
 def has_hooks(profile: Mapping[str, Any]) -> bool:
@@ -41,7 +48,8 @@ def missing_lines(wanted: str, present: str) -> list[str]:
 def may_use_inx(api: Mapping[str, Any]) -> bool:
     """Whether the instance that Incus describes by `api` is a container with a key or the profile
     of inx, or had one."""
-    keys = any(key.startswith(PREFIX) for key in api["expanded_config"])
+    # A cluster tells nothing of an instance on a member that is away.
+    keys = any(key.startswith(PREFIX) for key in api["expanded_config"] or ())
     return api["type"] == "container" and (keys or "inx" in api["profiles"])
 
 
@@ -67,9 +75,11 @@ def problem_of(api: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]], wa
     if not providers:
         if not asked_for(api["expanded_config"]) and SEALED not in api["expanded_config"]:
             return ""
+        make = f"'incus profile create inx{where} < {paths.PROFILE}' and "
+        first = "" if _is_there(profiles, project) else make
         return (
-            f"{BEGIN}no profile of {name!r} has them; run 'incus profile add {name} inx{where}', "
-            "or unset its user.inx.* keys"
+            f"{BEGIN}no profile of {name!r} has them; run {first}'incus profile add {name} "
+            f"inx{where}', or unset its user.inx.* keys"
         )
     whole = lines == missing_lines(wanted, "")
     printed = f"the lines that 'incus profile get {providers[0]} raw.lxc{where}' prints"
@@ -86,6 +96,14 @@ def problem_of(api: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]], wa
         f"{BEGIN}raw.lxc of the profile {last} replaces that of the profile "
         f"{quoted(providers[-1])}; add to it {what}"
     )
+
+
+def _is_there(profiles: Sequence[Mapping[str, Any]], project: str) -> bool:
+    """Whether instances of `project` can have the profile inx. A project that has profiles of its
+    own has at least the profile `default`."""
+    places = {(profile.get("project", "default"), profile["name"]) for profile in profiles}
+    owner = project if (project, "default") in places else "default"
+    return (owner, "inx") in places
 
 
 def _profiles_of(

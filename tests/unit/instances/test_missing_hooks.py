@@ -1,5 +1,6 @@
 """An instance that should have the hooks and lacks them gets one sentence with the way out."""
 
+import re
 from typing import Any
 
 import pytest
@@ -105,6 +106,15 @@ def test_a_forgotten_profile(profiles: tuple[str, ...]) -> None:
     )
     there = problem(instance(*profiles, own=FLAKE, project="shop"))
     assert "'incus profile add web inx --project shop'" in there
+
+
+def test_a_project_without_the_profile() -> None:
+    api = instance("default", own=FLAKE, project="shop")
+    text = problem_of(api, [*ALL, profile("default", project="shop")], WANTED)
+    make, add = re.findall("'(incus [^']+)'", text)
+    assert make == "incus profile create inx --project shop < /etc/inx/profile.yaml"
+    assert add == "incus profile add web inx --project shop"
+    assert "incus profile create inx <" in problem_of(instance(own=FLAKE), ALL[:1], WANTED)
 
 
 def test_the_profile_of_an_instance_that_ran_was_removed() -> None:

@@ -81,6 +81,7 @@ def two_generations(incus: Incus, snapshot: str = "", **config: str) -> tuple[st
 def moved(incus: Incus, there: Incus, name: str, *systems: str) -> str:
     """Export `name` and import it on the second host, which has none of `systems`."""
     path = f"/srv/{name}.tar"
+    incus.host.run(["rm", "-f", path])  # Incus 7 replaces no file
     incus("export", name, path, "--compression=none")
     carry(incus, there, path)
     assert not [system for system in systems if holds(there, system)]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import click
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import DeclarationError, InxError
+from inx_sidecar.base.errors import DeclarationError, InxError, UnsupportedError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,6 +25,21 @@ def _report_errors(prefix: str) -> Iterator[None]:
     except InxError as error:
         click.echo(f"{prefix}{error}", err=True)
         sys.exit(error.status)
+
+
+@contextmanager
+def _start_without_support() -> Iterator[None]:
+    """Tell systemd that a service has started which this kernel cannot run, and let it end.
+
+    Else its start is a failure (Type=notify), which ends `install` and a switch of NixOS.
+    """
+    from inx_sidecar.base.systemd_notify import notify
+
+    try:
+        yield
+    except UnsupportedError as error:
+        notify(f"READY=1\nSTATUS={error}")
+        raise
 
 
 @main.command()
@@ -45,7 +60,7 @@ def barrier() -> None:
     from inx_sidecar.roots import barrier
 
     journal.log_to_journal()
-    with _report_errors("<3>"):
+    with _report_errors("<3>"), _start_without_support():
         asyncio.run(barrier.guard())
 
 
@@ -58,7 +73,7 @@ def guard() -> None:
     from inx_sidecar.nix import store_locks
 
     journal.log_to_journal()
-    with _report_errors("<3>"):
+    with _report_errors("<3>"), _start_without_support():
         store_locks.guard(settings.lock_patience, running_record.name_of)
 
 

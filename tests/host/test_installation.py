@@ -1,5 +1,6 @@
 """Upgrade and removal of inx, and a host whose store cannot map owners."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import pytest
 from support.disposable import Host
 from support.health import is_healthy, stop_and_start
 from support.incus import Incus
-from support.services import check, property_of
+from support.services import check, property_of, state_of
 
 pytestmark = pytest.mark.main
 
@@ -103,3 +104,34 @@ def test_uninstall_refuses_while_instances_use_inx_and_then_leaves_nothing_of_in
     spare.run(uninstall)
     spare.run(INSTALL)
     is_healthy(incus, incus.launch(flake="/etc/nixos#web"))
+
+
+@contextlib.contextmanager
+def drop_in(host: Host, text: str) -> Iterator[None]:
+    """While the block runs, the barrier and the guard have these lines in their units."""
+    units = ["inx-barrier.service", "inx-guard.service"]
+    places = [f"/run/systemd/system/{unit}.d" for unit in units]
+    host.run(["mkdir", *places])
+    for place in places:
+        host.run(["tee", f"{place}/test.conf"], input=f"[Service]\n{text}")
+    try:
+        yield
+    finally:
+        host.run(["rm", "-r", *places])
+        host.sh(f"systemctl daemon-reload; systemctl restart {' '.join(units)}")
+
+
+def test_an_older_kernel_stops_no_installation_and_a_real_fault_does(host: Host) -> None:
+    """Before, systemd called the end of the barrier a failure, and `install` ended there."""
+    filtered = "SystemCallFilter=~fanotify_init\nSystemCallErrorNumber=ENOSYS\n"
+    with drop_in(host, filtered):
+        host.run(INSTALL)
+        for unit, why in (
+            ("inx-barrier", "this kernel cannot hold a collection"),
+            ("inx-guard", "this kernel cannot keep containers from the store's lock files"),
+        ):
+            assert state_of(host, unit) == "inactive"
+            assert why in host.run(["journalctl", "-u", unit, "-o", "cat", "-n", "20"]).stdout
+    with drop_in(host, "ExecStart=\nExecStart=/bin/false\n"):
+        assert host.run(INSTALL, check=False).returncode
+    assert check(host) == (0, [])

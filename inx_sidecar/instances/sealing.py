@@ -1,14 +1,19 @@
 """Which generations of an instance may be booted, and the seals that inx writes beside them."""
 
+import contextlib
+import os
 from typing import Final
 
+from inx_sidecar.base import paths
+from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.nix.generations import Append, DropSeals, Generations, Seal, Select
 from inx_sidecar.nix.seals import Sealer
 from inx_sidecar.roots import direct_roots, system_roots
 
-# Uuids of instances whose seals were renewed at a start, while Incus may not have the key yet.
-_renewed: Final[set[str]] = set()
+# In the directory of an instance whose seals were renewed at a start, while Incus may not have the
+# key yet: another sidecar may be asked next.
+_RENEWED: Final = "renewed"
 
 
 def sealer_of(instance: Instance) -> Sealer:
@@ -17,10 +22,12 @@ def sealer_of(instance: Instance) -> Sealer:
     Seals without a uuid, as inx wrote them first, count for the systems that this instance ran last
     on this host: only host root can write these roots.
     """
+    mark = _mark_of(instance)
     if instance.sealed_for == instance.uuid:
-        _renewed.discard(instance.uuid)
+        with contextlib.suppress(OSError):
+            os.unlink(mark)
         return Sealer(instance.uuid)
-    if instance.uuid in _renewed:
+    if os.path.lexists(mark):
         return Sealer(instance.uuid)
     ran = (
         direct_roots.path_of(instance.lxc_name, instance.uuid, name)
@@ -61,4 +68,15 @@ def note_renewed(instance: Instance) -> None:
     """The start has written what `with_all_seals` gave: from now on seals of another instance do
     not count here. A container that keeps Incus from writing the key gains nothing."""
     if instance.sealed_for != instance.uuid:
-        _renewed.add(instance.uuid)
+        try:
+            with open(_mark_of(instance), "w"):
+                pass
+        except OSError as error:
+            instance_log(instance.lxc_name).warning(
+                "seals of its source still count: cannot write %s: %s",
+                error.filename, error.strerror,
+            )  # fmt: skip
+
+
+def _mark_of(instance: Instance) -> str:
+    return f"{paths.state_dir(instance.uuid)}/{_RENEWED}"

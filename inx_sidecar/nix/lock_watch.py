@@ -20,8 +20,9 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.journal import instance_log
+from inx_sidecar.kernel.cgroups import cgroup_text, container_in, container_of
 from inx_sidecar.kernel.flocks import File, awaited_file, held_files
-from inx_sidecar.nix.daemon_processes import end_daemon, end_worker, workers
+from inx_sidecar.nix.daemon_processes import end_daemon, end_worker, instance_in, workers
 from inx_sidecar.nix.lock_waits import Ending, LockWaits, Times, too_large
 
 # An open: device, inode, thread, and the instance whose daemon opens, or "" for the host.
@@ -64,6 +65,7 @@ class Watch:
         poll = select.poll()
         for fd in opens:
             poll.register(fd, select.POLLIN)
+        self.find_earlier_waits()
         next_look = next_roots = 0.0
         while True:
             waking = min(next_look, next_roots) if self._waits.threads() else next_roots
@@ -77,6 +79,18 @@ class Watch:
             if begin >= next_roots:
                 self.look_at_temporary_roots()
                 next_roots = _after(begin, _ROOTS_SECONDS)
+
+    def find_earlier_waits(self) -> None:
+        """Find the threads that wait in flock(2) already: no guard has told of their opens."""
+        own = container_of(os.getpid())
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+                    if file := awaited_file(thread):
+                        cgroups, now = cgroup_text(thread), time.monotonic()
+                        if container_in(cgroups) in (None, own):
+                            instance = instance_in(cgroups)
+                            self._waits.opened(instance, thread, file, now, tried=False)
 
     def look(self) -> None:
         """End holders for which somebody has waited too long."""

@@ -107,7 +107,7 @@ def test_a_token_is_not_built_with_and_not_shown(incus: Incus, host: Host, ref: 
     assert incus.start(name, check=False).returncode
     incus.set(running, f"user.inx.flake={ref}#web")
     for each in (name, running):
-        status = incus.wait_status(each, ".*contains a password or a token")
+        status = incus.wait_status(each, ".*(contains a password or a token|may be a credential)")
         assert "***" in status and TOKEN not in status
         assert TOKEN not in incus.console(each) + incus.log(each)
         assert TOKEN not in "\n".join(journal(host, each))

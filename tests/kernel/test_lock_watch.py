@@ -221,6 +221,26 @@ def test_a_build_of_the_host_gets_the_lock_before_the_next_client(
     again.kill()
 
 
+def test_who_waited_before_the_guard_started_is_seen(
+    lock: Path, daemons: list[str], start: Start
+) -> None:
+    status = lock.stat()
+    started_holder(start, lock, daemons[0])
+    waiter = start(locks(lock))
+    eventually(lambda: awaited_file(waiter.pid) == (status.st_dev, status.st_ino))
+    before = _children()
+    watcher = Watcher(lambda: PATIENCE, str, lambda: None, TIMES)
+    watcher.start()
+    (watching,) = _children() - before
+    eventually(waiter.succeeded)
+    watcher.stop()
+    os.waitpid(watching, 0)
+
+
+def _children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
 def test_many_short_holders_of_gc_lock_delay_no_collection(
     guard: Watcher, lock: Path, daemons: list[str], start: Start
 ) -> None:
@@ -274,10 +294,11 @@ def test_a_flood_of_opens_and_locks_hides_nobody(
 
 def test_another_watching_process_follows_one_that_ended() -> None:
     watcher = Watcher(lambda: PATIENCE, str, lambda: None, TIMES)
+    before = _children()
     watcher.start()
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    os.kill(int(children.read_text()), signal.SIGKILL)
-    os.wait()
+    (watching,) = _children() - before
+    os.kill(watching, signal.SIGKILL)
+    os.waitpid(watching, 0)
     watcher.read()
     watcher.tell((1, 2), 3, "")
     assert watcher.fd == -1 and not watcher.start_again_if_ended()

@@ -9,7 +9,6 @@ with the text of a store path.
 """
 
 import asyncio
-import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,29 +20,19 @@ from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.paths import GCROOTS_INSIDE
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.syscalls import (
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
-    mount_id,
-    openat2,
-    opened,
-)
+from inx_sidecar.kernel.syscalls import opened
+from inx_sidecar.links.link_lookup import look_up
 from inx_sidecar.links.registration_copy import write_copy
 from inx_sidecar.links.root_directories import INIT, RootDirectory, root_directories_of
-from inx_sidecar.nix.store_paths import store_path_of
 
 # After so many seconds a file system counts as one that does not answer: what was found there
 # before is kept.
 _SECONDS: Final = 4.0
-# These errors say for certain that there is no link. Others may be due to the moment, or to a right
-# that the container's root lacks.
-_NO_SUCH_LINK: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 # The child writes it before each answer. JSON takes it for white space.
 _ANSWER_BEGINS: Final = b" "
 _COPY_INCOMPLETE: Final = "copies and snapshots lack roots"
 _MAX_FOUND: Final = 4
 _MAX_TARGETS: Final = 64
-_RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
 @dataclass(frozen=True)
@@ -190,7 +179,7 @@ def _answer(
     last_found: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     os.write(answers, _ANSWER_BEGINS)
-    answer = _resolve(text, roots, complete)
+    answer = look_up(text, roots, complete)
     # A container may have any number of places.
     answer["found"] = sorted(answer["found"], key=_init_first)[:_MAX_FOUND]
     if len(answer["targets"]) > _MAX_TARGETS:
@@ -204,79 +193,6 @@ def _answer(
 
 def _init_first(place: str) -> tuple[bool, str]:
     return not place.startswith(INIT), place
-
-
-def _resolve(text: str, roots: Sequence[RootDirectory], complete: bool) -> dict[str, Any]:
-    """The fields of a ResolvedLink, as JSON carries them."""
-    targets: dict[str, bool] = {}
-    found, missing = [], []
-    sure = complete
-    for number, root in enumerate(roots):
-        try:
-            target, mount = _read_link(root.fd, text)
-        except OSError as error:
-            if error.errno not in _NO_SUCH_LINK:
-                sure = False
-                continue
-            target, mount = "", _mount_above(root.fd, text)
-        path = store_path_of(target)
-        if path is not None:
-            home = number == 0 and mount == root.mount
-            targets[path] = targets.get(path, False) or home
-            found.append(_place(root, text, mount))
-        else:
-            missing.append(_place(root, text, mount))
-    return {"targets": targets, "found": found, "missing": missing, "sure": sure}
-
-
-def _place(root: RootDirectory, text: str, mount: int) -> str:
-    """The root directory and, if `mount` begins below it, the component of `text` where."""
-    if mount == root.mount:
-        return root.identity
-    components = [part for part in text.split("/") if part]
-    first: int | None = None
-    for count in range(len(components) - 1, -1, -1):
-        try:
-            if _mount_id_at(root.fd, components[:count]) == mount:
-                first = count
-            elif first is not None:
-                break
-        except OSError:
-            continue
-    return f"{root.identity}@{first}"
-
-
-def _mount_id_at(root: int, components: Sequence[str]) -> int:
-    """The mount of a directory below `root`."""
-    path = "/".join(components) or "."
-    with opened(openat2(root, path, os.O_PATH | os.O_DIRECTORY, _RESOLVE)) as directory:
-        return mount_id(directory)
-
-
-def _read_link(root: int, text: str) -> tuple[str, int]:
-    """The text of the link at the path `text`, empty if it is no link, and its mount."""
-    flags = os.O_PATH | os.O_NOFOLLOW
-    with opened(openat2(root, text.lstrip("/"), flags, _RESOLVE)) as link:
-        mount = mount_id(link)
-        try:
-            return os.readlink("", dir_fd=link), mount
-        except FileNotFoundError:
-            return "", mount  # readlink(2): an empty path that is no link
-
-
-def _mount_above(root: int, text: str) -> int:
-    """The mount of the deepest directory of the path `text` that exists."""
-    components = [part for part in text.split("/") if part]
-    low, high = 0, len(components)
-    deepest = mount_id(root)
-    while low < high:
-        middle = (low + high) // 2
-        try:
-            deepest = _mount_id_at(root, components[:middle])
-            low = middle + 1
-        except OSError:
-            high = middle
-    return deepest
 
 
 def _read_answers(texts: Sequence[str], answers: int) -> dict[str, ResolvedLink]:

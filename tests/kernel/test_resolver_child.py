@@ -134,7 +134,7 @@ def test_links_are_resolved_as_the_containers_root(
         ids = [line.split()[1:] for line in lines if line.startswith(("Uid:", "Gid:", "Groups:"))]
         raise AssertionError(f"{ids} {os.readlink('/proc/self/ns/user') == namespace}")
 
-    monkeypatch.setattr(resolver, "_resolve", spy)
+    monkeypatch.setattr(resolver, "look_up", spy)
     with pytest.raises(RuntimeError) as caught:
         web.resolve("/root/result")
     assert str(caught.value).rstrip().endswith(f"{[['0'] * 4] * 2 + [[]]} True")

@@ -6,8 +6,10 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.checks.finding import Finding, at_least
 from inx_sidecar.container.forwarding import bridges_dropped_by_docker
-from inx_sidecar.incus import api
+from inx_sidecar.incus import api, last_known
 from inx_sidecar.incus import members as cluster
+from inx_sidecar.incus.running_record import Running
+from inx_sidecar.instances import takeover
 from inx_sidecar.instances.missing_hooks import (
     has_hooks,
     may_use_inx,
@@ -78,8 +80,19 @@ async def instances() -> list[Finding]:
     for instance in await cluster.list_own_instances():
         if may_use_inx(instance) or names & set(instance["profiles"]):
             subject = f"instance {instance['name']!r} of project {instance['project']!r}"
-            findings.append(Finding(subject, problem_of(instance, profiles, wanted)))
+            problem = problem_of(instance, profiles, wanted)
+            uuid = instance["expanded_config"].get("volatile.uuid", "")
+            findings.append(Finding(subject, problem or _running_problem(uuid)))
     return findings
+
+
+def _running_problem(uuid: str) -> str:
+    """What the sidecar lacks to look after the instance `uuid`; empty if all is well."""
+    running = Running.load(uuid) if uuid else None
+    if running is None:
+        return ""
+    problem = takeover.problem_of(uuid)
+    return f"not taken over: {problem}" if problem else last_known.problem_of(running.facts)
 
 
 async def members() -> list[Finding]:

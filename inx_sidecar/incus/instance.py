@@ -95,15 +95,19 @@ def read_instance(facts: LxcFacts) -> Instance:
     """The instance that `facts` describe; InstanceError if backup.yaml cannot be used."""
     lxc_name = facts.lxc_name
     path = f"{os.path.dirname(os.path.realpath(facts.rootfs))}/backup.yaml"
+    incomplete = InstanceError(f"{path} of {lxc_name!r} is incomplete, or not what Incus writes")
     try:
         with open(path, "rb") as file:
             document = yaml.load(file, Loader=_LOADER)
-    except (OSError, yaml.YAMLError) as error:
+        instance = parse_instance(document["container"], facts)
+    except OSError as error:
         raise InstanceError(f"cannot read {path} of {lxc_name!r}: {reason_of(error)}") from None
-    try:
-        return parse_instance(document["container"], facts)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InstanceError(f"{path} of {lxc_name!r} is not what Incus writes: {error!r}") from None
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        raise incomplete from None
+    # A file that Incus could not write to its end may end within the name of the project.
+    if instance.lxc_name != lxc_name:
+        raise incomplete
+    return instance
 
 
 def parse_instance(api: Mapping[str, Any], facts: LxcFacts) -> Instance:

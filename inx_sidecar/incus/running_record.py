@@ -85,10 +85,19 @@ class Running:
     @classmethod
     def load(cls, uuid: str) -> Self | None:
         """The record of instance `uuid`; None if there is none or its process has ended."""
+        found = cls.read(uuid)
+        try:
+            runs = found is not None and process_start_time(found.pid) == found.started
+        except (OSError, ValueError):
+            return None
+        return found if runs else None
+
+    @classmethod
+    def read(cls, uuid: str) -> Self | None:
+        """As `load`, also if the process has ended, as at the hook stop."""
         try:
             with open(_path(uuid)) as file:
-                found = cls._from_json(json.load(file))
-            return found if process_start_time(found.pid) == found.started else None
+                return cls._from_json(json.load(file))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

@@ -1,11 +1,13 @@
 """`user.inx.status*` keys of instances, kept up to date through Incus' API; the newest status wins.
 
 A status is written only if Incus has another one. No hook waits for the write: Incus refuses writes
-to an instance that starts. A refused write is repeated with exponential backoff, until it succeeds,
-the instance is gone, or 15 minutes have passed.
+to an instance that starts. A refused write is repeated with exponential backoff, until it succeeds
+or the instance is gone. On a full storage pool, Incus takes the status, but cannot write
+backup.yaml; then the repeated write brings that file back.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -22,8 +24,11 @@ _TEXT_KEY: Final = "user.inx.status"
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
 _TEXT_MAX: Final = 400
 _FIRST_RETRY_SECONDS: Final = 0.1
-_LAST_RETRY_SECONDS: Final = 5.0
-_GIVE_UP_SECONDS: Final = 900.0
+# A start or another request of a user takes no longer than a minute; a longer refusal has a cause
+# that may last.
+_BUSY_RETRY_SECONDS: Final = 5.0
+_BUSY_SECONDS: Final = 60.0
+_LAST_RETRY_SECONDS: Final = 300.0
 # After a refused start, Incus undoes the start, and a user may react: a write would disturb both.
 _AFTER_REFUSAL_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 2.0
@@ -65,6 +70,13 @@ def visible_config(config: dict[str, str], note: str, *, isolated: bool) -> dict
     return config | {_TEXT_KEY: redact_store_paths(text) if isolated else text}
 
 
+def next_retry(retry: float, waited: float) -> float:
+    """The seconds until the next attempt, after an attempt that came `retry` seconds after the one
+    before it; all attempts for this status took `waited` seconds so far."""
+    most = _BUSY_RETRY_SECONDS if waited < _BUSY_SECONDS else _LAST_RETRY_SECONDS
+    return min(retry * 2, most)
+
+
 class StatusWriter:
     """Writes statuses in the background, one at a time for each instance.
 
@@ -76,8 +88,10 @@ class StatusWriter:
         self._wanted: dict[_Key, tuple[Instance, dict[str, str]]] = {}
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
         self._last: dict[_Key, dict[str, str]] = {}
-        self._notes: dict[_Key, str] = {}
+        self._notes: dict[_Key, dict[str, str]] = {}
         self._paused: dict[_Key, asyncio.Event] = {}
+        # Set when there is a newer status than the one that Incus refused.
+        self._news: dict[_Key, asyncio.Event] = {}
 
     def pause_writes(self, instance: Instance) -> None:
         """The instance stops: write nothing until `resume_writes`, for at most two seconds.
@@ -125,10 +139,12 @@ class StatusWriter:
         config = _config(instance, status)
         self._enqueue(instance, config, _DELAY_SECONDS if delayed else 0.0)
 
-    def set_note(self, instance: Instance, text: str) -> None:
-        """Add `text` to every status of `instance`; "" removes it."""
-        if self._notes.get(_key(instance), "") != text:
-            self._notes[_key(instance)] = text
+    def set_note(self, instance: Instance, subject: str, text: str) -> None:
+        """Add `text` to every status of `instance`, in place of what was noted on `subject` before;
+        "" removes it."""
+        notes = self._notes.setdefault(_key(instance), {})
+        if notes.get(subject, "") != text:
+            notes[subject] = text
             self.publish_saved(instance)
 
     def set_system(self, instance: Instance, status: Status) -> bool:
@@ -167,12 +183,15 @@ class StatusWriter:
 
     def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> bool:
         key = _key(instance)
-        config = visible_config(config, self._notes.get(key, ""), isolated=instance.isolated)
+        note = "; ".join(filter(None, self._notes.get(key, {}).values()))
+        config = visible_config(config, note, isolated=instance.isolated)
         last = self._last.get(key, {})
         if last | config == last:
             return False
         self._last[key] = last | config
         self._wanted[key] = (instance, config)
+        if key in self._news:
+            self._news[key].set()
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._write_wanted(key, delay))
         return True
@@ -190,16 +209,25 @@ class StatusWriter:
                     await incus.set_config(*owner, config)
                     retry = _FIRST_RETRY_SECONDS
                 except incus.IncusError as error:
-                    if error.code == _NOT_FOUND or waited > _GIVE_UP_SECONDS:
+                    if error.code == _NOT_FOUND:
                         instance_log(instance.lxc_name).debug("no status: %s", error)
                         self._last.pop(key, None)  # Incus does not have it
                         continue
                     self._wanted.setdefault(key, (instance, config))
-                    await asyncio.sleep(retry)
+                    await self._wait_for_news(key, retry)
                     waited += retry
-                    retry = min(retry * 2, _LAST_RETRY_SECONDS)
+                    retry = next_retry(retry, waited)
         finally:
             del self._tasks[key]
+            self._news.pop(key, None)
+
+    async def _wait_for_news(self, key: _Key, seconds: float) -> None:
+        """Wait `seconds` before the next attempt; a newer status is tried at once."""
+        news = self._news.setdefault(key, asyncio.Event())
+        news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await news.wait()
 
 
 def _key(instance: Instance) -> _Key:

@@ -19,7 +19,8 @@ from inx_sidecar.config.daemon_limits import daemon_limits
 from inx_sidecar.config.settings import load_settings
 from inx_sidecar.container import files
 from inx_sidecar.container.namespaces import Container
-from inx_sidecar.incus.instance import Instance, read_instance
+from inx_sidecar.incus import last_known
+from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.nix import build_ids, daemon_etc, host_settings
 from inx_sidecar.nix.daemon import is_running
@@ -156,10 +157,10 @@ class DaemonStarts:
 
 
 def _config(running: Running) -> Mapping[str, str]:
-    """The configuration at the start of the instance; without backup.yaml, which Incus loses when
-    the pool is full, an empty one, and so the limits of the settings."""
+    """The configuration; if nothing is known of it, an empty one, and so the limits of the
+    settings."""
     try:
-        return read_instance(running.facts).config
+        return last_known.find(running.facts).instance.config
     except InstanceError as error:
         instance_log(running.facts.lxc_name).error("%s", error)
         return {}

@@ -8,11 +8,12 @@ import asyncio
 import logging
 import os
 import shutil
+from typing import Final
 
 from inotify_simple import INotify
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import InxError
+from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.process import run
 from inx_sidecar.base.storage import names_full_storage, storage_error
@@ -20,6 +21,7 @@ from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
 from inx_sidecar.container.namespaces import Container
+from inx_sidecar.incus import last_known
 from inx_sidecar.incus.instance import Instance, LxcFacts, read_instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
@@ -34,12 +36,16 @@ from inx_sidecar.instances.starting import Starter
 from inx_sidecar.instances.stopped_status import stopped_text
 from inx_sidecar.instances.system_look import Look, look_at_system
 from inx_sidecar.instances.system_watch import SystemWatch
-from inx_sidecar.instances.takeover import take_over_all
+from inx_sidecar.instances.takeover import TakeOvers
 from inx_sidecar.instances.updates import Updater
 from inx_sidecar.nix.daemon import NixDaemon
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots.reconciler import RootReconciler
 from inx_sidecar.roots.system_roots import add_roots_of_stopped
+
+# The subjects of notes in the status.
+_STORAGE: Final = "storage"
+_TAKEOVER: Final = "takeover"
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +68,9 @@ class Lifecycle:
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
         self.daemons = DaemonStarts()
+        self._take_overs = TakeOvers(self._take_over, self._show_takeover)
+        # The instances that run and whose backup.yaml could not be used, by uuid.
+        self._without_backup: set[str] = set()
 
     async def pre_start(self, facts: LxcFacts) -> None:
         """Hook pre-start: decide what this start does, or refuse it; begin a build if needed."""
@@ -82,7 +91,10 @@ class Lifecycle:
     @names_full_storage
     async def mount(self, facts: LxcFacts, pid: int) -> None:
         """Hook mount: attach what the container needs, whose init is `pid` and has not begun."""
-        instance = read_instance(facts)
+        known = last_known.find(facts)
+        if not known.complete:
+            raise InstanceError(known.problem)
+        instance = known.instance
         state = self._state_of(instance.uuid)
         async with state.lock:
             check_uuid(instance)
@@ -98,7 +110,7 @@ class Lifecycle:
     @names_full_storage
     async def stop(self, facts: LxcFacts, target: str) -> None:
         """Hook stop: the container ends; with `target` "reboot" it starts again at once."""
-        instance = read_instance(facts)
+        instance = last_known.find(facts).instance
         state = self._state_of(instance.uuid)
         async with state.lock:
             if other_with_uuid(instance) is not None:
@@ -108,6 +120,7 @@ class Lifecycle:
             await state.cancel_build()
             state.container_ended()
             state.deployment = None
+            self._without_backup.discard(instance.uuid)
             await add_roots_of_stopped(self._gc, instance)
             await self.reconciler.instance_stopped(instance)
             if target == "reboot":  # the container gets another network namespace
@@ -138,6 +151,11 @@ class Lifecycle:
     async def _update_now(self, state: InstanceState, instance: Instance) -> bool:
         """False if an activation has to be awaited first."""
         self._statuses.set_known_status(instance)
+        if instance.uuid in self._without_backup:
+            problem = last_known.problem_of(instance.facts)
+            self._statuses.set_note(instance, _STORAGE, problem)
+            if not problem:
+                self._without_backup.discard(instance.uuid)
         if bootstrap.is_waiting(instance.uuid):
             await self._boot_builder.reconsider(state, instance)
             return True
@@ -177,7 +195,7 @@ class Lifecycle:
                 raise
             log.error("%s", known)
         self._systems.open()
-        await take_over_all(self._take_over)
+        await self._take_overs.begin()
 
     async def _take_over(self, uuid: str, running: Running) -> None:
         state, facts = self._state_of(uuid), running.facts
@@ -185,7 +203,8 @@ class Lifecycle:
             state.pid, state.mapped = running.pid, running.mapped
             state.claims = dict.fromkeys(running.claims, facts.lxc_name)
             state.mounted.set()
-            instance = running.as_started(read_instance(facts))
+            known = last_known.find(facts)
+            instance = running.as_started(known.instance)
             if running.sealed:
                 note_renewed(instance)
             self._statuses.set_known_status(instance)
@@ -196,20 +215,32 @@ class Lifecycle:
                 self.daemons.follow(uuid, running)
             state.daemon.prepare()
             self.reconciler.instance_started(instance, running)
+            if known.problem:
+                instance_log(facts.lxc_name).warning("%s", known.problem)
+                self._without_backup.add(uuid)
+                self._statuses.set_note(instance, _STORAGE, known.problem)
+            else:
+                last_known.save(known.instance)
             if bootstrap.is_waiting(uuid):
                 state.container = Container(running.pid, facts.lxc_name)
                 if Running.load(uuid) is None:
                     state.container_ended()  # meanwhile; its PID may belong to another process
                     return
-                await self._boot_builder.proceed(state, await deploy(self._gc, instance))
+                if known.complete:  # else Incus says what to build (`update`)
+                    await self._boot_builder.proceed(state, await deploy(self._gc, instance))
             else:
                 self._statuses.publish_saved(instance)
                 self._systems.begin(instance, ran=True)
                 bootstrap.remove_stale_console(uuid)
         instance_log(facts.lxc_name).info("taken over")
 
+    def _show_takeover(self, uuid: str, running: Running, problem: str) -> None:
+        text = f"not taken over: {problem}" if problem else ""
+        self._statuses.set_note(last_known.from_record(uuid, running), _TAKEOVER, text)
+
     async def close(self) -> None:
         """Stop the builds; leave everything else as it is for the next sidecar."""
+        await self._take_overs.close()
         await self.reconciler.close()
         await self._systems.close()
         await self.daemons.close()

@@ -12,6 +12,7 @@ from inx_sidecar.config.nic_setup import claims, excluded_claims
 from inx_sidecar.container import bootstrap, network
 from inx_sidecar.container.mounts import HostDirectory, attach_mounts
 from inx_sidecar.container.namespaces import Container
+from inx_sidecar.incus import last_known
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import Status, StatusWriter
@@ -82,6 +83,7 @@ class Starter:
         instance, plan = deployment.instance, deployment.plan
         await state.await_daemon_units(_DAEMON_SECONDS)
         make_private(instance.uuid)
+        last_known.save(instance)
         state.daemon.prepare()
         notice = fallback_text(plan, deployment.present) if isinstance(plan, Boot) else ""
         notice = redact_store_paths(notice) if instance.isolated else notice

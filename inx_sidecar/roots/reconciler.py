@@ -40,6 +40,8 @@ _LONGEST_SECONDS: Final = 60.0
 _AT_ONCE: Final = 8
 # What an instance links is compared longer than that only in the background: nothing waits for it.
 _PATIENCE_SECONDS: Final = 5.0
+# The subject of notes in the status.
+_ROOTS: Final = "roots"
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +277,7 @@ class RootReconciler:
     def _show_status(self, mirror: Mirror) -> None:
         instance = self._instances.get(mirror.uuid)
         if instance is not None:
-            self._statuses.set_note(instance, mirror.status())
+            self._statuses.set_note(instance, _ROOTS, mirror.status())
 
     def _runs(self, item: ListedInstance) -> bool:
         mirror = self._watch.get(item.uuid)

@@ -74,9 +74,9 @@ def bump(incus: Incus, name: str, text: str = "2") -> None:
     incus.set(name, f"user.inx.update={text}")
 
 
-def start_building(incus: Incus, flake: str) -> str:
+def start_building(incus: Incus, flake: str, *args: str) -> str:
     """An instance whose init waits for a build that runs."""
-    name = incus.init(flake=f"{flake}#web")
+    name = incus.init(*args, flake=f"{flake}#web")
     incus.start(name)
     wait_build(incus, name)
     incus.wait_status(name, "building$")

@@ -126,4 +126,4 @@ def test_the_error_names_a_backup_file_that_incus_did_not_write(
     (tmp_path / "backup.yaml").write_text(text)
     facts = f"LXC_NAME=web\0LXC_ROOTFS_PATH={tmp_path}/rootfs\0LXC_CONFIG_FILE="
     status, message = answer(f"pre-start\0{facts}".encode())
-    assert status == InstanceError.status and "is not what Incus writes" in message
+    assert status == InstanceError.status and "or not what Incus writes" in message

@@ -21,10 +21,12 @@ TEXT = """container:
 """
 
 
-def read(tmp_path: Path, project: str = "default", privileged: str = "") -> Instance:
+def read(
+    tmp_path: Path, project: str = "default", privileged: str = "", lxc_name: str = "web"
+) -> Instance:
     text = TEXT.format(project=project, privileged=privileged)
     (tmp_path / "backup.yaml").write_text(text)
-    return read_instance(LxcFacts("web", f"{tmp_path}/rootfs", "/run/lxc.conf"))
+    return read_instance(LxcFacts(lxc_name, f"{tmp_path}/rootfs", "/run/lxc.conf"))
 
 
 def test_every_value_is_text(tmp_path: Path) -> None:
@@ -47,4 +49,4 @@ def test_truth_as_incus_spells_it(tmp_path: Path, text: str, privileged: bool) -
 
 def test_lxc_names_the_project_too(tmp_path: Path) -> None:
     assert read(tmp_path).lxc_name == "web"
-    assert read(tmp_path, project="dev").lxc_name == "dev_web"
+    assert read(tmp_path, project="dev", lxc_name="dev_web").lxc_name == "dev_web"

@@ -10,7 +10,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.incus import api, status
 from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance, LxcFacts
-from inx_sidecar.incus.status import Status, StatusWriter, visible_config
+from inx_sidecar.incus.status import Status, StatusWriter, next_retry, visible_config
 
 pytestmark = pytest.mark.life
 
@@ -91,6 +91,39 @@ def test_another_system_changes_the_status_that_was_saved_once(
             "sealed": "uuid",
         },
     ]  # fmt: skip
+
+
+def test_refused_writes_are_repeated_ever_more_slowly_and_never_given_up() -> None:
+    retry, waited, attempts = 0.1, 0.0, 0
+    while waited < 24 * 3600:
+        waited, attempts = waited + retry, attempts + 1
+        retry = next_retry(retry, waited)
+        assert retry <= 5 or waited > 60, "an instance that starts has its status soon"
+    assert retry == 300 and attempts < 350
+
+
+def test_a_newer_status_does_not_wait_for_the_next_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
+    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    texts: list[str] = []
+
+    async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
+        texts.append(config["user.inx.status"])
+        if texts[-1] == "first":
+            raise IncusError("no space left on device", 500)
+
+    monkeypatch.setattr(api, "set_config", set_config)
+    monkeypatch.setattr(status, "_FIRST_RETRY_SECONDS", 300.0)
+
+    async def main() -> None:
+        statuses = StatusWriter()
+        statuses.publish(instance, Status("first"))
+        while not texts:
+            await asyncio.sleep(0)
+        await statuses.publish_and_wait(instance, Status("second"))
+
+    asyncio.run(main())
+    assert texts == ["first", "second"]
 
 
 def test_a_status_that_incus_did_not_take_is_written_when_it_is_published_again(

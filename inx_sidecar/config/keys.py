@@ -69,6 +69,15 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
     )
 
 
+def configured(config: Mapping[str, str]) -> Mapping[str, str]:
+    """`config` without what inx and Incus write."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("volatile.") and not _WRITTEN_BY_INX.fullmatch(key)
+    }
+
+
 def asked_for(config: Mapping[str, str]) -> Mapping[str, str]:
     """What `config` asks inx for: its keys of inx, without those that inx writes."""
     return {

@@ -21,6 +21,9 @@ from inx_sidecar.incus.instance import SEALED, Instance
 from inx_sidecar.nix.store_paths import redact_store_paths
 
 _TEXT_KEY: Final = "user.inx.status"
+# The text while a build runs, and after a stop that ended the build.
+BUILDING: Final = "building"
+_INTERRUPTED: Final = "failed: it stopped while its system was built; start it to build again"
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
 _TEXT_MAX: Final = 400
 _FIRST_RETRY_SECONDS: Final = 0.1
@@ -166,7 +169,15 @@ class StatusWriter:
 
     def publish_refusal(self, instance: Instance, error: InxError) -> None:
         """Write that a hook refused the start of `instance`, after Incus has undone the start."""
-        self._enqueue(instance, Status(f"failed: {error}").config(), _AFTER_REFUSAL_SECONDS)
+        status = Status(f"failed: {error}")
+        self.save_for_successor(instance, status)
+        self._enqueue(instance, status.config(), _AFTER_REFUSAL_SECONDS)
+
+    def publish_interruption(self, instance: Instance) -> None:
+        """The instance stops: its status does not go on to say that a build runs."""
+        config = _load_saved(instance.uuid)
+        if config is not None and config[_TEXT_KEY] == BUILDING:
+            self._enqueue(instance, config | {_TEXT_KEY: _INTERRUPTED})
 
     def publish_saved(self, instance: Instance) -> None:
         """Write the status that was saved last, perhaps by the previous sidecar."""

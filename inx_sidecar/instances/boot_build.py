@@ -2,7 +2,7 @@
 
 import asyncio
 
-from inx_sidecar.base.errors import InxError
+from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds import build
@@ -15,7 +15,7 @@ from inx_sidecar.incus.status import Status, StatusWriter
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
-from inx_sidecar.instances.plan import Boot, Build
+from inx_sidecar.instances.plan import Boot, Build, boot_fallback
 from inx_sidecar.instances.retries import BuildPauses
 from inx_sidecar.instances.sealing import with_all_seals
 from inx_sidecar.instances.starting import Starter
@@ -71,7 +71,7 @@ class BootBuilder:
         state.deployment = deployment
         if isinstance(deployment.plan, Boot):
             console = console_of(deployment.instance)
-            await self._let_init_boot(state, deployment, deployment.plan, console)
+            await self._let_init_boot_or_fall_back(state, deployment, deployment.plan, console)
         else:
             self.begin_if_needed(state)
 
@@ -90,7 +90,7 @@ class BootBuilder:
             boot = await self._built(deployment, plan, console)
             await state.mounted.wait()
             async with state.lock:
-                await self._let_init_boot(state, deployment, boot, console)
+                boot = await self._let_init_boot_or_fall_back(state, deployment, boot, console)
             source = deployment.spec.source
             instance_log(instance.lxc_name).info("runs %s from %s", boot.system, source)
         except InxError as error:
@@ -120,7 +120,24 @@ class BootBuilder:
             return Boot(system, plan.fallback, str(error))
         self._pauses.forget(instance.uuid)
         console.print(f"inx: starting {system}")
-        return Boot(system, Append(system, plan.fingerprint, spec.keep))
+        change = Append(system, plan.fingerprint, spec.keep)
+        return Boot(system, change, fallback=plan.fallback)
+
+    async def _let_init_boot_or_fall_back(
+        self, state: InstanceState, deployment: Deployment, boot: Boot, console: bootstrap.Console
+    ) -> Boot:
+        """As `_let_init_boot`; if the generation cannot be written, boot one that is there. Returns
+        what is booted."""
+        try:
+            await self._let_init_boot(state, deployment, boot, console)
+            return boot
+        except InstanceError as error:
+            other = boot_fallback(boot, deployment.present, str(error))
+            if other is None or state.container is None:
+                raise
+            log_failure(deployment.instance.facts, error)
+            await self._let_init_boot(state, deployment, other, console)
+            return other
 
     @names_full_storage
     async def _let_init_boot(

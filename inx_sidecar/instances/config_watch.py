@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from inx_sidecar.base.errors import ConfigError, InxError
 from inx_sidecar.base.journal import instance_log
-from inx_sidecar.config.keys import asked_for
+from inx_sidecar.config.keys import asked_for, configured
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
@@ -25,7 +25,7 @@ from inx_sidecar.instances.missing_hooks import (
     shipped_raw_lxc,
     was_told,
 )
-from inx_sidecar.instances.retries import BURST_SECONDS, Pace, Retries
+from inx_sidecar.instances.retries import BURST_SECONDS, Pace, Repeats, Retries
 
 # After so many seconds without an event all instances are looked at: an event may have been lost.
 _QUIET_SECONDS: Final = 600.0
@@ -58,6 +58,7 @@ class ConfigWatch:
         # The last error of each instance: the same error is logged once.
         self._logged: dict[_Key, str] = {}
         self._retries = Retries()
+        self._repeats = Repeats()
         self._pace_of_all = Pace()
         self._member = ""
 
@@ -134,7 +135,11 @@ class ConfigWatch:
         if instance is None:
             self._logged.pop(key, "")
             self._retries.succeeded(key)
+            self._repeats.forget(key)
             await self._look_at_stopped(api, by_itself=by_itself)
+            return
+        look_again = functools.partial(self._look_at, project, name)
+        if self._repeats.must_wait(key, seen_in(instance), look_again):
             return
         wish = wish_of(instance)
         if self._retries.must_wait(key, wish):
@@ -147,7 +152,6 @@ class ConfigWatch:
             if logged != str(error):
                 instance_log(instance.lxc_name).error("%s", error)
             if not isinstance(error, ConfigError):
-                look_again = functools.partial(self._look_at, project, name)
                 self._retries.failed(key, wish, error, look_again)
                 return
         self._retries.succeeded(key)
@@ -189,6 +193,13 @@ def wish_of(instance: Instance) -> object:
     """What `instance` is asked to be, and which start of it."""
     running = Running.load(instance.uuid)
     return asked_for(instance.config), running.started if running is not None else 0
+
+
+def seen_in(instance: Instance) -> object:
+    """All that `instance` is configured to be, and which start of it: without what inx and Incus
+    write."""
+    running = Running.load(instance.uuid)
+    return configured(instance.config), running.started if running is not None else 0
 
 
 def running_instance(api: Mapping[str, Any]) -> Instance | None:

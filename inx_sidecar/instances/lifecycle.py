@@ -118,6 +118,7 @@ class Lifecycle:
             self._statuses.pause_writes(instance)
             self._systems.end(instance.uuid)
             await state.cancel_build()
+            self._statuses.publish_interruption(instance)
             state.container_ended()
             state.deployment = None
             self._without_backup.discard(instance.uuid)

@@ -13,11 +13,13 @@ class Boot:
     """The system is in the store: boot it, after `change`, if any, is written to the profile.
 
     `fallback_reason` says why this is not the system that the spec asks for; empty if it is.
+    `fallback` is a generation that can be booted if `change` cannot be written.
     """
 
     system: str
     change: Select | Append | None = None
     fallback_reason: str = ""
+    fallback: Select | None = None
 
     def describe(self) -> str:
         return f"boot {self.system}"
@@ -79,7 +81,7 @@ def choose_plan(
         if fingerprint != present.fingerprint or not usable:
             if target not in valid({target}):
                 return Build(fingerprint, missing=target, fallback=fallback)
-            return Boot(target, Append(target, fingerprint, spec.keep))
+            return Boot(target, Append(target, fingerprint, spec.keep), fallback=fallback)
     else:
         fingerprint = spec.fingerprint()
         if fingerprint != present.fingerprint:
@@ -94,6 +96,14 @@ def _boot_generation(choice: Select, present: Generations, fallback_reason: str 
     """Boot a generation that exists; its links are written only if they differ from `choice`."""
     unchanged = present.current == choice.number and present.pinned == choice.pinned
     return Boot(present.links[choice.number], None if unchanged else choice, fallback_reason)
+
+
+def boot_fallback(boot: Boot, present: Generations, reason: str) -> Boot | None:
+    """What to boot if the change of `boot` cannot be written, for `reason`, as on a full disk; None
+    if there is nothing else."""
+    if boot.fallback is None:
+        return None
+    return _boot_generation(boot.fallback, present, fallback_reason=reason)
 
 
 def _plan_pinned(

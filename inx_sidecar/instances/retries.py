@@ -114,6 +114,49 @@ class BuildPauses:
         self._begun.pop(key, None)
 
 
+@dataclass
+class _Look:
+    """A look at what `seen` says. The next one is due at the time `until`; after it, the pause is
+    `seconds` long. `timer` is set if a look waits."""
+
+    seen: object
+    seconds: float
+    until: float
+    timer: asyncio.TimerHandle | None = None
+
+
+class Repeats:
+    """Looks at an instance whose configuration is what it was at the look before: ever later.
+
+    What a look finds inside may change what inx writes, and each write of inx lets it look again.
+    """
+
+    def __init__(self) -> None:
+        self._looks: dict[Hashable, _Look] = {}
+
+    def must_wait(self, key: Hashable, seen: object, look_again: Callable[[], None]) -> bool:
+        """Whether a look at `seen` has to wait; then `look_again` is called when it has."""
+        loop = asyncio.get_running_loop()
+        now, last = loop.time(), self._looks.get(key)
+        if last is None or last.seen != seen or now > last.until + _LONGEST_SECONDS:
+            self.forget(key)
+            self._looks[key] = _Look(seen, BURST_SECONDS, now)
+            return False
+        if now >= last.until:
+            self.forget(key)
+            seconds = min(last.seconds * 2, _LONGEST_SECONDS)
+            self._looks[key] = _Look(seen, seconds, now + seconds)
+            return False
+        if last.timer is None:
+            last.timer = loop.call_at(last.until, look_again)
+        return True
+
+    def forget(self, key: Hashable) -> None:
+        last = self._looks.pop(key, None)
+        if last is not None and last.timer is not None:
+            last.timer.cancel()
+
+
 class Pace:
     """How long looks wait that may follow one another without end: each longer than the one before,
     up to `longest` seconds. After a time as long as `longest`, the pauses are short again."""

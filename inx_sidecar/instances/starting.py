@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import InxError, NetworkError, SystemMissingError
+from inx_sidecar.base.errors import InstanceError, InxError, NetworkError, SystemMissingError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.config.nic_setup import claims, excluded_claims
@@ -21,7 +22,7 @@ from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setu
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.other_system import refuse_other_system
-from inx_sidecar.instances.plan import Boot
+from inx_sidecar.instances.plan import Boot, boot_fallback
 from inx_sidecar.instances.private_directories import make_private
 from inx_sidecar.instances.sealing import note_renewed, with_all_seals
 from inx_sidecar.instances.status_text import (
@@ -117,7 +118,12 @@ class Starter:
             state.claims = dict.fromkeys(claims(setups), instance.lxc_name)
             await network.set_up(state.container, setups, self._network_lock)
             await state.daemon.wait_until_done(_DAEMON_SECONDS)
-            state.mapped = await self._attach(state.container, deployment)
+            try:
+                state.mapped = await self._attach(state.container, deployment)
+            except InstanceError as error:
+                deployment = state.deployment = with_fallback(deployment, error)
+                log_failure(instance.facts, error)
+                state.mapped = await self._attach(state.container, deployment)
             running = Running.of(deployment.instance, pid, state.mapped, state.claims)
             running.save(instance.uuid)
             if isinstance(deployment.plan, Boot):
@@ -172,3 +178,13 @@ class Starter:
         if not mapped:
             instance_log(container.name).warning("%s", UNMAPPED)
         return mapped
+
+
+def with_fallback(deployment: Deployment, error: InstanceError) -> Deployment:
+    """`deployment` with a generation that is there, since `error` kept the new one from being
+    written; `error` itself if there is none."""
+    plan = deployment.plan
+    other = boot_fallback(plan, deployment.present, str(error)) if isinstance(plan, Boot) else None
+    if other is None:
+        raise error
+    return replace(deployment, plan=other)

@@ -17,7 +17,7 @@ from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.incus.status import BUILDING, StatusWriter
 from inx_sidecar.instances.activate_update import activate_update, undo_generation
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.instance_state import InstanceState
@@ -133,7 +133,7 @@ class Updater:
                 # Old generations are pruned once the new one is active: an undo may need them.
                 return plan.system, replace(plan.change, keep=None)
             return plan.system, plan.change
-        self._publish(instance, "building")
+        self._publish(instance, BUILDING)
         journal = instance_log(instance.lxc_name)
         journal.info("%s", plan.describe())
         request = build.BuildRequest(

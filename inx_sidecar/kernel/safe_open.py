@@ -65,12 +65,32 @@ def _open(parent: int, name: str) -> int:
     )
 
 
+def set_link(dir_fd: int, name: str, target: str) -> None:
+    """As `replace_link`, but nothing is written if `name` is that link."""
+    if read_link(dir_fd, name) != target:
+        replace_link(dir_fd, name, target)
+
+
 def replace_link(dir_fd: int, name: str, target: str) -> None:
-    """Make `name` a link to `target`; whatever had the name is replaced in one rename(2)."""
+    """Make `name` a link to `target`; whatever had the name is replaced in one rename(2).
+
+    An OSError names `name`, never the temporary link, so that a repeated failure has the same text.
+    """
     temporary = f".inx-{secrets.token_hex(8)}"
-    os.symlink(target, temporary, dir_fd=dir_fd)
     try:
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.symlink(target, temporary, dir_fd=dir_fd)
+        try:
+            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except OSError:
+            os.unlink(temporary, dir_fd=dir_fd)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
+
+
+def read_link(dir_fd: int, name: str) -> str | None:
+    """The text of the link `name`; None if there is no such link, or it cannot be read."""
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
     except OSError:
-        os.unlink(temporary, dir_fd=dir_fd)
-        raise
+        return None

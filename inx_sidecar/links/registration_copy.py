@@ -11,7 +11,7 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.safe_open import open_directory, replace_link
+from inx_sidecar.kernel.safe_open import open_directory, set_link
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.links.indirect_roots import NAME, name_of
@@ -60,9 +60,7 @@ def write_copy(root: int, instance: str, add: Iterable[str], remove: Iterable[st
     """Change the copy below `root`; only in a child that has become the container's root."""
     with opened(open_directory(root, _PLACE, instance, make=True)) as auto:
         for path in add:
-            name = name_of(path)
-            if not _is(auto, name, path):
-                replace_link(auto, name, path)
+            set_link(auto, name_of(path), path)
         for path in remove:
             try:
                 os.unlink(name_of(path), dir_fd=auto)
@@ -97,10 +95,3 @@ def _register(uuid: str, paths_inside: Iterable[str]) -> None:
     for path in paths_inside:
         if not indirect_roots.exists(uuid, path):
             indirect_roots.put(uuid, path)
-
-
-def _is(auto: int, name: str, path: str) -> bool:
-    try:
-        return os.readlink(name, dir_fd=auto) == path
-    except OSError:
-        return False

@@ -19,7 +19,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.kernel.safe_open import open_directory, replace_link
+from inx_sidecar.kernel.safe_open import open_directory, read_link, replace_link
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix.store_paths import STORE_PATH
 
@@ -166,7 +166,7 @@ class Seal:
 
     def apply(self, dir_fd: int) -> int:
         for number, (system, seal) in self.seals.items():
-            if _read_link(dir_fd, f"system-{number}-link") == system:
+            if read_link(dir_fd, f"system-{number}-link") == system:
                 replace_link(dir_fd, f"system-{number}-seal", seal)
         return self.then.apply(dir_fd) if self.then is not None else 0
 
@@ -184,8 +184,8 @@ class DropSeals:
     def apply(self, dir_fd: int) -> int:
         for number in self.numbers:
             seal = f"system-{number}-seal"
-            gone = _read_link(dir_fd, f"system-{number}-link") is None
-            if gone and _read_link(dir_fd, seal) is not None:
+            gone = read_link(dir_fd, f"system-{number}-link") is None
+            if gone and read_link(dir_fd, seal) is not None:
                 _remove_link(dir_fd, seal)
         return self.then.apply(dir_fd) if self.then is not None else 0
 
@@ -238,29 +238,22 @@ def read_links(
             elif match := _SEAL.fullmatch(entry.name):
                 if entry.is_symlink():
                     sealed.add(int(match[1]))
-    selected = _LINK.fullmatch(os.path.basename(_read_link(dir_fd, "system") or ""))
+    selected = _LINK.fullmatch(os.path.basename(read_link(dir_fd, "system") or ""))
     chosen = {int(selected[1])} & numbers if selected else set()
     links: dict[int, str] = {}
     for number in chosen.union(heapq.nlargest(most, numbers)):
-        target = _read_link(dir_fd, f"system-{number}-link")
+        target = read_link(dir_fd, f"system-{number}-link")
         if target and STORE_PATH.fullmatch(target):
             links[number] = target
-    seals = {number: _read_link(dir_fd, f"system-{number}-seal") for number in links}
+    seals = {number: read_link(dir_fd, f"system-{number}-seal") for number in links}
     return Generations(
         links=links,
         current=next(iter(chosen & links.keys()), None),
-        fingerprint=_read_link(dir_fd, _SOURCE),
-        pinned=_read_link(dir_fd, _PINNED) is not None,
+        fingerprint=read_link(dir_fd, _SOURCE),
+        pinned=read_link(dir_fd, _PINNED) is not None,
         seals={number: seal for number, seal in seals.items() if seal is not None},
         left_seals=tuple(heapq.nsmallest(most, sealed - numbers)),
     )
-
-
-def _read_link(dir_fd: int, name: str) -> str | None:
-    try:
-        return os.readlink(name, dir_fd=dir_fd)
-    except OSError:
-        return None
 
 
 def _next_number(dir_fd: int, present: Generations) -> int:
@@ -286,6 +279,10 @@ def _remove_generation(dir_fd: int, number: int) -> None:
 
 
 def _remove_link(dir_fd: int, name: str) -> None:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return  # a file system that is read-only refuses the removal of what is not there, too
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:

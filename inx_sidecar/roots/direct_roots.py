@@ -173,15 +173,22 @@ def _set(place: str, name: str, path: str) -> bool:
 
 
 def _write(target: str, path: str) -> None:
-    """Make a complete link and rename it into place, as Nix does."""
+    """Make a complete link and rename it into place, as Nix does.
+
+    An OSError names `target`, never the temporary link, so that a repeated failure has the same
+    text.
+    """
     temporary = f"{os.path.dirname(target)}/.{secrets.token_hex(8)}"
     try:
-        os.symlink(path, temporary)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-        os.symlink(path, temporary)
-    try:
-        os.rename(temporary, target)
-    except OSError:
-        os.unlink(temporary)
-        raise
+        try:
+            os.symlink(path, temporary)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            os.symlink(path, temporary)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from None

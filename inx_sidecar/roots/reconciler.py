@@ -141,16 +141,19 @@ class RootReconciler:
 
     async def keep_comparing(self) -> None:
         """Compare everything after each change and every ten minutes, until cancelled; sooner if
-        something is missing, but ever later while a file system does not answer."""
-        silence = _RETRY_SECONDS
+        something is missing, but ever later while nothing changes, or while a file system does not
+        answer."""
+        silence = retry = _RETRY_SECONDS
         while True:
-            seconds = _RETRY_SECONDS
+            seconds = retry
+            retry = min(retry * 2, _LONGEST_SECONDS)
             try:
                 outcome = await self._compare_next()
                 silent = any(mirror.resolver.incomplete for mirror in self._watch.mirrors)
                 silence = min(silence * 2, _LONGEST_SECONDS) if silent else _RETRY_SECONDS
                 if not outcome.incomplete:
                     seconds = silence if silent else _PERIOD_SECONDS
+                    retry = _RETRY_SECONDS
             except (InxError, OSError) as error:
                 log.error("cannot compare all roots: %s", error)
             except Exception:
@@ -158,6 +161,7 @@ class RootReconciler:
             try:
                 async with asyncio.timeout(seconds):
                     await self._wake.wait()
+                retry = _RETRY_SECONDS
                 await asyncio.sleep(_BURST_SECONDS)  # changes come in bursts
             except TimeoutError:
                 pass

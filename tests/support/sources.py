@@ -64,9 +64,9 @@ def slow(incus: Incus, seconds: float, *, same: bool = False) -> str:
     return offer(incus, f"builtins.seq ({first}) ({system})", f"/srv/{incus.prefix}-slow")
 
 
-def launched(incus: Incus, greeting: str = "one", **config: str) -> str:
+def launched(incus: Incus, greeting: str = "one", *args: str, **config: str) -> str:
     """An instance that runs the system of the flake; the system says `greeting`."""
-    return incus.launch(flake=f"{source(incus, greeting)}#web", **config)
+    return incus.launch(*args, flake=f"{source(incus, greeting)}#web", **config)
 
 
 def bump(incus: Incus, name: str, text: str = "2") -> None:

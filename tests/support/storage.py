@@ -1,4 +1,4 @@
-"""A storage pool of Incus that a test fills: a directory on a file system of one megabyte."""
+"""A storage pool of Incus that a test fills: a directory on a small file system."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,7 +25,12 @@ class SmallPool:
 
     def empty(self) -> None:
         """Make space again."""
-        self._incus.host.run(["rm", "-f", f"{self.place}/full"])
+        self._incus.host.run(["rm", "-rf", f"{self.place}/full"])
+
+    def fill_inodes(self) -> None:
+        """Let no file be made any more."""
+        script = 'mkdir "$P/full"; i=0; while : >"$P/full/$i"; do i=$((i+1)); done 2>/dev/null'
+        self._incus.host.run(["sh", "-uc", script], env={"P": self.place}, check=False)
 
     def lose_backup(self, instance: str) -> None:
         """Fill the pool, and let Incus replace backup.yaml by a longer one, for which there is no
@@ -37,12 +42,13 @@ class SmallPool:
 
 
 @contextlib.contextmanager
-def small_pool(incus: Incus) -> Iterator[SmallPool]:
-    """A pool for the instances of the block. They are deleted at its end."""
+def small_pool(incus: Incus, options: str = "size=1m") -> Iterator[SmallPool]:
+    """A pool for the instances of the block, which are deleted at its end; `options` are those of
+    its tmpfs."""
     pool = SmallPool(incus)
     host = incus.host
     host.run(["mkdir", pool.place])
-    host.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", pool.place])
+    host.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", pool.place])
     try:
         incus("storage", "create", pool.name, "dir", f"source={pool.place}")
         yield pool

@@ -6,7 +6,7 @@ import pytest
 
 from inx_sidecar.base.errors import SystemMissingError
 from inx_sidecar.config.spec import Flake, InstanceSpec, System
-from inx_sidecar.instances.plan import Boot, Build, Plan, choose_plan
+from inx_sidecar.instances.plan import Boot, Build, Plan, boot_fallback, choose_plan
 from inx_sidecar.nix.generations import Append, Generations, Select
 
 pytestmark = pytest.mark.main
@@ -106,16 +106,28 @@ def test_a_changed_source_after_a_rollback_falls_back_to_the_current_generation(
 
 
 def test_a_system_is_linked_and_not_built() -> None:
-    wanted = Boot(LINKED, Append(LINKED, LINK.fingerprint(LINKED), 5))
-    assert plan(LINK, Generations()) == wanted
-    assert plan(LINK, three()) == wanted
+    change = Append(LINKED, LINK.fingerprint(LINKED), 5)
+    assert plan(LINK, Generations()) == Boot(LINKED, change)
+    assert plan(LINK, three()) == Boot(LINKED, change, fallback=Select(3, pinned=False))
 
 
 def test_a_link_is_followed_at_every_start() -> None:
     present = Generations({1: LINKED}, 1, LINK.fingerprint(LINKED))
     assert plan(LINK, present) == Boot(LINKED)
-    wanted = Boot(TWO, Append(TWO, LINK.fingerprint(TWO), 5))
+    change = Append(TWO, LINK.fingerprint(TWO), 5)
+    wanted = Boot(TWO, change, fallback=Select(1, pinned=False))
     assert plan(LINK, present, leads_to=TWO) == wanted
+
+
+def test_a_generation_that_is_there_is_booted_if_the_new_one_cannot_be_written() -> None:
+    present = Generations({1: ONE, 2: LINKED}, 1, "another source")
+    boot = Boot(TWO, Append(TWO, "", 5), fallback=Select(1, pinned=False))
+    assert boot_fallback(boot, present, "no space") == Boot(ONE, None, "no space")
+    other = Boot(TWO, Append(TWO, "", 5), fallback=Select(2, pinned=False))
+    wanted = Boot(LINKED, Select(2, pinned=False), "no space")
+    assert boot_fallback(other, present, "no space") == wanted
+    assert boot_fallback(Boot(TWO, Append(TWO, "", 5)), present, "no space") is None
+    assert boot_fallback(Boot(ONE, Select(1, pinned=True)), present, "no space") is None
 
 
 def test_a_link_with_the_same_target_keeps_a_rollback() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.instances.retries import BuildPauses, Pace, Retries
+from inx_sidecar.instances.retries import BuildPauses, Pace, Repeats, Retries
 from inx_sidecar.kernel.forked import TookTooLongError
 
 pytestmark = pytest.mark.life
@@ -101,3 +101,43 @@ def test_who_asks_later_does_not_wait() -> None:
     assert pauses.begin("web", "one", now)[0] == 1, "and the first pause is short again"
     pauses.forget("web")
     assert pauses.begin("web", "one", now) == (0, "")
+
+
+def test_a_configuration_that_does_not_change_is_looked_at_ever_later() -> None:
+    """Root inside may change what each look finds, and so the status, whose write lets us look."""
+
+    async def main(clock: Clock) -> None:
+        repeats = Repeats()
+        looks: list[float] = []
+        for _ in range(36_000):
+            if not repeats.must_wait("web", "one", lambda: None):
+                looks.append(clock.now)
+            clock.now += 0.1
+        assert looks[1] < 1 and len(looks) < 24, looks
+        assert looks[-1] - looks[-2] >= 300
+        assert not repeats.must_wait("web", "two", lambda: None), "a change is looked at at once"
+        assert not repeats.must_wait("db", "one", lambda: None)
+
+    clock = Clock()
+    clock.run_until_complete(main(clock))
+    clock.close()
+
+
+def test_a_look_that_waits_is_not_lost() -> None:
+    async def main(clock: Clock) -> None:
+        repeats = Repeats()
+        again: list[float] = []
+
+        def look_again() -> None:
+            again.append(clock.now)
+
+        for must_wait in False, False, True, True:
+            assert repeats.must_wait("web", "one", look_again) is must_wait
+        clock.now += 1
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert again == [1.0] and not repeats.must_wait("web", "one", look_again)
+
+    clock = Clock()
+    clock.run_until_complete(main(clock))
+    clock.close()

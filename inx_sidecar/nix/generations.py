@@ -19,7 +19,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.kernel.safe_open import open_directory, read_link, replace_link
+from inx_sidecar.kernel.safe_open import open_directory, read_link, set_link
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix.store_paths import STORE_PATH
 
@@ -28,7 +28,7 @@ _SEAL: Final = re.compile(r"system-([1-9][0-9]{0,8})-seal")
 _LAST: Final = 999_999_999
 _SOURCE: Final = "system-source"
 _PINNED: Final = "system-pinned"
-_MAX_ENTRIES: Final = 10_000
+MAX_ENTRIES: Final = 10_000
 # The host looks at so many generations, the newest, and at the current one.
 _MOST: Final = 1000
 
@@ -76,9 +76,9 @@ class Select:
     pinned: bool
 
     def apply(self, dir_fd: int) -> int:
-        replace_link(dir_fd, "system", f"system-{self.number}-link")
+        set_link(dir_fd, "system", f"system-{self.number}-link")
         if self.pinned:
-            replace_link(dir_fd, _PINNED, str(self.number))
+            set_link(dir_fd, _PINNED, str(self.number))
         else:
             _remove_link(dir_fd, _PINNED)
         return self.number
@@ -103,11 +103,11 @@ class Append:
         number = next((n for n in candidates if n and present.links[n] == self.toplevel), None)
         if number is None:
             number = _next_number(dir_fd, present)
-            replace_link(dir_fd, f"system-{number}-link", self.toplevel)
+            set_link(dir_fd, f"system-{number}-link", self.toplevel)
         if self.seal:
-            replace_link(dir_fd, f"system-{number}-seal", self.seal)
-        replace_link(dir_fd, "system", f"system-{number}-link")
-        replace_link(dir_fd, _SOURCE, self.fingerprint)
+            set_link(dir_fd, f"system-{number}-seal", self.seal)
+        set_link(dir_fd, "system", f"system-{number}-link")
+        set_link(dir_fd, _SOURCE, self.fingerprint)
         _remove_link(dir_fd, _PINNED)
         if self.keep is not None:
             Prune(self.keep).apply(dir_fd)
@@ -147,7 +147,7 @@ class Restore:
         if self.fingerprint is None:
             _remove_link(dir_fd, _SOURCE)
         else:
-            replace_link(dir_fd, _SOURCE, self.fingerprint)
+            set_link(dir_fd, _SOURCE, self.fingerprint)
         if new is not None and new not in self.numbers:
             _remove_generation(dir_fd, new)
         return self.number
@@ -167,7 +167,7 @@ class Seal:
     def apply(self, dir_fd: int) -> int:
         for number, (system, seal) in self.seals.items():
             if read_link(dir_fd, f"system-{number}-link") == system:
-                replace_link(dir_fd, f"system-{number}-seal", seal)
+                set_link(dir_fd, f"system-{number}-seal", seal)
         return self.then.apply(dir_fd) if self.then is not None else 0
 
 
@@ -219,18 +219,16 @@ def read(rootfs: str, instance: str) -> Generations:
         return read_links(profiles, instance, _MOST)
 
 
-def read_links(
-    dir_fd: int, instance: str = "the instance", most: int = _MAX_ENTRIES
-) -> Generations:
+def read_links(dir_fd: int, instance: str = "the instance", most: int = MAX_ENTRIES) -> Generations:
     """The generations in the profile directory `dir_fd`: the current one, and the newest, `most` of
     them. InstanceError if the directory has too many files."""
     numbers: set[int] = set()
     sealed: set[int] = set()
     with os.scandir(dir_fd) as entries:
         for count, entry in enumerate(entries):
-            if count == _MAX_ENTRIES:
+            if count == MAX_ENTRIES:
                 raise InstanceError(
-                    f"/{paths.PROFILES_INSIDE} of {instance!r} holds over {_MAX_ENTRIES} entries; "
+                    f"/{paths.PROFILES_INSIDE} of {instance!r} holds over {MAX_ENTRIES} entries; "
                     "remove what does not belong there"
                 )
             if match := _LINK.fullmatch(entry.name):
@@ -253,6 +251,24 @@ def read_links(
         pinned=read_link(dir_fd, _PINNED) is not None,
         seals={number: seal for number, seal in seals.items() if seal is not None},
         left_seals=tuple(heapq.nsmallest(most, sealed - numbers)),
+    )
+
+
+def newest_links(names: Iterable[str]) -> set[str]:
+    """Those of `names` that are links of generations: the newest, as many as the host looks at."""
+    numbers = {int(match[1]) for name in names if (match := _LINK.fullmatch(name))}
+    return {f"system-{number}-link" for number in heapq.nlargest(_MOST, numbers)}
+
+
+def from_texts(texts: Mapping[str, str]) -> Generations:
+    """The generations whose links have `texts`, by name."""
+    matches = {name: _LINK.fullmatch(name) for name in texts}
+    return Generations(
+        {
+            int(match[1]): texts[name]
+            for name, match in matches.items()
+            if match and STORE_PATH.fullmatch(texts[name])
+        }
     )
 
 

@@ -23,7 +23,8 @@ class ListedInstance:
     `include`: the store paths that it shows in addition to its system.
     """
 
-    lxc_name: str
+    project: str
+    name: str
     uuid: str
     ours: bool
     ran: bool
@@ -34,12 +35,18 @@ class ListedInstance:
         name, project = api["name"], api["project"]
         config = api["expanded_config"]
         return cls(
-            name if project == "default" else f"{project}_{name}",
+            project,
+            name,
             config.get("volatile.uuid", ""),
             f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
             bool(config.get("user.inx.status")),
             split_store_paths(config.get("user.inx.store.include", "")),
         )
+
+    @property
+    def lxc_name(self) -> str:
+        """As Instance.lxc_name."""
+        return self.name if self.project == "default" else f"{self.project}_{self.name}"
 
     @property
     def owner(self) -> Owner:

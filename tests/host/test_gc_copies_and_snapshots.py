@@ -120,7 +120,8 @@ def test_no_root_is_dropped_while_a_copy_cannot_be_read(
         unlink(incus, other)
         assert_kept(incus, path, unneeded)
         assert f"{copy}: its storage is not mounted" in journal(host, since)
-        assert f"'{copy}' is a copy that has never been started" in host.run(SYNC).stdout
+        told = host.run(SYNC).stdout
+        assert f"'{copy}' is a copy that was never started, and cannot be read" in told
     finally:
         if not deleted:
             host.run(["mv", away, place])

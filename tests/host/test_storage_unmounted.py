@@ -32,12 +32,10 @@ POOLS = "/var/lib/incus/storage-pools"
 
 @contextlib.contextmanager
 def unmounted(host: Host, pool: SmallPool) -> Iterator[None]:
-    """While the block runs, the pool is not mounted for the sidecar."""
+    """While the block runs, the pool is not mounted for a sidecar that starts."""
     text = f"[Service]\nTemporaryFileSystem={POOLS}/{pool.name}\n"
-    host.sh(
-        'mkdir -p "${D%/*}"; cat >"$D"; systemctl daemon-reload', env={"D": DROP_IN}, input=text
-    )
-    restart_sidecar(host)
+    script = 'mkdir -p "${D%/*}"; cat >"$D"; systemctl daemon-reload'
+    host.sh(script, env={"D": DROP_IN}, input=text)
     try:
         yield
     finally:
@@ -73,10 +71,12 @@ def test_a_copy_that_never_ran_is_read_through_incus(incus: Incus, host: Host) -
         incus("stop", "-f", name)
         copy = incus.adopt(incus.name("copy"))
         seen = journal_end(host)
-        with without(host, *SIDECAR_UNITS):
-            incus("copy", name, copy, "-s", pool.name)
-            incus("delete", name)
-        with unmounted(host, pool):
+        with contextlib.ExitStack() as stack:
+            # A sidecar that sees the pool would read the copy before.
+            with without(host, *SIDECAR_UNITS):
+                incus("copy", name, copy, "-s", pool.name)
+                incus("delete", name)
+                stack.enter_context(unmounted(host, pool))
             unlink(incus, other)
             assert_gone(incus, unneeded)
             assert_kept(incus, path, deep)

@@ -5,6 +5,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.checks.finding import Finding, at_least
+from inx_sidecar.config.disk_paths import disk_problem
 from inx_sidecar.container.forwarding import bridges_dropped_by_docker
 from inx_sidecar.incus import api, last_known
 from inx_sidecar.incus import members as cluster
@@ -82,6 +83,7 @@ async def instances() -> list[Finding]:
             subject = f"instance {instance['name']!r} of project {instance['project']!r}"
             problem = problem_of(instance, profiles, wanted)
             uuid = instance["expanded_config"].get("volatile.uuid", "")
+            problem = problem or disk_problem(instance["expanded_devices"] or {})
             findings.append(Finding(subject, problem or _running_problem(uuid)))
     return findings
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError
+from inx_sidecar.config.disk_paths import check_disks
 from inx_sidecar.config.keys import parse_spec
 from inx_sidecar.config.nic_setup import NicSetup, plan_nic_setups
 from inx_sidecar.config.settings import Settings, load_settings
@@ -73,6 +74,7 @@ async def deploy(gc: GcClient, instance: Instance, *, running: bool = False) -> 
 def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
     """Parse the spec of `instance`, look at its generations and decide; nothing is written."""
     settings = load_settings()
+    check_disks(instance.devices, instance.name)
     spec = parse_spec(instance.config, instance.name, settings.default_flake)
     static_nic_setups(instance, spec)
     every = generations.read(instance.rootfs, instance.name)

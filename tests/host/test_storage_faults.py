@@ -7,8 +7,9 @@ import pytest
 from support.disposable import Host
 from support.gc import journal, journal_end
 from support.incus import Incus
+from support.refusals import refused
 from support.running import PROFILES, says, wait_truth
-from support.services import wait_build
+from support.services import check, wait_build
 from support.sources import bump, endless, launched, source, start_building
 from support.storage import small_pool
 from support.store import build_system
@@ -104,3 +105,29 @@ def test_an_update_that_a_stop_ended_is_not_called_building(incus: Incus) -> Non
     incus("stop", "-f", name)
     incus.wait_status(name, "failed: it stopped while its system was built")
     assert incus.get(name, "user.inx.status.generation") == "1"
+
+
+def test_a_volume_over_the_profile_is_refused(incus: Incus, host: Host) -> None:
+    name = incus.init(flake="/etc/nixos#web")
+    volume = incus.name("volume")
+    incus("storage", "volume", "create", "default", volume)
+    try:
+        device = ["pool=default", f"source={volume}", f"path={PROFILES}"]
+        incus("config", "device", "add", name, "data", "disk", *device)
+        said = f"the disk device 'data' is mounted at {PROFILES}, which would hide the system"
+        assert said in refused(incus, name)
+        incus.wait_status(name, f"failed: '{name}': {said}")
+        status, faults = check(host)
+        assert status and [fault for fault in faults if name in fault and said in fault], faults
+
+        incus("config", "device", "set", name, "data", "path=/data")
+        incus.start(name)
+        incus.wait_ready(name)
+        # A device that is added while the instance runs hides the directories at once.
+        incus("config", "device", "add", name, "tmp", "disk", "source=/tmp", "path=/nix/var")
+        incus.wait_status(name, f"failed: '{name}': the disk device 'tmp' is mounted at /nix/var")
+        incus("config", "device", "remove", name, "tmp")
+        incus.wait_status(name, "ready$")
+    finally:
+        incus("delete", "-f", name)
+        incus("storage", "volume", "delete", "default", volume)

@@ -18,7 +18,7 @@ from inx_sidecar.kernel.syscalls import (
     openat2,
     opened,
 )
-from inx_sidecar.nix.generations import Change
+from inx_sidecar.nix.generation_changes import Change
 
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 

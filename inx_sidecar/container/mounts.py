@@ -39,7 +39,7 @@ from inx_sidecar.kernel.syscalls import (
     setns,
     unshare,
 )
-from inx_sidecar.nix.generations import Change
+from inx_sidecar.nix.generation_changes import Change
 
 _NIX_STATE: Final = "nix/var/nix"
 _WRITABLE: Final = ("profiles", "gcroots")

@@ -23,7 +23,7 @@ from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.sealing import with_seal
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.nix.generations import Append, Change, Prune, Restore, Select
+from inx_sidecar.nix.generation_changes import Append, Change, Prune, Restore, Select
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots, system_roots
 

@@ -21,7 +21,7 @@ from inx_sidecar.instances.sealing import with_all_seals
 from inx_sidecar.instances.starting import Starter
 from inx_sidecar.instances.status_text import BUG, UNMAPPED, building_text, fallback_text
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.nix.generations import Append
+from inx_sidecar.nix.generation_changes import Append
 from inx_sidecar.roots.system_roots import add_system_roots
 
 

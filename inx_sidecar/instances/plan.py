@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from inx_sidecar.base.errors import SystemMissingError
 from inx_sidecar.config.spec import InstanceSpec, System
-from inx_sidecar.nix.generations import Append, Generations, Select
+from inx_sidecar.nix.generation_changes import Append, Select
+from inx_sidecar.nix.generations import Generations
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.nix.generations import Append, DropSeals, Generations, Seal, Select
+from inx_sidecar.nix.generation_changes import Append, DropSeals, Seal, Select
+from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.seals import Sealer
 from inx_sidecar.roots import direct_roots, system_roots
 

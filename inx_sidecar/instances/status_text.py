@@ -5,7 +5,8 @@ from typing import Final
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import Status
 from inx_sidecar.instances.plan import Boot
-from inx_sidecar.nix.generations import Generations, Select
+from inx_sidecar.nix.generation_changes import Select
+from inx_sidecar.nix.generations import Generations
 
 UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
 BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"

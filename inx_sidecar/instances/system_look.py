@@ -20,7 +20,7 @@ from inx_sidecar.instances.sealing import trusted_generations
 from inx_sidecar.instances.status_text import running_status
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.nix.generations import DropSeals
+from inx_sidecar.nix.generation_changes import DropSeals
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.system_roots import CURRENT

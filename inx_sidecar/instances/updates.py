@@ -32,7 +32,8 @@ from inx_sidecar.instances.status_text import (
 from inx_sidecar.instances.update_decision import UpdateStep, update_needed
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.nix.generations import Append, Generations, Select
+from inx_sidecar.nix.generation_changes import Append, Select
+from inx_sidecar.nix.generations import Generations
 from inx_sidecar.roots import direct_roots, system_roots
 
 

@@ -21,7 +21,8 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import UnsupportedError
-from inx_sidecar.nix.generations import Append, Generations
+from inx_sidecar.nix.generation_changes import Append
+from inx_sidecar.nix.generations import Generations
 
 _BYTES: Final = 32
 _SEAL: Final = re.compile("[0-9a-f]{64}")

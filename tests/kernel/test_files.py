@@ -15,7 +15,7 @@ from inx_sidecar.base.errors import InstanceError
 from inx_sidecar.container.files import read_tail, write_generation
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.nix import generations
-from inx_sidecar.nix.generations import Append, Change, Select
+from inx_sidecar.nix.generation_changes import Append, Change, Select
 from inx_sidecar.nix.seals import Sealer
 from kernel.test_mounts import CHANGE, SYSTEM, planted
 

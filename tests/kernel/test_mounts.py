@@ -46,8 +46,8 @@ from inx_sidecar.kernel.syscalls import (
     opened,
     unshare,
 )
-from inx_sidecar.nix import generations
-from inx_sidecar.nix.generations import Append
+from inx_sidecar.nix import generation_changes, generations
+from inx_sidecar.nix.generation_changes import Append
 
 pytestmark = [pytest.mark.main, pytest.mark.usefixtures("run_directory")]
 
@@ -69,7 +69,10 @@ def store(tmp_path: Path) -> Path:
 
 
 def attached(
-    sandbox: Sandbox, store: Path, change: generations.Change | None = CHANGE, to: str = "nix/store"
+    sandbox: Sandbox,
+    store: Path,
+    change: generation_changes.Change | None = CHANGE,
+    to: str = "nix/store",
 ) -> bool:
     with Container(sandbox.pid, "web") as container:
         return asyncio.run(attach_mounts(container, [HostDirectory(str(store), to)], change))

@@ -16,7 +16,7 @@ from inx_sidecar.container.mounts import HostDirectory, attach_mounts
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, MS_PRIVATE, MS_REC, unshare
 from inx_sidecar.nix import generations
-from inx_sidecar.nix.generations import Append
+from inx_sidecar.nix.generation_changes import Append
 from kernel.test_mounts import CHANGE, SYSTEM, descriptors
 from kernel.views import (
     DIRECTORY,

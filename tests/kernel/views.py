@@ -16,7 +16,7 @@ from support.containers import CLONE_NEWPID, Sandbox, apart
 from inx_sidecar.container.mounts import HostDirectory, attach_mounts, attach_store_over
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, mount, unshare
-from inx_sidecar.nix.generations import Change
+from inx_sidecar.nix.generation_changes import Change
 from kernel.test_mounts import CHANGE
 
 T = TypeVar("T")

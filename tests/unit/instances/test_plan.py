@@ -7,7 +7,8 @@ import pytest
 from inx_sidecar.base.errors import SystemMissingError
 from inx_sidecar.config.spec import Flake, InstanceSpec, System
 from inx_sidecar.instances.plan import Boot, Build, Plan, boot_fallback, choose_plan
-from inx_sidecar.nix.generations import Append, Generations, Select
+from inx_sidecar.nix.generation_changes import Append, Select
+from inx_sidecar.nix.generations import Generations
 
 pytestmark = pytest.mark.main
 

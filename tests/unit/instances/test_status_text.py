@@ -17,7 +17,8 @@ from inx_sidecar.instances.status_text import (
     ready_text,
     running_status,
 )
-from inx_sidecar.nix.generations import Append, Generations, Select
+from inx_sidecar.nix.generation_changes import Append, Select
+from inx_sidecar.nix.generations import Generations
 
 pytestmark = pytest.mark.life
 

@@ -9,7 +9,7 @@ from inx_sidecar.incus.instance import LxcFacts
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.plan import Boot, Build, Plan
 from inx_sidecar.instances.update_decision import UpdateStep, update_needed
-from inx_sidecar.nix.generations import Select
+from inx_sidecar.nix.generation_changes import Select
 
 pytestmark = pytest.mark.life
 

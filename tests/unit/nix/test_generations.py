@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.nix import generations
-from inx_sidecar.nix.generations import Append, Generations, Prune, Restore, Select, read, to_prune
+from inx_sidecar.nix import generation_changes, generations
+from inx_sidecar.nix.generation_changes import Append, Prune, Restore, Select, to_prune
+from inx_sidecar.nix.generations import Generations, read
 
 pytestmark = pytest.mark.main
 
@@ -338,11 +339,11 @@ def test_generations_get_other_seals_unless_they_changed(profiles: Path, profile
     Append(store("a"), "f", 5, seal="of a").apply(profiles_fd)
     Append(store("b"), "f", 5, seal="of b").apply(profiles_fd)
     renewed = {1: (store("a"), "new of a"), 2: (store("a"), "new of a"), 3: (store("c"), "of c")}
-    assert generations.Seal(renewed, Select(1, pinned=False)).apply(profiles_fd) == 1
+    assert generation_changes.Seal(renewed, Select(1, pinned=False)).apply(profiles_fd) == 1
     found = generations.read_links(profiles_fd)
     assert (found.seals, found.current) == ({1: "new of a", 2: "of b"}, 1)
     assert set(found.links) == {1, 2}
-    generations.Seal({2: (store("b"), "x")}, Append(store("c"), "f", 1, seal="of c")).apply(
+    generation_changes.Seal({2: (store("b"), "x")}, Append(store("c"), "f", 1, seal="of c")).apply(
         profiles_fd
     )
     assert generations.read_links(profiles_fd).seals == {3: "of c"}
@@ -357,7 +358,7 @@ def test_seals_without_a_generation_are_dropped_and_nothing_else(
     (profiles / "system-11-seal").write_text("a file")
     assert read(str(tmp_path), "web").left_seals == (7, 8, 9)
     link(profiles, system_9_link=store("b"))  # made since the look
-    drop = generations.DropSeals((7, 8, 9, 10, 11), Select(1, pinned=False))
+    drop = generation_changes.DropSeals((7, 8, 9, 10, 11), Select(1, pinned=False))
     assert drop.apply(profiles_fd) == 1
     names = {path.name for path in profiles.iterdir() if path.name.endswith("-seal")}
     assert names == {f"system-{number}-seal" for number in (1, 9, 10, 11)}

@@ -22,14 +22,15 @@ from inx_sidecar.incus.api import IncusError
 
 _INIT, _VERSION, _CLOSE, _OPENDIR, _READDIR, _READLINK = 1, 2, 4, 11, 12, 19
 _STATUS, _HANDLE, _NAME = 101, 102, 104
-_EOF, _NO_SUCH_FILE, _FAILURE = 1, 2, 4
+_EOF: Final = 1
 _OUR_VERSION: Final = 3
 # github.com/pkg/sftp sends at most 256 KiB at once.
 _PACKET_MAX: Final = 1 << 19
 _AT_ONCE: Final = 100
-# How Go names ENOTDIR, EINVAL, ELOOP and ENAMETOOLONG: there is surely no link.
-_NO_LINK: Final = re.compile(
-    rb"(not a directory|invalid argument|too many levels of symbolic links|file name too long)\Z"
+# How Go names EIO, EUCLEAN and ESTALE: the storage fails. Every other error only says that there is
+# no link that can be read; root inside may have made that so, and alone loses by it.
+_STORAGE_FAILS: Final = re.compile(
+    rb"(input/output error|structure needs cleaning|stale( NFS)? file handle)\Z"
 )
 
 
@@ -79,7 +80,7 @@ class Sftp:
             first = self._number + 1
             for place in batch:
                 self._request(_READLINK, _string(os.fsencode(place)))
-            await self._writer.drain()
+            # Not drained: Incus may wait until its answers are read.
             for _ in batch:
                 number, kind, body = await self._answer()
                 if not first <= number < first + len(batch):
@@ -185,12 +186,8 @@ def _message(body: bytes) -> str:
 
 
 def _check_missing(kind: int, body: bytes, path: str) -> None:
-    """IncusError unless the answer says for certain that the link or directory does not exist."""
-    if kind == _STATUS:
-        code = _code(body)
-        if code == _NO_SUCH_FILE:
-            return
-        if code == _FAILURE and _NO_LINK.search(_take(body[4:])[0]):
-            return
+    """IncusError if the storage fails, or the answer is none."""
+    if kind != _STATUS:
+        raise IncusError(f"Incus answers SFTP by a packet of type {kind}")
+    if _STORAGE_FAILS.search(_take(body[4:])[0]):
         raise IncusError(f"Incus cannot read {path}: {_message(body)}")
-    raise IncusError(f"Incus answers SFTP by a packet of type {kind}")

@@ -9,6 +9,8 @@ import asyncio
 import struct
 from typing import Final
 
+import h11
+
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError
 from inx_sidecar.incus.api import IncusError
@@ -33,7 +35,7 @@ async def unmounted_roots(project: str, name: str, most: int) -> dict[str, str]:
             found |= await _link_roots(files, most)
     except TimeoutError:
         raise RootError(f"Incus took over {_SECONDS:.0f} s to show the files of {name!r}") from None
-    except (IncusError, OSError, EOFError, struct.error) as error:
+    except (IncusError, OSError, EOFError, struct.error, h11.RemoteProtocolError) as error:
         raise RootError(f"the files of {name!r} cannot be read through Incus: {error}") from None
     valid = valid_paths(found.values())
     return {root: path for root, path in found.items() if path in valid}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Self
 
-from support.cache import HostError, tool
+from support.cache import tool
 from support.disposable import Host
 
 _PORT = 8443
@@ -37,8 +37,7 @@ class Cluster:
     def down(self) -> None:
         for host in self.members:
             host.down()
-        # The ends of veth pairs, and the bridge, end with their namespace.
-        subprocess.run(["ip", "netns", "delete", self.namespace], check=False, capture_output=True)
+        remove_network(self.members[0].name)
 
     def cut_off(self, host: Host) -> contextlib.AbstractContextManager[None]:
         """The other members do not reach this one within the block."""
@@ -86,9 +85,8 @@ def _address(number: int) -> str:
     return f"10.99.0.{number + 1}"
 
 
-def members(names: Sequence[str]) -> list[Host]:
-    """The hosts of a cluster that is up. HostError if one is not."""
-    found = [Host(name) for name in names]
-    if down := [host.name for host in found if not host.is_up]:
-        raise HostError(f"these hosts are not up: {' '.join(down)}")
-    return found
+def remove_network(first: str) -> None:
+    """Remove the network of the cluster whose first member is or was `first`, if there is one. The
+    ends of veth pairs, and the bridge, end with their namespace."""
+    namespace = _NAMESPACE.format(first=first)
+    subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)

@@ -1,12 +1,14 @@
 """One disposable host for the tests of a process, and which tests belong to one process."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.disposable import REPO, Host, NoHostError
+from support.disposable import Host, NoHostError
 from support.host_files import NO_HOST, RELEASE, SUITE
+from xdist.scheduler import LoadScopeScheduling
 
 # Tests that set fs.leases-enable, which is one for all hosts: they must not run at the same time.
 LEASES = {
@@ -29,10 +31,15 @@ def host() -> Iterator[Host]:
         yield host
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`, two processes share the work, each with a host of its own."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item.path.relative_to(REPO / "tests"))))
+class ByGroup(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """With `-n 2`, two processes share the work, each with a host of its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(Path(nodeid.partition("::")[0]).relative_to("tests"))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    return ByGroup(config, log)
 
 
 def group_of(path: Path) -> str:

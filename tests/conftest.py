@@ -48,3 +48,9 @@ def group_of(path: Path) -> str:
     if path.parts[0] != "host":
         return path.parts[0]
     return "leases" if path.name in LEASES else path.name
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """With several processes, name what fails at once: the report comes at the end."""
+    if report.outcome not in ("passed", "skipped") and hasattr(report, "node"):
+        print(f"\n{report.outcome}: {report.nodeid}", flush=True)

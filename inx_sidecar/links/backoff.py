@@ -22,8 +22,8 @@ class Backoff:
         exited = self.previous_exited is None or self.previous_exited.done()
         return not exited or time.monotonic() < self.until
 
-    def longer(self, exited: asyncio.Future[None] | None = None) -> "Backoff":
-        """The next backoff, twice as long. `exited` is done when the child, if any, that got no
-        answer has exited."""
+    def longer(self, exited: asyncio.Future[None]) -> "Backoff":
+        """The next backoff, twice as long. `exited` is done when the child that got no answer has
+        exited."""
         seconds = min(max(_FIRST_SECONDS, self.seconds * 2), _LONGEST_SECONDS)
         return Backoff(seconds, time.monotonic() + seconds, exited)

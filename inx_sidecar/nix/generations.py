@@ -13,7 +13,7 @@ them only in a process that has become the container's root.
 import heapq
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -27,7 +27,7 @@ LINK: Final = re.compile(r"system-([1-9][0-9]{0,8})-link")
 _SEAL: Final = re.compile(r"system-([1-9][0-9]{0,8})-seal")
 SOURCE: Final = "system-source"
 PINNED: Final = "system-pinned"
-MAX_ENTRIES: Final = 10_000
+_MAX_ENTRIES: Final = 10_000
 # The host looks at so many generations, the newest, and at the current one.
 _MOST: Final = 1000
 
@@ -87,16 +87,18 @@ def read(rootfs: str, instance: str) -> Generations:
         return read_links(profiles, instance, _MOST)
 
 
-def read_links(dir_fd: int, instance: str = "the instance", most: int = MAX_ENTRIES) -> Generations:
+def read_links(
+    dir_fd: int, instance: str = "the instance", most: int = _MAX_ENTRIES
+) -> Generations:
     """The generations in the profile directory `dir_fd`: the current one, and the newest, `most` of
     them. InstanceError if the directory has too many files."""
     numbers: set[int] = set()
     sealed: set[int] = set()
     with os.scandir(dir_fd) as entries:
         for count, entry in enumerate(entries):
-            if count == MAX_ENTRIES:
+            if count == _MAX_ENTRIES:
                 raise InstanceError(
-                    f"/{paths.PROFILES_INSIDE} of {instance!r} holds over {MAX_ENTRIES} entries; "
+                    f"/{paths.PROFILES_INSIDE} of {instance!r} holds over {_MAX_ENTRIES} entries; "
                     "remove what does not belong there"
                 )
             if match := LINK.fullmatch(entry.name):
@@ -119,22 +121,4 @@ def read_links(dir_fd: int, instance: str = "the instance", most: int = MAX_ENTR
         pinned=read_link(dir_fd, PINNED) is not None,
         seals={number: seal for number, seal in seals.items() if seal is not None},
         left_seals=tuple(heapq.nsmallest(most, sealed - numbers)),
-    )
-
-
-def newest_links(names: Iterable[str]) -> set[str]:
-    """Those of `names` that are links of generations: the newest, as many as the host looks at."""
-    numbers = {int(match[1]) for name in names if (match := LINK.fullmatch(name))}
-    return {f"system-{number}-link" for number in heapq.nlargest(_MOST, numbers)}
-
-
-def from_texts(texts: Mapping[str, str]) -> Generations:
-    """The generations whose links have `texts`, by name."""
-    matches = {name: LINK.fullmatch(name) for name in texts}
-    return Generations(
-        {
-            int(match[1]): texts[name]
-            for name, match in matches.items()
-            if match and STORE_PATH.fullmatch(texts[name])
-        }
     )

@@ -4,14 +4,11 @@ Such an instance names store paths before it runs here for the first time.
 """
 
 import os
-import time
 from collections.abc import Callable
-from typing import Final
 
-from inx_sidecar.base.errors import InxError, RootError
+from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.config import settings
-from inx_sidecar.links.backoff import Backoff
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots, system_roots
 from inx_sidecar.roots.comparison_errors import ComparisonErrors
@@ -19,11 +16,8 @@ from inx_sidecar.roots.inventory import Inventory, ListedInstance, Owner
 from inx_sidecar.roots.link_roots import LINKS
 from inx_sidecar.roots.offline_roots import offline_roots
 from inx_sidecar.roots.snapshot_roots import root_new_snapshots
-from inx_sidecar.roots.unmounted_roots import unmounted_roots
 
 _Version = tuple[int, int]
-# A comparison begins to read copies through Incus for so long; other copies are read by the next.
-_PATIENCE_SECONDS: Final = 10.0
 
 
 class InitialRoots:
@@ -38,17 +32,12 @@ class InitialRoots:
         self._read: dict[Owner, _Version] = {}
         # Names of instances that could not be read at the last comparison.
         self._unreadable: set[str] = set()
-        # How long copies are not tried again that could not be read through Incus, and why not.
-        self._unmounted: dict[Owner, Backoff] = {}
-        self._problems: dict[str, str] = {}
-        self._patience_ends = 0.0
 
     async def add(self, inventory: Inventory) -> str:
         """Add the roots of the instances in `inventory`. Returns the reason why no root of any
         instance may be dropped, empty if all instances could be read."""
         reason = inventory.reason
         unreadable = set()
-        self._patience_ends = time.monotonic() + _PATIENCE_SECONDS
         for item in (item for item in inventory.instances if item.ours):
             try:
                 if not await self._add_if_new(item, inventory.owners):
@@ -63,12 +52,11 @@ class InitialRoots:
         for name in unreadable - self._unreadable:
             instance_log(name).warning(
                 "its storage is not mounted, and what it may need is not known: no root of any "
-                "instance is dropped until it can be read, or has been started once (%s)",
-                self._problems.pop(name, "it is read later"),
+                "instance is dropped until it has been started once"
             )
         self._unreadable = unreadable
         if unreadable:
-            reason = f"{min(unreadable)!r} is a copy that was never started, and cannot be read"
+            reason = f"{min(unreadable)!r} is a copy that has never been started"
         return reason
 
     async def _add_if_new(self, item: ListedInstance, listed: set[Owner]) -> bool:
@@ -76,41 +64,24 @@ class InitialRoots:
         version = item.version()
         fresh = not os.path.isdir(f"{direct_roots.directory(*item.owner)}/{LINKS}")
         if must_read(fresh, self._runs(item), self._read.get(item.owner), version):
-            if await self._add_one(item, listed, fresh=fresh):
+            if await self._add_one(item, listed):
                 self._read[item.owner] = version
             elif fresh:
                 return False
         return True
 
-    async def _add_one(self, item: ListedInstance, listed: set[Owner], *, fresh: bool) -> bool:
+    async def _add_one(self, item: ListedInstance, listed: set[Owner]) -> bool:
         """False if it is not known what the instance names."""
         names = await offline_roots(item.lxc_name, item.rootfs, settings.max_roots())
         former = former_names(item, direct_roots.owners(), listed)
         if names is None and item.ran and not former:
-            names = await self._read_unmounted(item) if fresh else None
-            if names is None:
-                return False
+            return False
         wanted = dict(names or {})
         for name in former:
             wanted = direct_roots.read(direct_roots.directory(name, item.uuid)) | wanted
         await direct_roots.add(self._gc, *item.owner, wanted)
         direct_roots.make_directory(*item.owner, LINKS)
         return True
-
-    async def _read_unmounted(self, item: ListedInstance) -> dict[str, str] | None:
-        """Let Incus mount the storage of a copy that never ran; None if that fails, or cannot be
-        tried now."""
-        before = self._unmounted.get(item.owner, Backoff())
-        if before.lasts() or time.monotonic() > self._patience_ends:
-            return None
-        try:
-            names = await unmounted_roots(item.project, item.name, settings.max_roots())
-        except RootError as error:
-            self._unmounted[item.owner] = before.longer()
-            self._problems[item.lxc_name] = str(error)
-            return None
-        self._unmounted.pop(item.owner, None)
-        return names
 
 
 def must_read(fresh: bool, runs: bool, last_read: _Version | None, version: _Version) -> bool:

@@ -23,8 +23,7 @@ class ListedInstance:
     `include`: the store paths that it shows in addition to its system.
     """
 
-    project: str
-    name: str
+    lxc_name: str
     uuid: str
     ours: bool
     ran: bool
@@ -35,18 +34,12 @@ class ListedInstance:
         name, project = api["name"], api["project"]
         config = api["expanded_config"]
         return cls(
-            project,
-            name,
+            name if project == "default" else f"{project}_{name}",
             config.get("volatile.uuid", ""),
             f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
             bool(config.get("user.inx.status")),
             split_store_paths(config.get("user.inx.store.include", "")),
         )
-
-    @property
-    def lxc_name(self) -> str:
-        """As Instance.lxc_name."""
-        return self.name if self.project == "default" else f"{self.project}_{self.name}"
 
     @property
     def owner(self) -> Owner:

@@ -138,7 +138,7 @@ def test_a_fingerprint_of_any_bytes_is_only_text(tmp_path: Path, profiles: Path)
 def test_a_flood_of_entries_is_refused(
     tmp_path: Path, profiles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generations, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(generations, "_MAX_ENTRIES", 3)
     link(profiles, a="x", b="x", c="x")
     assert read(str(tmp_path), "web") == Generations()
     link(profiles, d="x")

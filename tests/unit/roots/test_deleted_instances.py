@@ -11,9 +11,7 @@ ONE, TWO, THREE = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "123"
 
 
 def inventory(**names: str) -> Inventory:
-    items = tuple(
-        ListedInstance("default", name, uuid, ours=True, ran=True) for name, uuid in names.items()
-    )
+    items = tuple(ListedInstance(name, uuid, ours=True, ran=True) for name, uuid in names.items())
     return Inventory(items, frozenset(names))
 
 

@@ -34,12 +34,12 @@ def test_an_instance_with_roots_is_read_after_a_new_file_system_while_it_does_no
 
 
 def test_a_renamed_instance_takes_over_the_roots_of_its_former_name() -> None:
-    new = ListedInstance("default", "new", UUID, ours=True, ran=True)
+    new = ListedInstance("new", UUID, ours=True, ran=True)
     owners = {("old", UUID), ("new", UUID), ("web", OTHER)}
     assert former_names(new, owners, {("new", UUID), ("web", OTHER)}) == ["old"]
 
 
 def test_an_imported_instance_takes_over_no_roots_of_the_exported_one() -> None:
     """Both have the same uuid, and Incus lists both."""
-    imported = ListedInstance("default", "new", UUID, ours=True, ran=True)
+    imported = ListedInstance("new", UUID, ours=True, ran=True)
     assert former_names(imported, {("old", UUID)}, {("old", UUID), ("new", UUID)}) == []

@@ -1,6 +1,7 @@
 """`inx-sidecar`: the command of the systemd units and of administrators; users need only incus."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,13 @@ from inx_sidecar.base.errors import DeclarationError, InxError, UnsupportedError
 @click.version_option(package_name="inx")
 def main() -> None:
     """The host's side of inx. Containers are driven by plain incus."""
+
+
+def _only_root() -> None:
+    """Without the rights of root, everything looks broken."""
+    if os.geteuid():
+        click.echo("inx: error: only root may do this; run it as root", err=True)
+        sys.exit(1)
 
 
 @contextmanager
@@ -56,6 +64,7 @@ def run() -> None:
 @main.command()
 def barrier() -> None:
     """Hold collections until all roots stand; started by inx-barrier.service."""
+    _only_root()
     from inx_sidecar.base import journal
     from inx_sidecar.roots import barrier
 
@@ -67,6 +76,7 @@ def barrier() -> None:
 @main.command()
 def guard() -> None:
     """Keep containers from the lock files of the store; started by inx-guard.service."""
+    _only_root()
     from inx_sidecar.base import journal
     from inx_sidecar.config import settings
     from inx_sidecar.incus import running_record
@@ -92,6 +102,7 @@ def sync() -> None:
 @click.argument("instance", required=False)
 def roots(instance: str | None) -> None:
     """List what instances keep from the garbage collector: path, age, size of the closure, link."""
+    _only_root()
     from inx_sidecar.roots import roots_command
 
     with _report_errors("inx: error: "):
@@ -102,6 +113,7 @@ def roots(instance: str | None) -> None:
 @main.command()
 def check() -> None:
     """Look whether this host has what inx needs: one line each, 'ok' or what to do."""
+    _only_root()
     from inx_sidecar.check import run_checks
 
     findings = asyncio.run(run_checks())

@@ -23,7 +23,7 @@ from inx_sidecar.nix.store_paths import redact_store_paths
 _TEXT_KEY: Final = "user.inx.status"
 # The text while a build runs, and after a stop that ended the build.
 BUILDING: Final = "building"
-_INTERRUPTED: Final = "failed: it stopped while its system was built; start it to build again"
+INTERRUPTED: Final = "failed: it stopped while its system was built; start it to build again"
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
 _TEXT_MAX: Final = 400
 _FIRST_RETRY_SECONDS: Final = 0.1
@@ -177,7 +177,7 @@ class StatusWriter:
         """The instance stops: its status does not go on to say that a build runs."""
         config = _load_saved(instance.uuid)
         if config is not None and config[_TEXT_KEY] == BUILDING:
-            self._enqueue(instance, config | {_TEXT_KEY: _INTERRUPTED})
+            self._enqueue(instance, config | {_TEXT_KEY: INTERRUPTED})
 
     def publish_saved(self, instance: Instance) -> None:
         """Write the status that was saved last, perhaps by the previous sidecar."""

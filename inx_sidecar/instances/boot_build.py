@@ -135,8 +135,8 @@ class BootBuilder:
             other = boot_fallback(boot, deployment.present, str(error))
             if other is None or state.container is None:
                 raise
-            log_failure(deployment.instance.facts, error)
             await self._let_init_boot(state, deployment, other, console)
+            log_failure(deployment.instance.facts, error)
             return other
 
     @names_full_storage

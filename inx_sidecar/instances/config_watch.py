@@ -17,6 +17,7 @@ from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
 from inx_sidecar.incus.instance import Instance, LxcFacts, parse_instance
 from inx_sidecar.incus.running_record import Running
+from inx_sidecar.incus.status import BUILDING
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.instances.missing_hooks import (
     lacks_hooks,
@@ -40,7 +41,8 @@ _ALL: Final[_Key] = ("", "")
 # A start reads backup.yaml. On a restart, Incus writes that file from what it knew when the restart
 # was requested, so the configuration can be newer. So each start is followed by a look.
 _CHANGES: Final = (
-    "instance-created", "instance-updated", "instance-started", "instance-restarted",
+    "instance-created", "instance-renamed", "instance-restored", "instance-updated",
+    "instance-started", "instance-restarted",
 )  # fmt: skip
 
 _POWER: Final = "volatile.last_state.power"
@@ -121,7 +123,8 @@ class ConfigWatch:
         wanted = shipped_raw_lxc()
         for api in await members.list_own_instances():
             may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))
-            if may_lack or running_instance(api) is not None:
+            builds = api["expanded_config"].get("user.inx.status", "").startswith(BUILDING)
+            if may_lack or builds or running_instance(api) is not None:
                 self._look_at(api["project"], api["name"])
 
     async def _update(self, project: str, name: str) -> None:

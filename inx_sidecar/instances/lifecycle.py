@@ -179,10 +179,10 @@ class Lifecycle:
         starts = state is not None and (state.lock.locked() or state.deployment is not None)
         self._statuses.set_known_status(instance)
         present = self._statuses.text_of(instance)
-        by_itself = by_itself and not starts
         text = stopped_text(
-            present, problem, instance.name, has_hooks=has_hooks, by_itself=by_itself
-        )
+            present, problem, instance.name,
+            has_hooks=has_hooks, by_itself=by_itself, starts=starts,
+        )  # fmt: skip
         if text != present and self._statuses.amend_text(instance, text) and text:
             instance_log(instance.lxc_name).warning("%s", text)
 

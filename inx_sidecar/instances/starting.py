@@ -122,8 +122,8 @@ class Starter:
                 state.mapped = await self._attach(state.container, deployment)
             except InstanceError as error:
                 deployment = state.deployment = with_fallback(deployment, error)
-                log_failure(instance.facts, error)
                 state.mapped = await self._attach(state.container, deployment)
+                log_failure(instance.facts, error)  # said once if that fails, too
             running = Running.of(deployment.instance, pid, state.mapped, state.claims)
             running.save(instance.uuid)
             if isinstance(deployment.plan, Boot):

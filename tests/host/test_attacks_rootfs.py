@@ -132,7 +132,7 @@ def test_a_file_in_the_way_is_refused_by_name(incus: Incus, host: Host) -> None:
         started = victim.start(script) == 0
         begin = time.monotonic()
         if started and what in FALLS_BACK:
-            said = incus.wait_status(victim.name, "failed: .*; started generation 1")
+            said = incus.wait_status(victim.name, f"failed: {beginning} .*; started generation 1")
             text = said.removeprefix("failed: ")
         else:
             text = "" if started else refusal(incus, victim.name)

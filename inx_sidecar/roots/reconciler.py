@@ -36,6 +36,7 @@ from inx_sidecar.roots.stopped_instances import StoppedInstances
 _PERIOD_SECONDS: Final = 600.0
 _BURST_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 5.0
+_LONGEST_RETRY_SECONDS: Final = 15.0
 _LONGEST_SECONDS: Final = 60.0
 _AT_ONCE: Final = 8
 # What an instance links is compared longer than that only in the background: nothing waits for it.
@@ -146,7 +147,7 @@ class RootReconciler:
         silence = retry = _RETRY_SECONDS
         while True:
             seconds = retry
-            retry = min(retry * 2, _LONGEST_SECONDS)
+            retry = min(retry * 2, _LONGEST_RETRY_SECONDS)
             try:
                 outcome = await self._compare_next()
                 silent = any(mirror.resolver.incomplete for mirror in self._watch.mirrors)

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Set
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from inx_sidecar.kernel.syscalls import cached_status
 
@@ -22,6 +22,13 @@ File = tuple[int, int]
 _NUMBERS: Final = {"x86_64": 73, "aarch64": 32, "riscv64": 32, "loongarch64": 32}
 _FLOCK: Final = _NUMBERS.get(os.uname().machine, 143)
 _FILES_MAX: Final = 4096
+
+
+class Held(NamedTuple):
+    """A locked file: the path by which the process has it open, and whether others may share it."""
+
+    path: str
+    shared: bool
 
 
 def awaited_file(thread: int) -> File | None:
@@ -40,20 +47,22 @@ def awaited_file(thread: int) -> File | None:
     return status.device, status.inode
 
 
-def held_files(process: int, files: Set[File]) -> dict[File, str]:
-    """Those of `files` that the process has locked, with the path by which it has each open."""
+def held_files(process: int, files: Set[File]) -> dict[File, Held]:
+    """Those of `files` that the process has locked."""
     held = {}
     with contextlib.suppress(OSError):
         for entry in islice(os.scandir(f"/proc/{process}/fd"), _FILES_MAX):
             with contextlib.suppress(OSError):
                 status = cached_status(entry.path)
                 file = status.device, status.inode
-                if file in files and stat.S_ISREG(status.mode) and _is_locked(process, entry.name):
-                    held[file] = os.readlink(entry.path)
+                if file in files and stat.S_ISREG(status.mode):
+                    if locks := _locks(process, entry.name):
+                        shared = any("FLOCK" in lock and "READ" in lock for lock in locks)
+                        held[file] = Held(os.readlink(entry.path), shared)
     return held
 
 
-def _is_locked(process: int, descriptor: str) -> bool:
-    """Whether this open file of the process has a lock (proc_pid_fdinfo(5))."""
+def _locks(process: int, descriptor: str) -> list[list[str]]:
+    """The locks that this open file of the process has, in words (proc_pid_fdinfo(5))."""
     with open(f"/proc/{process}/fdinfo/{descriptor}") as file:
-        return any(line.startswith("lock:") for line in file)
+        return [line.split() for line in file if line.startswith("lock:")]

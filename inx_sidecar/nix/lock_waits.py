@@ -6,6 +6,10 @@ build tries to lock its outputs, and opens their lock files again every five sec
 
 An instance is to blame for the time that its daemon holds what somebody waits for, whichever of its
 processes holds it. So an innocent instance that gets the lock in between has all of its time.
+
+A lock that several share, as that of gc.lock, is different: each of two instances that hold it in
+turn may end, and the lock is never free. So the time of the host counts, whoever of them holds it,
+and all holders are ended in one look.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,6 +37,8 @@ class Times:
     each other for ever.
     `poll`: for how long after its last try a build may still wait.
     `look`: the pause between two looks. A look adds at most `step`, also if it comes late.
+    `refusal`: for how long daemons may not open a file that no daemon holds, though the host still
+    waits for it; the next such time is `refusal_pause` later. Another process of the host has it.
     """
 
     again: float = 5.0
@@ -42,6 +48,8 @@ class Times:
     poll: float = 12.0
     look: float = 1.0
     step: float = 5.0
+    refusal: float = 5.0
+    refusal_pause: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Ending:
     `waited`: for how many seconds of waiting the instance is to blame.
     `neighbour`: the instance whose daemon waits, or "" if a process of the host does.
     `tries`: a build waits and tries again and again, so the lock must stay free until then.
+    `shared`: the thread of the host that waits for a lock that several share, or 0.
     """
 
     instance: str
@@ -61,6 +70,7 @@ class Ending:
     waited: float
     neighbour: str
     tries: bool
+    shared: int = 0
 
 
 @dataclass
@@ -71,6 +81,7 @@ class _Wait:
     waits: bool = False
     blamed: dict[str, float] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
+    shared: float = 0.0
 
 
 class LockWaits:
@@ -128,28 +139,40 @@ class LockWaits:
                     del waits[key]
         return files
 
-    def endings(self, holders: Holders, patience: float, now: float) -> list[Ending]:
-        """Whom to end, after `awaited`. `patience` is how long the host waits, in seconds."""
+    def endings(
+        self, holders: Holders, patience: float, now: float, shared: AbstractSet[File] = frozenset()
+    ) -> list[Ending]:
+        """Whom to end, after `awaited`. `patience` is how long the host waits, in seconds; holders
+        share the locks of the files `shared`."""
         passed = min(now - self._looked, self._times.step)
         self._looked = now
         found: dict[tuple[str, File], Ending] = {}
         for waits in self._waits.values():
-            for (waiter, _, file), wait in waits.items():
-                if not wait.waits:
+            for (waiter, thread, file), wait in waits.items():
+                others = [instance for instance in holders.get(file, {}) if instance != waiter]
+                if not wait.waits or not others:
                     continue
-                for instance in holders.get(file, {}):
-                    if instance == waiter:
-                        continue
-                    waited = wait.blamed.get(instance, 0.0) + min(passed, now - wait.first)
-                    wait.blamed[instance] = waited
-                    if waited >= self._allowed(instance, file, waiter, patience, now):
-                        found.setdefault(
-                            (instance, file),
-                            Ending(
-                                instance, file, frozenset(holders[file][instance]),
-                                instance in wait.ended, waited, waiter, file in self._tried,
-                            ),
-                        )  # fmt: skip
+                seconds = min(passed, now - wait.first)
+                for instance in others:
+                    wait.blamed[instance] = wait.blamed.get(instance, 0.0) + seconds
+                allowed = {
+                    instance: self._allowed(instance, file, waiter, patience, now)
+                    for instance in others
+                }
+                blamed = [each for each in others if wait.blamed[each] >= allowed[each]]
+                if together := file in shared and not waiter:
+                    wait.shared += seconds
+                    if blamed or wait.shared >= min(allowed.values()):
+                        blamed = others
+                for instance in blamed:
+                    found.setdefault(
+                        (instance, file),
+                        Ending(
+                            instance, file, frozenset(holders[file][instance]),
+                            instance in wait.ended, max(wait.shared, wait.blamed[instance]),
+                            waiter, file in self._tried, thread if together else 0,
+                        ),
+                    )  # fmt: skip
         self._note(found.values(), now)
         return list(found.values())
 
@@ -180,6 +203,8 @@ class LockWaits:
                 for (_, _, file), wait in waits.items():
                     if file == ending.file and wait.blamed.pop(ending.instance, None) is not None:
                         wait.ended.add(ending.instance)
+                    if file == ending.file and ending.shared:
+                        wait.shared = 0.0
         remembered = {
             instance: when
             for instance, when in self._ended.items()

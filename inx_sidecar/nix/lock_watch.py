@@ -7,7 +7,8 @@ without end, which each collection reads.
 The guard tells of each open of a lock file, and never waits. `watch` runs in a child of the guard:
 it looks while somebody may wait, and pauses for longer than a look takes. When a holder is ended, a
 build that tries every five seconds would lose the lock again, to the next client. So the guard then
-refuses the file to daemons until that build has tried.
+refuses the file to daemons until that build has tried, and likewise one that several share, as
+gc.lock, until the host has its lock (lock_refusals).
 """
 
 import contextlib
@@ -23,12 +24,11 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.kernel.cgroups import cgroup_text, container_in, container_of
 from inx_sidecar.kernel.flocks import File, awaited_file, held_files
 from inx_sidecar.nix.daemon_processes import end_daemon, end_worker, instance_in, workers
+from inx_sidecar.nix.lock_refusals import Refusals, until_tried
 from inx_sidecar.nix.lock_waits import Ending, LockWaits, Times, too_large
 
 # An open: device, inode, thread, and the instance whose daemon opens, or "" for the host.
 OPEN: Final = struct.Struct("=QQI36s")
-# A file that daemons must not open now: device, inode, and the instance, or "" for all daemons.
-REFUSAL: Final = struct.Struct("=QQ36s")
 
 _ROOTS_SECONDS: Final = 5.0
 _ROOTS_MAX: Final = 16 << 20
@@ -46,15 +46,16 @@ class Watch:
 
     def __init__(
         self,
-        refusals: int,
+        tell_guard: int,
         patience: Callable[[], float],
         name_of: Callable[[str], str],
         times: Times,
     ) -> None:
-        self._refusals = refusals
+        self._tell_guard = tell_guard
         self._patience = patience
         self._name_of = name_of
         self._waits = LockWaits(times)
+        self._refusals = Refusals(times)
         self._times = times
         # Nix opens it now and then without having waited for it.
         self._gc_lock: File | None = None
@@ -99,14 +100,24 @@ class Watch:
             {thread for thread, _ in threads if not os.path.exists(f"/proc/{thread}")}
         )
         blocked = {(thread, file) for thread, file in threads if awaited_file(thread) == file}
-        if not (files := self._waits.awaited(blocked, time.monotonic())):
-            return
+        files = self._waits.awaited(blocked, time.monotonic())
         holders: dict[File, dict[str, set[int]]] = {}
-        for instance, pid in workers():
-            for file in held_files(pid, files):
+        shared = set()
+        for instance, pid in workers() if files else ():
+            for file, held in held_files(pid, files).items():
                 holders.setdefault(file, {}).setdefault(instance, set()).add(pid)
+                if held.shared:
+                    shared.add(file)
+        now = time.monotonic()
+        self._refuse(*self._refusals.look(blocked, holders.keys(), now))
         if holders:
-            for ending in self._waits.endings(holders, self._patience(), time.monotonic()):
+            endings = self._waits.endings(holders, self._patience(), now, shared)
+            for ending in endings:  # nobody opens the file again between two of the ends
+                if ending.tries:
+                    self._refuse(until_tried(ending.file, ending.neighbour and ending.instance))
+                if ending.shared:
+                    self._refuse(self._refusals.begin(ending.file, ending.shared, now))
+            for ending in endings:
                 self._end(ending)
 
     def look_at_temporary_roots(self) -> None:
@@ -135,15 +146,11 @@ class Watch:
                     )
 
     def _end(self, ending: Ending) -> None:
-        if ending.tries:
-            uuid = ending.instance if ending.neighbour else ""
-            with contextlib.suppress(OSError):
-                os.write(self._refusals, REFUSAL.pack(*ending.file, uuid.encode()))
         path = ""
         for pid in ending.processes:
             held = held_files(pid, {ending.file})
             if held and end_worker(ending.instance, pid):
-                path = held[ending.file]
+                path = held[ending.file].path
         waiter = "the host"
         if ending.neighbour:
             waiter = f"the Nix daemon of {self._name_of(ending.neighbour)}"
@@ -157,6 +164,11 @@ class Watch:
                 ending.instance, "ended a process of its Nix daemon: %s waited %.0f s for %s",
                 waiter, ending.waited, path,
             )  # fmt: skip
+
+    def _refuse(self, *records: bytes) -> None:
+        for record in filter(None, records):
+            with contextlib.suppress(OSError):  # the pipe is full, or the guard has ended
+                os.write(self._tell_guard, record)
 
     def _tell(self, instance: str, sentence: str, *values: object) -> None:
         """Say it, and of each instance the same about once a minute."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Final
 
 from inx_sidecar.kernel.flocks import File
+from inx_sidecar.nix.lock_refusals import REFUSAL
 from inx_sidecar.nix.lock_waits import Times
-from inx_sidecar.nix.lock_watch import OPEN, REFUSAL, Watch
+from inx_sidecar.nix.lock_watch import OPEN, Watch
 
 _RESTART_SECONDS: Final = 10.0
-# A build of the host tries to lock within this time; after its try, it needs less than a second.
-_REFUSAL_SECONDS: Final = 12.0
+# A build of the host that tries to lock has the lock in less than a second.
 _AFTER_TRY_SECONDS: Final = 1.0
 _REFUSALS_MAX: Final = 1000
 _REFUSALS_AT_ONCE: Final = 64
@@ -39,7 +39,8 @@ class Watcher:
     ) -> None:
         self._watch_with = patience, name_of, times or Times()
         self._in_child = in_child
-        self._refused: dict[tuple[File, str], float] = {}
+        # Until when, and whether an open by the host shortens that.
+        self._refused: dict[tuple[File, str], tuple[float, bool]] = {}
         # The host has a pipe of its own: daemons of instances may open any number of files.
         self._opens: list[int] = []
         self.fd = -1
@@ -71,6 +72,8 @@ class Watcher:
         for fd in [*self._opens, self.fd]:
             os.close(fd)
         self._opens, self.fd = [], -1
+        # Nobody would end the other ones when the host has the lock.
+        self._refused = {key: value for key, value in self._refused.items() if value[1]}
 
     def start_again_if_ended(self) -> bool:
         """Whether another process was started; none is within some seconds of the last one."""
@@ -83,8 +86,9 @@ class Watcher:
         """A thread opens a lock file: one of the daemon of `instance`, or "" of the host."""
         if not instance and self._refused:
             until = time.monotonic() + _AFTER_TRY_SECONDS
-            for key in [key for key in self._refused if key[0] == file]:
-                self._refused[key] = min(self._refused[key], until)
+            for key, (longest, shortened) in self._refused.items():
+                if key[0] == file and shortened:
+                    self._refused[key] = min(longest, until), True
         if self._opens:
             with contextlib.suppress(OSError):  # the pipe is full, or the process has ended
                 record = OPEN.pack(*file, thread, instance.encode())
@@ -95,7 +99,8 @@ class Watcher:
         if not self._refused:
             return False
         now = time.monotonic()
-        return any(self._refused.get((file, who), 0.0) > now for who in ("", instance))
+        keys = {(file, ""), (file, instance)} & self._refused.keys()
+        return any(self._refused[key][0] > now for key in keys)
 
     def read(self) -> None:
         """Take what the watching process says; `fd` is -1 then if it has ended."""
@@ -107,8 +112,8 @@ class Watcher:
             self.stop()
             return
         now = time.monotonic()
-        self._refused = {key: until for key, until in self._refused.items() if until > now}
-        for device, inode, uuid in REFUSAL.iter_unpack(data):
-            if len(self._refused) < _REFUSALS_MAX:
-                key = (device, inode), uuid.rstrip(b"\0").decode()
-                self._refused[key] = now + _REFUSAL_SECONDS
+        self._refused = {key: value for key, value in self._refused.items() if value[0] > now}
+        for device, inode, uuid, seconds, shortened in REFUSAL.iter_unpack(data):
+            key = (device, inode), uuid.rstrip(b"\0").decode()
+            if key in self._refused or len(self._refused) < _REFUSALS_MAX:
+                self._refused[key] = now + seconds, shortened

@@ -98,11 +98,11 @@ def guard(patience: Callable[[], float], name_of: Callable[[str], str]) -> None:
         if watcher.fd >= 0:
             poll.register(watcher.fd, select.POLLIN)
         events = dict(poll.poll(_MARK_SECONDS * 1000))
+        if watcher.fd in events:
+            watcher.read()  # first: what is refused from now on may wait for an answer
         if group.fd in events:
             guarded.answer()
-        if watcher.fd in events:
-            watcher.read()
-        elif not watcher.start_again_if_ended() and not events:
+        if watcher.fd not in events and not watcher.start_again_if_ended() and not events:
             guarded.mark()  # another directory may be there now
 
 

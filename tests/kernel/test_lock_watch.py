@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from inx_sidecar.kernel.fanotify import PermissionGroup
 from inx_sidecar.kernel.flocks import awaited_file, held_files
 from inx_sidecar.nix import lock_watch, store_locks
 from inx_sidecar.nix.daemon_processes import end_daemon, end_worker, workers
+from inx_sidecar.nix.lock_refusals import Refusals
 from inx_sidecar.nix.lock_waits import Times
 from inx_sidecar.nix.lock_watcher import Watcher
 
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.main
 
 # Short times, so that one test takes less than a second.
 PATIENCE = 0.3
-TIMES = Times(again=0.1, neighbour=0.6, poll=0.3, look=0.02)
+TIMES = Times(again=0.1, neighbour=0.6, poll=0.3, look=0.02, refusal=0.3)
 
 
 @pytest.fixture
@@ -60,10 +62,14 @@ def daemons() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def guard(lock: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Watcher]:
+def guard(
+    lock: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> Iterator[Watcher]:
     """A guard that answers in a thread, with its watching process."""
+    patience = getattr(request, "param", PATIENCE)
+    times = replace(TIMES, again=max(TIMES.again, patience - PATIENCE))
     group = PermissionGroup(threads=True)
-    watcher = Watcher(lambda: PATIENCE, str, group.close, TIMES)
+    watcher = Watcher(lambda: patience, str, group.close, times)
     watcher.start()
     guard = store_locks.Guard(group, watcher)
     guard.mark()
@@ -75,10 +81,10 @@ def guard(lock: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Watcher]:
             poll.register(group.fd, select.POLLIN)
             poll.register(watcher.fd, select.POLLIN)
             events = dict(poll.poll(20))
-            if group.fd in events:
-                guard.answer()
             if watcher.fd in events:
                 watcher.read()
+            if group.fd in events:
+                guard.answer()
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -148,7 +154,7 @@ def test_it_is_seen_who_holds_a_lock_and_who_waits(lock: Path, start: Start) -> 
     holder = started_holder(start, lock)
     waiter, trier = start(locks(lock)), start(tries(lock))
     eventually(lambda: awaited_file(waiter.pid) == file)
-    assert held_files(holder.pid, {file, (0, 0)}) == {file: str(lock)}
+    assert held_files(holder.pid, {file, (0, 0)}) == {file: (str(lock), False)}
     assert held_files(waiter.pid, {file}) == {} and awaited_file(holder.pid) is None
     assert awaited_file(trier.pid) is None and awaited_file(os.getpid()) is None
     holder.kill()
@@ -261,6 +267,71 @@ def test_many_short_holders_of_gc_lock_delay_no_collection(
     eventually(lambda: any(each.ended() for each in crowd))
 
 
+def has(process: Opener, path: Path) -> bool:
+    status = path.stat()
+    return bool(held_files(process.pid, {(status.st_dev, status.st_ino)}))
+
+
+def may_open(start: Start, instance: str, path: Path) -> bool:
+    process = start(in_daemon(instance, lambda: os.open(path, os.O_RDWR)))
+    eventually(process.ended)
+    return process.succeeded()
+
+
+@pytest.mark.parametrize("guard", [1.3], indirect=True)
+def test_instances_that_share_gc_lock_in_turn_delay_no_collection(
+    guard: Watcher, lock: Path, daemons: list[str], start: Start
+) -> None:
+    """One holds it all the time, the other one around each end of the first. Before the other one
+    is to blame for as long, it comes so early that its own end is in the time of the first."""
+    gc_lock = Path(paths.GC_LOCK)
+    gc_lock.touch(0o600)
+
+    def client(instance: str) -> Opener:
+        return start(in_daemon(instance, holds(gc_lock, fcntl.LOCK_SH)))
+
+    first, second = client(daemons[0]), None
+    eventually(lambda: has(first, gc_lock))
+    collector = start(locks(gc_lock))
+    begin = since = opened = time.monotonic()
+    blame = 0.0
+    while not collector.succeeded():
+        assert time.monotonic() - begin < 5, "the host waits without end"
+        now = time.monotonic()
+        if first.ended():
+            first, since = client(daemons[0]), now
+            if second is not None:
+                while not first.ended() and not has(first, gc_lock):
+                    time.sleep(0.002)
+                second.kill()
+                second, blame = None, blame + now - opened
+        elif second is not None and second.ended():
+            second, blame = None, 0.0
+        elif second is None and now - since > (0.8 if blame < 0.5 else 0.1):
+            second, opened = client(daemons[1]), now
+        time.sleep(0.005)
+    begin = time.monotonic()
+    eventually(lambda: may_open(start, daemons[1], gc_lock))
+    assert time.monotonic() - begin < 5, "daemons open it when the host has had it"
+
+
+def test_daemons_are_not_kept_from_gc_lock_while_the_host_itself_has_it(
+    guard: Watcher, lock: Path, daemons: list[str], start: Start
+) -> None:
+    gc_lock = Path(paths.GC_LOCK)
+    gc_lock.touch(0o600)
+    host = start(holds(gc_lock, fcntl.LOCK_SH))
+    holder = start(in_daemon(daemons[0], holds(gc_lock, fcntl.LOCK_SH)))
+    eventually(lambda: has(host, gc_lock) and has(holder, gc_lock))
+    collector = start(locks(gc_lock))
+    eventually(holder.ended)
+    begin = time.monotonic()
+    assert not may_open(start, daemons[1], gc_lock)
+    eventually(lambda: may_open(start, daemons[1], gc_lock))
+    assert time.monotonic() - begin < 5
+    assert not collector.ended() and not host.ended()
+
+
 def test_a_neighbour_waits_longer_than_the_host(
     guard: Watcher, lock: Path, daemons: list[str], start: Start
 ) -> None:
@@ -297,11 +368,22 @@ def test_another_watching_process_follows_one_that_ended() -> None:
     before = _children()
     watcher.start()
     (watching,) = _children() - before
+    daemon, refusals = str(uuid.uuid4()), Refusals(TIMES)
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    own, watcher.fd = watcher.fd, reader
+    os.write(writer, refusals.begin((1, 2), 3, 0.0))
+    watcher.read()
+    watcher.tell((1, 2), 3, "")
+    assert watcher.refuses((1, 2), daemon) and not watcher.refuses((1, 4), daemon)
+    watcher.fd = own
+    os.close(reader)
+    os.close(writer)
     os.kill(watching, signal.SIGKILL)
     os.waitpid(watching, 0)
     watcher.read()
     watcher.tell((1, 2), 3, "")
     assert watcher.fd == -1 and not watcher.start_again_if_ended()
+    assert not watcher.refuses((1, 2), daemon), "nobody would end the refusal"
     watcher._next_start = 0.0
     assert watcher.start_again_if_ended() and not watcher.start_again_if_ended()
     watcher.stop()

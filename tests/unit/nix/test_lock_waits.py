@@ -24,12 +24,16 @@ class Clock:
         self.waits.opened(instance, thread, file, self.now)
 
     def look(
-        self, holders: Holders = HELD, blocked: int = 0, patience: float = PATIENCE
+        self,
+        holders: Holders = HELD,
+        blocked: int = 0,
+        patience: float = PATIENCE,
+        shared: frozenset[File] = frozenset(),
     ) -> list[Ending]:
         self.now += 1
         threads = {(blocked, FILE)} if blocked else set()
         awaited = self.waits.awaited(threads, self.now)
-        return self.waits.endings(holders, patience, self.now) if awaited else []
+        return self.waits.endings(holders, patience, self.now, shared) if awaited else []
 
     def until_ended(
         self, holders: Holders = HELD, blocked: int = 0, tries: int = 0, instance: str = ""
@@ -105,6 +109,40 @@ def test_short_holders_of_one_instance_count_together(clock: Clock) -> None:
     for number in range(24):
         assert not clock.look({FILE: {WEB: {number}}}, blocked=7)
     assert clock.look({FILE: {WEB: {99}}}, blocked=7)
+
+
+def test_the_host_waits_for_all_that_share_a_lock_together(clock: Clock) -> None:
+    """Each holds it for a part of the time, and all are ended in one look."""
+    clock.opened(7)
+    shared = frozenset({FILE})
+    for number in range(24):
+        assert not clock.look({FILE: {f"{number % 3}": {100}}}, blocked=7, shared=shared)
+    both: Holders = {FILE: {WEB: {100}, SHOP: {200}}}
+    endings = clock.look(both, blocked=7, shared=shared)
+    assert {ending.instance for ending in endings} == {WEB, SHOP}
+    assert {ending.shared for ending in endings} == {7}
+    for _ in range(4):
+        assert not clock.look(both, blocked=7, shared=shared)
+    assert all(ending.whole for ending in clock.look(both, blocked=7, shared=shared))
+
+
+def test_who_shares_a_lock_with_one_that_is_ended_is_ended_with_it(clock: Clock) -> None:
+    clock.until_ended(blocked=7)
+    clock.opened(8)
+    clock.now += 1
+    both: Holders = {FILE: {WEB: {100}, SHOP: {200}}}
+    shared = frozenset({FILE})
+    found: list[Ending] = []
+    while not found:
+        found = clock.look(both, blocked=8, shared=shared)
+    assert {ending.instance for ending in found} == {WEB, SHOP}
+
+
+def test_a_neighbour_waits_for_each_that_shares_a_lock(clock: Clock) -> None:
+    clock.opened(7, instance=SHOP)
+    for number in range(700):
+        holders: Holders = {FILE: {f"{number % 2}": {100}}}
+        assert not clock.look(holders, blocked=7, shared=frozenset({FILE}))
 
 
 def test_an_instance_that_goes_on_is_ended_sooner_and_wholly(clock: Clock) -> None:

@@ -21,7 +21,8 @@ File = tuple[int, int]
 # include/uapi/asm-generic/unistd.h; older architectures have the number of i386.
 _NUMBERS: Final = {"x86_64": 73, "aarch64": 32, "riscv64": 32, "loongarch64": 32}
 _FLOCK: Final = _NUMBERS.get(os.uname().machine, 143)
-_FILES_MAX: Final = 4096
+# LimitNOFILE of a Nix daemon (systemd/inx-nix-daemon@.service): a look sees all that it has open.
+FILES_MAX: Final = 4096
 
 
 class Held(NamedTuple):
@@ -51,7 +52,7 @@ def held_files(process: int, files: Set[File]) -> dict[File, Held]:
     """Those of `files` that the process has locked."""
     held = {}
     with contextlib.suppress(OSError):
-        for entry in islice(os.scandir(f"/proc/{process}/fd"), _FILES_MAX):
+        for entry in islice(os.scandir(f"/proc/{process}/fd"), FILES_MAX):
             with contextlib.suppress(OSError):
                 status = cached_status(entry.path)
                 file = status.device, status.inode

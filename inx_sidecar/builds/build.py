@@ -15,7 +15,7 @@ from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
-from inx_sidecar.builds.failure_advice import Builder, advice, repository_of
+from inx_sidecar.builds.failure_advice import Builder, advice, repository_of, server_of
 from inx_sidecar.builds.failure_reason import failure_reason
 from inx_sidecar.builds.missing_attribute import (
     SECONDS,
@@ -220,7 +220,7 @@ async def _explain(
     failed. `limit` is the one that it exceeded, and `done` how Nix ended."""
     reason = limit or failure_reason(done)
     source, user, alone = evaluator.source, evaluator.user, bool(evaluator.doubt)
-    if is_missing(reason) and not isinstance(source, System):
+    if is_missing(request.source, reason):
         settings = request.settings
         limits = replace(settings, build_timeout=min(settings.build_timeout, SECONDS))
         command = names_command(service.source(), reason)
@@ -228,8 +228,16 @@ async def _explain(
         await _exceeded_limit(request.uuid, limits)
         reason = missing_text(request.source, reason, done.output)
     elif limit is None:
-        repository = repository_of(source.ref) if isinstance(source, Flake) else ""
-        reason = advice(reason, done.output, Builder(user.name, user.home, alone, repository))
+        builder = Builder(user.name, user.home, alone)
+        seen = service.source()
+        if isinstance(source, Flake) and isinstance(seen, Flake):
+            builder = replace(
+                builder,
+                repository=repository_of(source.ref),
+                seen=repository_of(seen.ref),
+                server=server_of(source.ref),
+            )
+        reason = advice(reason, done.output, builder)
     by = "" if alone or user.uid == 0 else f" as {user.name}"
     return f"{by}: {redact(reason)}"
 

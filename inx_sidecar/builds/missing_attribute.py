@@ -1,7 +1,8 @@
 """The likeliest mistake: the source has no attribute of the name that was asked for.
 
 Which names it has is asked only then, by an evaluation of its own. The source decides about the
-names: what is repeated here are a few short ones of plain characters.
+names: what is repeated here are a few short ones of plain characters, below the reference and the
+attribute of the operator.
 """
 
 import re
@@ -34,9 +35,16 @@ in builtins.concatStringsSep "" (builtins.genList
 """
 
 
-def is_missing(reason: str) -> bool:
-    """Whether `reason`, an error of Nix, says that an attribute of the source is missing."""
-    return bool(_OF_FLAKE.search(reason) or _OF_FILE.search(reason))
+def is_missing(source: Source, reason: str) -> bool:
+    """Whether `reason`, an error of Nix, says that `source` lacks the attribute that was asked
+    for. The source may say the same of any other one."""
+    match source:
+        case Flake():
+            return bool(_OF_FLAKE.search(reason))
+        case NixFile():
+            found = _OF_FILE.fullmatch(reason)
+            return found is not None and found[2] == source.attr
+    return False
 
 
 def names_command(source: Source, reason: str) -> list[str]:
@@ -48,7 +56,7 @@ def names_command(source: Source, reason: str) -> list[str]:
             more = ["--no-accept-flake-config", "--no-write-lock-file", "--"]
             return [*begin, *more, f"{source.ref}#nixosConfigurations"]
         case NixFile():
-            return [*begin, "--file", source.path, "--", _parent(reason)]
+            return [*begin, "--file", source.path, "--", _parent(source, reason)]
     raise AssertionError(source)
 
 
@@ -69,7 +77,7 @@ def missing_text(source: Source, reason: str, printed: str) -> str:
                 return has_no
             has_no += f".{wanted}"
         case NixFile():
-            parent, wanted = _parent(reason), source.attr.strip('"').rpartition(".")[2]
+            parent, wanted = _parent(source, reason), source.attr.strip('"').rpartition(".")[2]
             prefix = f"{parent}." if parent else ""
             has_no, key = f"{source.path} has no {source.attr}", "user.inx.attr="
         case _:
@@ -84,10 +92,10 @@ def missing_text(source: Source, reason: str, printed: str) -> str:
     return f"{has_no}; it has {shown}{more}; set {key}{choice}"
 
 
-def _parent(reason: str) -> str:
+def _parent(source: NixFile, reason: str) -> str:
     """The attribute path, in a Nix file, of the set that lacks an attribute."""
     found = _OF_FILE.search(reason)
-    if found is None or '"' in found[2]:
+    if found is None or '"' in source.attr:
         return ""
-    steps = found[2].split(".")
+    steps = source.attr.split(".")
     return ".".join(steps[: steps.index(found[1])]) if found[1] in steps else ""

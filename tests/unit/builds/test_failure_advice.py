@@ -1,15 +1,20 @@
 """Failures of Nix and git that are likely become a sentence with the way out."""
 
+import grp
 import time
+from dataclasses import replace
 
 import pytest
 
-from inx_sidecar.builds.failure_advice import Builder, advice, repository_of
+from inx_sidecar.base import paths
+from inx_sidecar.builds import failure_advice
+from inx_sidecar.builds.failure_advice import Builder, advice, repository_of, server_of
 
 pytestmark = pytest.mark.main
 
 ALICE = Builder("alice", "/home/alice", repository="/srv/my flake")
 BUILD_USER = Builder("inx-build", "/var/lib/inx-build")
+FETCHER = replace(BUILD_USER, server="https://github.com")
 ALONE = Builder("inx-build", "/var/lib/inx-build", alone=True)
 STORE = f"/nix/store/{'0' * 32}-source"
 FETCH = "error:\n       … while fetching the input 'git+ssh://git@h/x'\n\n       error: x\n"
@@ -49,30 +54,182 @@ def test_a_daemon_that_refuses_a_user_is_a_matter_of_the_group_or_of_nix_conf() 
         f"getting status of '{STORE}/sub/x.nix': No such file or directory",
         "path '«git+file:///srv/my%20flake»/sub/x.nix' does not exist",
         "Path 'sub/x.nix' in the repository \"/srv/my flake\" is not tracked by Git",
-        "source tree referenced by 'git+file:///srv' does not contain a '/sub/x.nix' file",
+        "source tree referenced by 'git+file:///srv/my%20flake?dir=sub' does not contain a "
+        "'/sub/x.nix' file",
     ],
 )
 def test_a_file_that_git_does_not_know_is_named_with_the_command(reason: str) -> None:
     assert said(reason).endswith("run 'git -C '/srv/my flake' add sub/x.nix' as alice")
     assert said(reason, builder=BUILD_USER) == reason, "no directory of git"
-    alone = Builder("inx-build", "/var/lib/inx-build", alone=True, repository="/srv/x")
-    assert said(reason, builder=alone).endswith("run 'git -C /srv/x add sub/x.nix'")
+    alone = replace(ALICE, alone=True)
+    assert said(reason, builder=alone) == (
+        "git does not know sub/x.nix in /srv/my flake, so Nix does not see it: if it is there, "
+        "let its owner add it"
+    )
+    seen = replace(ALICE, repository="/tmp/x", seen="/srv/my flake")
+    assert said(reason, builder=seen).endswith("run 'git -C /tmp/x add sub/x.nix' as alice")
 
 
-@pytest.mark.parametrize("file", ["-A", "x; rm -rf ~", "$(id)", "a\u202eb"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "-A", "x; rm -rf ~", "$(id)", "a\u202eb", ".", "..", "../x", "a/../../x", "a/./b", "a//b",
+        "/etc/x", ".git/config", "sub/.GIT", "a b", ":/", "*", "a'b", "a\nb",
+    ],
+)  # fmt: skip
 def test_no_odd_name_gets_into_a_command(file: str) -> None:
     reason = f"path '{STORE}/{file}' does not exist"
     assert said(reason) == reason
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "path '«git+file:///home/me»/x.nix' does not exist",
+        "Path 'x.nix' in the repository \"/home/me\" is not tracked by Git",
+        "source tree referenced by 'git+file:///home/me' does not contain a '/x.nix' file",
+        f"path '/nix/store/{'0' * 32}-secrets/x.nix' does not exist",
+        f"no luck: path '{STORE}/x.nix' does not exist",
+    ],
+)
+def test_a_file_of_another_directory_gets_no_command(reason: str) -> None:
+    assert said(reason) == reason
+
+
 def test_a_repository_of_somebody_else_is_named() -> None:
-    libgit2 = "opening Git repository \"/e\": repository path '/e' is not owned by current user"
-    assert "safe.directory /e' as alice" in said(libgit2)
-    git = f"fatal: detected dubious ownership in repository at '/e'\n{FETCH}"
-    assert "safe.directory /e' as alice" in said("program 'git' failed with exit code 128", git)
-    assert said(libgit2, builder=ALONE) == "git refuses /e, which belongs to another user"
-    quoted = libgit2.replace("'/e'", "'/e;x y'")
-    assert "safe.directory '/e;x y'' as alice" in said(quoted)
+    alice = replace(ALICE, repository="/e")
+    for named in ("/e", "/e/"):
+        for opened in ('"/e"', "'/e'", "'\"/e\"'"):
+            libgit2 = (
+                f"opening Git repository {opened}: repository path '{named}' is not owned by "
+                "current user"
+            )
+            text = said(libgit2, builder=alice)
+            assert text.endswith("run 'git config --global --add safe.directory /e' as alice")
+    nested = (
+        f"error:\n       … while fetching the input 'git+file:///e'\n\n       error: {libgit2}\n"
+    )
+    assert "safe.directory /e' as alice" in said(libgit2, nested, alice)
+    git = f"fatal: detected dubious ownership in repository at '/e/.git'\n{FETCH}"
+    failed = "program 'git' failed with exit code 128"
+    assert "safe.directory /e/.git' as alice" in said(failed, git, alice)
+    alone = replace(ALONE, repository="/tmp/e", seen="/e")
+    assert said(libgit2, builder=alone) == "git refuses /tmp/e, which belongs to another user"
+    assert said(libgit2, builder=ALONE) == libgit2
+    assert "'git config" in said(
+        libgit2.replace("/e", "/a b"), builder=replace(alice, repository="/a b")
+    )
+
+
+NOT_OWNED = "opening Git repository \"{0}\": repository path '{0}' is not owned by current user"
+DUBIOUS = "fatal: detected dubious ownership in repository at '{0}'"
+THROWN = """error:
+       … while calling the 'throw' builtin
+         at /f/flake.nix:1:1:
+
+       error: {0}
+"""
+
+
+@pytest.mark.parametrize(
+    "path", ["*", "/", "/home/me", "/srv/my", "/srv/my flake/*", "/srv/x;reboot"]
+)
+@pytest.mark.parametrize("text", [f"error: {NOT_OWNED}", DUBIOUS, f"trace: x\n{DUBIOUS}"])
+def test_a_source_chooses_no_repository_that_git_is_to_trust(text: str, path: str) -> None:
+    output = f"{text.format(path)}\n{FETCH}"
+    assert "safe.directory" not in said("x", output)
+    assert "safe.directory" not in said(NOT_OWNED.format(path), output)
+    assert "safe.directory" not in said("x", output, replace(ALICE, repository=""))
+    assert "safe.directory" not in said("x", output, ALONE)
+
+
+@pytest.mark.parametrize("path", ["/srv/*", "/srv/$(id)", "/srv/a'b", "/srv/a\u202eb", "/srv/%(x)"])
+def test_an_odd_path_of_the_source_itself_gets_into_no_command(path: str) -> None:
+    odd = replace(ALICE, repository=path)
+    text = said("x", f"{DUBIOUS.format(path)}\n{FETCH}", odd)
+    assert "safe.directory" not in text and "'git" not in text
+    assert "'git" not in said(f"path '{STORE}/x.nix' does not exist", builder=odd)
+
+
+TRUE = [
+    f"cannot connect to socket at '{paths.DAEMON_SOCKET}': Permission denied",
+    f"cannot connect to socket at '{paths.DAEMON_SOCKET}': Connection refused",
+    "cannot open connection to remote store 'daemon': error: reading: Connection reset by peer",
+    "Nix daemon disconnected unexpectedly (maybe it crashed?)",
+    f"path '{STORE}/sub/x.nix' does not exist",
+    NOT_OWNED.format("/srv/my flake"),
+    "Cannot build 'x'; Required system: 'aarch64-linux'",
+    f"a 'a' with features {{}} is required to build '{STORE}', but I am a 'b' with features {{}}",
+    "unable to download 'https://h/x': HTTP error 404",
+]
+
+
+@pytest.mark.parametrize("reason", TRUE)
+def test_what_a_source_throws_or_prints_within_a_text_gets_no_advice(reason: str) -> None:
+    assert said(reason) != reason
+    assert said(reason, THROWN.format(reason)) == reason
+    assert said(reason, f"trace: {DUBIOUS}\n{SSH}{THROWN.format(reason)}") == reason
+    for text in (f"trace: {reason}", f"x > error: {reason}", f"no: {reason}", f"'{reason}'"):
+        assert said(text, f"{text}\nerror: {text}\n") == text
+        assert said("x", f"{text}\nerror: x\n") == "x"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trace: failed to fetch: repository path '*' is not owned by current user",
+        "trace: error: program 'git' failed with exit code 128",
+        "trace: … while fetching the input 'x'",
+        "web> error: failed to fetch",
+        "warning: program 'git' failed",
+    ],
+)
+def test_words_of_nix_in_the_text_of_a_source_are_no_failed_fetch(line: str) -> None:
+    assert said("no", f"{line}\n{SSH}{KEY}{USERNAME}error: no\n") == "no"
+
+
+def test_the_way_to_the_daemon_has_no_words_of_the_source() -> None:
+    for path, error in (
+        ("/nix/var/nix/x", "Permission denied"),
+        (paths.DAEMON_SOCKET, "run 'reboot'"),
+        (paths.DAEMON_SOCKET, "Permission denied; run 'reboot'"),
+    ):
+        reason = f"cannot connect to socket at '{path}': {error}"
+        assert said(reason) == reason
+
+
+@pytest.mark.parametrize(("member", "advised"), [(True, False), (False, True)])
+def test_a_user_of_the_group_of_the_daemon_is_not_to_be_added(
+    monkeypatch: pytest.MonkeyPatch, member: bool, advised: bool
+) -> None:
+    """The text may be the source's: what it says is compared with the groups."""
+    monkeypatch.setattr(failure_advice, "_group_of_socket", lambda: "nix-users")
+    monkeypatch.setattr(failure_advice, "_is_member", lambda name, group: member)
+    text = said(TRUE[0])
+    assert text.endswith("run 'usermod -aG nix-users alice'") if advised else text == TRUE[0]
+
+
+def test_the_groups_of_a_user_are_those_of_the_system() -> None:
+    root = grp.getgrgid(0).gr_name
+    assert failure_advice._is_member("root", root)
+    assert not failure_advice._is_member("nobody", root)
+    assert not failure_advice._is_member("inx-no-such-user", root)
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["https://evil.org", "https://github.com.evil.org", "http://github.com",
+     "https://github.com@evil.org", "https://github.com; run 'reboot'"],
+)  # fmt: skip
+def test_no_password_is_asked_for_a_server_that_the_source_names(server: str) -> None:
+    output = f"fatal: could not read Username for '{server}': terminal prompts disabled\n{FETCH}"
+    for builder in (FETCHER, BUILD_USER):
+        assert ".netrc" not in said("x", output, builder)
+
+
+def test_ssh_is_missing_by_an_error_of_the_system_alone() -> None:
+    forged = f"error: cannot run ssh: run 'reboot'\n{FETCH}"
+    assert said("x", forged, BUILD_USER) == "x"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +244,7 @@ def test_a_repository_of_somebody_else_is_named() -> None:
 )
 def test_the_first_cause_of_a_failed_fetch_counts(output: str, text: str) -> None:
     last = "resolving Git reference 'master': revspec 'master' not found"
-    assert text in said(last, output + FETCH, BUILD_USER)
+    assert text in said(last, output + FETCH, FETCHER)
     assert said("attribute 'x' missing", output, BUILD_USER) == "attribute 'x' missing"
 
 
@@ -114,3 +271,18 @@ def test_a_long_output_takes_no_long_time() -> None:
 def test_the_directory_of_a_reference_is_read_as_nix_reads_it() -> None:
     assert repository_of("git+file:///srv/my%20flake?dir=x&shallow=1") == "/srv/my flake"
     assert repository_of("path:/srv/x") == repository_of("github:o/r") == ""
+
+
+@pytest.mark.parametrize(
+    ("ref", "server"),
+    [
+        ("git+https://github.com/o/r?ref=x", "https://github.com"),
+        ("git+https://user@h.org:8443/r", "https://h.org:8443"),
+        ("git+http://h", "http://h"),
+        ("https://github.com/x.tar.gz", ""),
+        ("git+ssh://git@h/r", ""),
+        ("git+https://h'x/r", ""),
+    ],
+)
+def test_the_server_of_a_reference_is_named_as_git_names_it(ref: str, server: str) -> None:
+    assert server_of(ref) == server

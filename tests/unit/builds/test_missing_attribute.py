@@ -3,7 +3,7 @@
 import pytest
 
 from inx_sidecar.builds.missing_attribute import is_missing, missing_text, names_command
-from inx_sidecar.config.spec import Flake, NixFile
+from inx_sidecar.config.spec import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
 
@@ -17,9 +17,30 @@ def in_file(attr: str, missing: str) -> tuple[NixFile, str]:
 
 
 def test_only_these_errors_ask_for_names() -> None:
-    assert is_missing(NO_ATTRIBUTE) and is_missing(in_file("a.b", "b")[1])
-    assert not is_missing("attribute 'x' missing")
-    assert not is_missing(f"builder printed: {NO_ATTRIBUTE}")
+    assert is_missing(FLAKE, NO_ATTRIBUTE) and is_missing(*in_file("a.b", "b"))
+    assert not is_missing(FLAKE, "attribute 'x' missing")
+    assert not is_missing(FLAKE, f"builder printed: {NO_ATTRIBUTE}")
+    assert not is_missing(System("/nix/store/x"), NO_ATTRIBUTE)
+
+
+@pytest.mark.parametrize("path", ["x;reboot.web", "$(id).web", "evil.web", "a.web.x", "web"])
+def test_a_path_that_the_source_names_itself_is_not_repeated(path: str) -> None:
+    """As by throw "attribute 'web' in selection path '...' not found"."""
+    source = NixFile("/x.nix", "hosts.web", attr_given=True)
+    reason = f"attribute 'web' in selection path '{path}' not found"
+    assert not is_missing(source, reason)
+    assert not is_missing(FLAKE, reason) and not is_missing(source, NO_ATTRIBUTE)
+    assert names_command(source, reason)[-1] == "hosts"
+    assert missing_text(source, reason, "inx-names wbe").endswith("; set user.inx.attr=hosts.wbe")
+
+
+@pytest.mark.parametrize(
+    "printed",
+    ["inx-names ;reboot $(id) a#b ../x -x 'web' x;y", "trace: inx-names web", "inx-names\tweb"],
+)
+def test_no_odd_name_gets_into_what_is_to_be_set(printed: str) -> None:
+    text = missing_text(FLAKE, NO_ATTRIBUTE, printed)
+    assert text == f"/etc/nixos has no nixosConfigurations.wbe: {NO_ATTRIBUTE}"
 
 
 def test_the_nearest_name_comes_first_and_few_are_shown() -> None:

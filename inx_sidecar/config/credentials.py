@@ -13,15 +13,43 @@ from typing import Final
 from urllib.parse import unquote
 
 _HIDDEN: Final = "***"
-# "SCHEME://USER@" and "SCHEME://USER:PASSWORD@". GitHub and others take a token as USER over http.
-_USER_INFO: Final = re.compile(
-    r"(?<![A-Za-z0-9+.-])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,40})(?P<mark>://|(?i:%3A%2F%2F))(?P<user>[^/?#\s'\"<>]+)@"
+
+
+def _any_encoding(name: str) -> str:
+    """A pattern of `name` in a URL."""
+    return "".join(f"(?:{each}|%(?:25){{0,9}}(?i:{ord(each):02x}))" for each in name)
+
+
+# "@", also encoded, more than once.
+_AT: Final = re.compile(r"@|%(?:25)*40")
+# What may be a user and a host, with the slashes before it: any number of them, and also none, may
+# lead Nix, git or curl to a host.
+_STEP: Final = re.compile(r"(?<!/)(?P<slashes>/*)(?P<step>[^/?#\s'\"<>]+)")
+_SCHEME: Final = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,40})(?::|%(?:25){0,9}3[Aa])"
+_SCHEME_BEFORE: Final = re.compile(rf"(?<![A-Za-z0-9+.-]){_SCHEME}$")
+_SCHEME_WITHIN: Final = re.compile(
+    rf"(?:(?<![A-Za-z0-9+.-])|(?<=3[Dd])){_SCHEME}(?:%(?:25){{0,9}}2[Ff])+"
 )
+# These take no path, and a host needs no slashes.
+_REMOTE_WITHIN: Final = re.compile(
+    r"(?<![A-Za-z0-9+.-])(?i:(?P<scheme>(?:[a-z]{1,20}\+)?https?|github|gitlab|sourcehut))"
+    r"(?::|%(?:25){0,9}3[Aa])"
+)
+_SCHEME_MAX: Final = 80
+# "%25" is "%": a text may be encoded any number of times.
+_ENCODED_MARK: Final = re.compile(r"%(?:25)+")
+_DEPTH: Final = 8
+_LOCAL: Final = re.compile(r"path|(?:[a-z]+\+)?file")
 # A parameter of a URL. Its mark and "=" may be encoded, also more than once.
 _MARK: Final = r"[?&;]|%(?:25){0,9}(?:26|3[BbFf])"
 _PARAMETER: Final = re.compile(
     rf"(?P<mark>{_MARK})(?P<name>(?:(?!{_MARK})[^=#\s'\"<>%]|%(?!(?:25){{0,9}}(?:26|3[BbDdFf]))){{1,100}})"
     rf"(?P<is>=|%(?:25){{0,9}}3[Dd])(?P<value>(?:(?!{_MARK})[^#\s'\"<>])+)"
+)
+# The parameters that lead to a host, with what may be encoded in their names.
+_PLACE: Final = re.compile(
+    rf"(?P<begin>(?:{_MARK})(?:{_any_encoding('host')}|{_any_encoding('url')})(?:=|%(?:25){{0,9}}3[Dd]))"
+    r"(?P<value>[^&#\s'\"<>]+)"
 )
 # A user and a password before a host without "//", as in host=USER:PASSWORD@HOST: what stands
 # between the last of _PAIR_BEGINS and "@".
@@ -58,9 +86,10 @@ _TOKEN_AS_USER: Final = re.compile(r"(?!APKA)(?=\D*\d)[\w-]{20,}")
 
 def redact(text: str) -> str:
     """`text` with "***" in the place of each credential, and of what may be one."""
-    if "@" in text:
-        text = _USER_INFO.sub(_redact_user, text)
+    if "@" in text or "%" in text:
+        text = _STEP.sub(_redact_user, text)
         text = _redact_pairs(text)
+        text = _PLACE.sub(_redact_place, text)
     text = _TOKEN.sub(_HIDDEN, text)
     if "=" in text or "%" in text or ":" in text:
         text = _PARAMETER.sub(_redact_parameter, text)
@@ -72,7 +101,9 @@ def unknown_parameters(reference: str) -> list[str]:
     """The names of parameters of a flake reference that may name a credential."""
     query = reference.partition("?")[2]
     names = (re.split("=|%(?:25)*3[Dd]", part)[0] for part in re.split(_MARK, query) if part)
-    return [name for name in names if unquote(name) not in KNOWN_PARAMETERS]
+    unknown = (name for name in names if unquote(name) not in KNOWN_PARAMETERS)
+    # A mark in the value of host= begins a name, as in host=a%26TOKEN@h.
+    return [_HIDDEN if "@" in _decoded(name) else name for name in unknown]
 
 
 def has_credentials(text: str) -> bool:
@@ -80,11 +111,48 @@ def has_credentials(text: str) -> bool:
 
 
 def _redact_user(found: re.Match[str]) -> str:
-    user = unquote(found["user"])
-    over_http = "http" in found["scheme"].lower()
-    if not over_http and ":" not in user and not _TOKEN_AS_USER.fullmatch(user):
-        return found[0]  # as in git+ssh://git@host
-    return f"{found['scheme']}{found['mark']}{_HIDDEN}@"
+    """`USER@` is hidden after `SCHEME://`, also with fewer or more slashes."""
+    step, slashes = found["step"], found["slashes"]
+    at = max((each.start() for each in _AT.finditer(step)), default=0)
+    if not at:
+        return found[0]
+    user = step[:at]
+    text = found.string[max(0, found.start() - _SCHEME_MAX) : found.start()]
+    before = _SCHEME_BEFORE.search(text) if slashes else None
+    if before and _may_be_secret(before["scheme"], len(slashes), user):
+        return f"{slashes}{_HIDDEN}{step[at:]}"
+    ends = [
+        within.end()
+        for within in (_SCHEME_WITHIN.search(user), _REMOTE_WITHIN.search(user))
+        if within and _may_be_secret(within["scheme"], 2, user[within.end() :])
+    ]
+    return f"{slashes}{user[: min(ends)]}{_HIDDEN}{step[at:]}" if ends else found[0]
+
+
+def _may_be_secret(scheme: str, slashes: int, user: str) -> bool:
+    """Whether `user` may be a password or a token: GitHub and others take a token as the user over
+    http. A user of ssh, as in git+ssh://git@host, is none."""
+    scheme, user = scheme.lower(), _decoded(user)
+    if _LOCAL.fullmatch(scheme) and slashes != 2:  # a path
+        return False
+    plain = "ssh" in scheme or _LOCAL.fullmatch(scheme)
+    return bool(user) and (
+        not plain or ":" in user or "@" in user or bool(_TOKEN_AS_USER.fullmatch(user))
+    )
+
+
+def _decoded(text: str) -> str:
+    """`text` without percent encoding; "@" if it is encoded too often to be told."""
+    for _ in range(_DEPTH):
+        plain = unquote(_ENCODED_MARK.sub("%", text))
+        if plain == text:
+            return text
+        text = plain
+    return "@"
+
+
+def _redact_place(found: re.Match[str]) -> str:
+    return f"{found['begin']}{_HIDDEN}" if "@" in _decoded(found["value"]) else found[0]
 
 
 def _redact_pairs(text: str) -> str:

@@ -36,7 +36,7 @@ _NOT_OWNED: Final = re.compile(
     re.MULTILINE,
 )
 _NO_FILE: Final = re.compile(
-    r"(?:path|getting status of) "
+    r"(?:path|getting status of|opening file) "
     r"'(?:/nix/store/[0-9a-z]{32}-source|«(?P<ref>[^»']*)»)/(?P<file>[^']+)'"
     r"(?: does not exist|: No such file or directory)"
     r"|source tree referenced by '(?P<tree>[^']*)' does not contain a '/?(?P<lacks>[^']+)' file"
@@ -123,9 +123,11 @@ def advice(reason: str, output: str, builder: Builder) -> str:
         return f"{reason}; ask for another system, or name a machine for it in builders of nix.conf"
     if found := _NO_FILE.match(reason):
         return _untracked(found, builder) or reason
-    if refusal := _not_owned(output, builder):
-        return refusal
-    if _FETCH.search(output):
+    failed_fetch = _FETCH.search(output)
+    if failed_fetch or _NOT_OWNED.search(f"error: {reason}"):
+        if refusal := _not_owned(output, builder):
+            return refusal
+    if failed_fetch:
         return _fetch_failure(reason, output, builder)
     if _HTTP.match(reason) and not builder.alone:
         return f"{reason}; {_private(name)}"
@@ -193,8 +195,6 @@ def _not_owned(output: str, builder: Builder) -> str:
     refuses = f"git refuses {path}, which does not belong to {builder.name}"
     if not _PLAIN_PATH.fullmatch(path):
         return f"{refuses}: let {builder.name} own it"
-    if refused.rstrip("/").endswith("/.git"):
-        path += "/.git"
     command = f"git config --global --add safe.directory {shlex.quote(path)}"
     return f"{refuses}: let {builder.name} own it, or run {_as(builder, command)}"
 

@@ -64,11 +64,14 @@ KNOWN_PARAMETERS: Final = frozenset({
     "verifyCommit",
     "archive", "at", "format", "sha",
 })  # fmt: skip
-# NAME=VALUE, and a header of HTTP, in the output of a program.
+# NAME=VALUE, and a header of HTTP, in the output of a program. What follows a colon may be prose:
+# "asks for a password: put it there". So a value has a digit there, except after "Authorization:".
 _SECRET: Final = re.compile(
     r"(?P<name>(?:token|secret|passw|passphrase|credential|signature|api.?key|access.?key"
     r"|private.?key|authorization)"
-    r"(?:[\w.-]{0,40}[ \t\"']{0,2}=[ \t]{0,4}|[\w-]{0,40}[\"']?:[ \t]{1,4})"
+    r"(?:[\w.-]{0,40}[ \t\"']{0,2}=[ \t]{0,4}"
+    r"|(?<=authorization)[\"']?:[ \t]{1,4}"
+    r"|[\w-]{0,40}[\"']?:[ \t]{1,4}(?=[\"']?[^\s\"'<>&0-9]{0,200}[0-9]))"
     r"(?:(?:bearer|basic|token|digest)[ \t]{1,4})?)"
     r"(?P<value>(?!(?:(?:bearer|basic|token|digest)[ \t]{1,4})?\*\*\*)"
     r"(?:\"[^\"]{1,4096}\"|'[^']{1,4096}'|[^\s'\"<>&]+))",

@@ -52,6 +52,7 @@ def test_a_daemon_that_refuses_a_user_is_a_matter_of_the_group_or_of_nix_conf() 
     [
         f"path '{STORE}/sub/x.nix' does not exist",
         f"getting status of '{STORE}/sub/x.nix': No such file or directory",
+        f"opening file '{STORE}/sub/x.nix': No such file or directory",
         "path '«git+file:///srv/my%20flake»/sub/x.nix' does not exist",
         "Path 'sub/x.nix' in the repository \"/srv/my flake\" is not tracked by Git",
         "source tree referenced by 'git+file:///srv/my%20flake?dir=sub' does not contain a "
@@ -112,7 +113,8 @@ def test_a_repository_of_somebody_else_is_named() -> None:
     assert "safe.directory /e' as alice" in said(libgit2, nested, alice)
     git = f"fatal: detected dubious ownership in repository at '/e/.git'\n{FETCH}"
     failed = "program 'git' failed with exit code 128"
-    assert "safe.directory /e/.git' as alice" in said(failed, git, alice)
+    assert "safe.directory /e' as alice" in said(failed, git, alice)
+    assert said("attribute 'x' missing", git.partition("\n")[0], alice) == "attribute 'x' missing"
     alone = replace(ALONE, repository="/tmp/e", seen="/e")
     assert said(libgit2, builder=alone) == "git refuses /tmp/e, which belongs to another user"
     assert said(libgit2, builder=ALONE) == libgit2

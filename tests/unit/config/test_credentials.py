@@ -179,6 +179,8 @@ def test_the_output_of_a_program_shows_none(line: str) -> None:
         "building '/nix/store/ybcz1i6brrlbvx6vf1bz96ywk0ml5073-token-web-1.drv'...",
         "error: cannot look up '<nixpkgs>' in pure evaluation mode; use '--impure' to override",
         "warning: unknown setting 'access-tokens'",
+        "getting status of '/root/inx-secret': Permission denied",
+        "http://h:8123 asks inx-build for a password: put it into /var/lib/inx-build/.netrc",
         "copying path '/nix/store/x-glibc-locales-2.40-66' from 'https://cache.nixos.org'...",
         "src/token.c:12:3: warning: unused variable",
         "src/token.c: In function 'next':",

@@ -95,7 +95,7 @@ def load_settings(path: str = paths.CONFIG) -> Settings:
         return Settings()
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {reason_of(error)}") from None
-    known = {field.name for field in fields(Settings)}
+    known = sorted(field.name for field in fields(Settings))
     for name, value in table.items():
         if name not in known:
             raise ConfigError(f"{path}: unknown setting {name!r}; known are {', '.join(known)}")

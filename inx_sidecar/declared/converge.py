@@ -59,7 +59,7 @@ async def converge(declaration: Declaration, report: Callable[[str], None]) -> l
             try:
                 await _execute(step)
             except IncusError as error:
-                failures[step] = f"cannot {step.verb} {str(step.declared)!r}: {error}"
+                failures[step] = f"cannot {step.verb} {str(step.declared)!r}: {error}{_hint(step)}"
                 return
         failures.pop(step, None)
         if isinstance(step, Leave) and step.wrong:
@@ -83,6 +83,15 @@ async def converge(declaration: Declaration, report: Callable[[str], None]) -> l
         refused = [step for step in same_kind if isinstance(step, Change) and step in failures]
         await carry_out_all(refused)
     return list(failures.values())
+
+
+def _hint(step: Step) -> str:
+    """Where the reason is of a start that a hook refused: Incus itself does not tell it."""
+    if not isinstance(step, Start):
+        return ""
+    project = step.declared.project
+    where = "" if project == "default" else f" --project {project}"
+    return f"; see 'incus info {step.declared.name} --show-log{where}'"
 
 
 async def _execute(step: Step) -> None:

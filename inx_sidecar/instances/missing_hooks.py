@@ -88,8 +88,10 @@ def problem_of(api: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]], wa
     if _RAW_LXC in api["config"]:
         return f"{BEGIN}raw.lxc of {name!r} replaces that of its profiles; add to it {what}"
     if not setting or setting[-1] == providers[-1]:
-        return f"{BEGIN}raw.lxc of the profile {quoted(providers[-1])} lacks " + ", ".join(
-            map(repr, lines)
+        lacks = ", ".join(map(repr, lines))
+        return (
+            f"{BEGIN}raw.lxc of the profile {quoted(providers[-1])} lacks {lacks}; "
+            f"add to it what raw.lxc in {paths.PROFILE} has"
         )
     last = quoted(setting[-1])
     return (

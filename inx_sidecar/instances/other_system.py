@@ -102,7 +102,8 @@ def _refusal(instance: Instance, other: str) -> str:
     where = "" if instance.project == "default" else f" --project {instance.project}"
     return (
         f"{name!r} has another system, {other}, whose files a start with inx would replace; run "
-        f"'incus profile remove {name} inx{where}' to start that system, or "
+        f"'incus profile remove {name} inx{where}' and unset its user.inx.* keys to start that "
+        f"system ('incus profile assign {name} default{where}' if inx is its only profile), or "
         f"'incus rebuild {name} --empty{where}' to delete it, or, if these are files of a NixOS, "
         f"'incus file create -p {name}/etc/NIXOS{where}'"
     )

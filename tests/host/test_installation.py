@@ -78,7 +78,7 @@ def test_uninstall_refuses_while_instances_use_inx_and_then_leaves_nothing_of_in
         assert refused.returncode == 1
         assert refused.stderr == (
             f"inx: error: instances use the hooks of inx: {project}/{name}; "
-            "delete them first: incus delete\n"
+            "delete them first: incus delete NAME --project PROJECT\n"
         )
         incus.wait_inside(name, project)
         assert check(spare) == (0, [])

@@ -50,7 +50,7 @@ def test_a_container_of_another_image_is_not_touched(incus: Incus, host: Host) -
     text = refusal(incus, name)
     assert "'Debian GNU/Linux 13 (trixie)'" in text
     assert incus.state(name) == "STOPPED" and files(host, name) == before
-    as_it_was, empty, as_nixos = re.findall(r"'(incus [^']+)'", text)
+    as_it_was, _, empty, as_nixos = re.findall(r"'(incus [^']+)'", text)
 
     copy = incus.adopt(incus.name("copy"))
     incus("copy", name, copy)

@@ -114,4 +114,4 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
 def test_the_commands_name_the_project(tmp_path: Path) -> None:
     with pytest.raises(InstanceError) as refused:
         refuse(tmp_path, {"etc/passwd": ""}, project="shop")
-    assert str(refused.value).count(" --project shop'") == 3
+    assert str(refused.value).count(" --project shop'") == 4

@@ -142,7 +142,8 @@ def test_a_raw_lxc_of_a_later_profile() -> None:
 def test_a_profile_of_inx_that_was_changed() -> None:
     api = instance("inx") | {"expanded_config": {"raw.lxc": WANTED.splitlines()[0]}}
     assert problem(api).endswith(
-        "raw.lxc of the profile 'inx' lacks 'lxc.hook.stop = /etc/inx/hooks/stop'"
+        "raw.lxc of the profile 'inx' lacks 'lxc.hook.stop = /etc/inx/hooks/stop'; add to it what "
+        "raw.lxc in /etc/inx/profile.yaml has"
     )
 
 

@@ -32,8 +32,9 @@ let
     "activate" = ''
       #!${busybox}/bin/sh
       export PATH=${out}/sw/bin
-      mkdir -p /etc /root /tmp /var
+      mkdir -p /etc /root /run /tmp /var
       chmod 1777 /tmp
+      grep -q ' /run ' /proc/mounts || mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
       ln -sfn ${if usr == null then "${out}/usr" else usr} /usr
       ln -sfn usr/bin /bin
       touch /etc/NIXOS

@@ -1,11 +1,13 @@
 """User ids for the builds of each instance: no other instance, and nobody else, has them.
 
 /var/lib/inx/build-ids has a link for each range of ids. Its name is the first id, its text the uuid
-of the instance. A link is made in one step, so a range never has two instances.
+of the instance. A link is made in one step, so a range never has two instances. Threads of the
+sidecar, the only process that writes here, take turns.
 """
 
 import os
 import pwd
+import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -18,6 +20,8 @@ IDS: Final = 32
 # login.defs(5)); systemd's docs/UIDS-GIDS.md calls them unused.
 _REGION: Final = 100_000 - 65_536
 
+_turn: Final = threading.Lock()
+
 
 def take(uuid: str, first: int, is_deleted: Callable[[str], bool]) -> range:
     """The ids of instance `uuid`, within the region that begins with `first`.
@@ -25,6 +29,11 @@ def take(uuid: str, first: int, is_deleted: Callable[[str], bool]) -> range:
     Ids of an instance for which `is_deleted` is true are given away again. UnsupportedError if no
     range is free.
     """
+    with _turn:
+        return _take(uuid, first, is_deleted)
+
+
+def _take(uuid: str, first: int, is_deleted: Callable[[str], bool]) -> range:
     os.makedirs(paths.BUILD_IDS, mode=0o700, exist_ok=True)
     owners = {int(name): os.readlink(f"{paths.BUILD_IDS}/{name}") for name in _ranges()}
     region = range(first, first + _REGION - IDS + 1, IDS)

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def test_ids_stay_with_an_instance_and_no_other_has_them() -> None:
     one, two = taken("one"), taken("two")
     assert (one, two) == (range(FIRST, FIRST + 32), range(FIRST + 32, FIRST + 64))
     assert (taken("one"), taken("two")) == (one, two)
+
+
+def test_instances_that_take_ids_at_once_get_different_ones() -> None:
+    """The daemons of many instances start together; each asks in a thread of its own."""
+    for number in range(8):
+        taken(f"gone{number}")
+    with ThreadPoolExecutor(24) as threads:
+        found = list(threads.map(lambda n: take(f"i{n}", FIRST, is_gone), range(100)))
+    assert len({ids.start for ids in found}) == 100
+
+
+def is_gone(owner: str) -> bool:
+    return owner.startswith("gone")
 
 
 def test_ids_of_a_deleted_instance_are_given_away_again() -> None:

@@ -27,11 +27,11 @@ def store_file(incus: Incus, name: str) -> str:
 
 
 def files_of(host: Host, uuid: str) -> str:
-    """The files in /run/inx of the instance. The sidecar itself amends running.json soon after a
-    start."""
+    """The files in /run/inx of the instance, without the records that the sidecar itself writes
+    again soon after a start."""
     script = """
         find "$D" -type d -printf '%p %m %U\n' \\
-            -o ! -name 'running.json*' -printf '%p %m %U %s %T@ %l\n'
+            -o ! -name '*.json*' -printf '%p %m %U %s %T@ %l\n'
     """
     return host.sh(script, env={"D": f"/run/inx/{uuid}"}).stdout
 

@@ -47,7 +47,8 @@ def restart_sidecar(host: Host) -> None:
 def small_disk(host: Host, place: str) -> Iterator[None]:
     """While the block runs, a small file system with the same files covers `place`."""
     script = """
-        tar -C "$P" -cf /run/small.tar .
+        # Exit status 1: the sidecar has changed something meanwhile; it begins anew below.
+        tar -C "$P" -cf /run/small.tar . || [ $? = 1 ]
         mount -t tmpfs -o size=4m,nr_inodes=3000,mode=$(stat -c %a "$P") small "$P"
         tar -C "$P" -xf /run/small.tar || { umount -l "$P"; exit 1; }
         systemctl restart inx-sidecar.service

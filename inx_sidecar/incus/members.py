@@ -26,17 +26,12 @@ _NOT_CREATING: Final = (
 )
 
 
-async def announce() -> str:
-    """Tell the other members that this one has inx, and which version, if they do not know it.
-
-    Returns the name of this host in its cluster, or "" if Incus is not clustered.
-    """
-    member = await this_member()
-    if member:
-        version = importlib.metadata.version("inx")
-        if (await members_with_inx()).get(member) != version:
-            await api.set_member_config(member, KEY, version)
-    return member
+async def announce(member: str) -> None:
+    """Tell the other members that this one, `member`, has inx, and which version, if they do not
+    know it. IncusError also if the member was changed meanwhile."""
+    version = importlib.metadata.version("inx")
+    if (await members_with_inx()).get(member) != version:
+        await api.set_member_config(member, KEY, version)
 
 
 async def members_with_inx() -> dict[str, str]:

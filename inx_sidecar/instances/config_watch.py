@@ -119,7 +119,12 @@ class ConfigWatch:
 
     async def _look_at_all(self) -> None:
         """Ask Incus once for all instances of this host."""
-        self._member = await members.announce()
+        self._member = await members.this_member()
+        if self._member:
+            try:
+                await members.announce(self._member)
+            except incus.IncusError as error:
+                log.debug("%s", error)  # the next look tries again; the instances do not wait
         wanted = shipped_raw_lxc()
         for api in await members.list_own_instances():
             may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))

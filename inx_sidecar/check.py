@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from inx_sidecar.base.errors import InxError, reason_of
+from inx_sidecar.base.errors import InxError, sentence_of
 from inx_sidecar.checks import host, incus, installation, nix
 from inx_sidecar.checks.finding import Finding
 
@@ -15,10 +15,8 @@ async def run_checks() -> list[Finding]:
         try:
             findings += await check()
         except (InxError, OSError) as error:
-            file = getattr(error, "filename", None)
-            place = f"cannot use {file}: " if file else ""
             subject = check.__name__.replace("_", " ")
-            findings.append(Finding(subject, place + reason_of(error)))
+            findings.append(Finding(subject, sentence_of(error)))
     return findings
 
 

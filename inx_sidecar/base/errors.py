@@ -92,6 +92,12 @@ def reason_of(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
+def sentence_of(error: Exception) -> str:
+    """`reason_of`, with the file that an OSError concerns, if it names one."""
+    file = error.filename if isinstance(error, OSError) else None
+    return f"cannot use {file}: {reason_of(error)}" if file else reason_of(error)
+
+
 def quoted(text: str, most: int = 200) -> str:
     """`text`, which may be anything, in quotes and cut to `most` characters."""
     return repr(text if len(text) <= most else text[:most] + "...")

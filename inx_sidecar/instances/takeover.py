@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from inx_sidecar.base import lxc_log, paths
-from inx_sidecar.base.errors import InxError
+from inx_sidecar.base.errors import InxError, sentence_of
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.storage import storage_error
 from inx_sidecar.builds import build
@@ -82,7 +82,7 @@ class TakeOvers:
         """Tell why an instance cannot be taken over; an init that waits ends instead of waiting on,
         and is not tried again."""
         error = storage_error(error) or error
-        text = str(error) if isinstance(error, InxError | OSError) else BUG
+        text = sentence_of(error) if isinstance(error, InxError | OSError) else BUG
         facts = running.facts
         waits = False
         with contextlib.suppress(OSError):

@@ -1,23 +1,33 @@
 """`inx-sidecar check`: does this host have what inx needs? One finding per line."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from inx_sidecar.base.errors import InxError, sentence_of
 from inx_sidecar.checks import host, incus, installation, nix
 from inx_sidecar.checks.finding import Finding
 
+_SLOW_SECONDS: Final = 1.0
 
-async def run_checks() -> list[Finding]:
-    """All findings, in the order in which problems are best solved."""
-    findings: list[Finding] = []
+
+async def run_checks(tell: Callable[[str], None]) -> AsyncIterator[Finding]:
+    """All findings, in the order in which problems are best solved.
+
+    `tell` gets what is looked at, if that takes longer than a second.
+    """
     for check in _CHECKS:
+        subject = check.__name__.replace("_", " ")
+        task = asyncio.ensure_future(check())
+        done, _ = await asyncio.wait({task}, timeout=_SLOW_SECONDS)
+        if not done:
+            tell(f"looking at: {subject}")
         try:
-            findings += await check()
+            findings = await task
         except (InxError, OSError) as error:
-            subject = check.__name__.replace("_", " ")
-            findings.append(Finding(subject, sentence_of(error)))
-    return findings
+            findings = [Finding(subject, sentence_of(error))]
+        for finding in findings:
+            yield finding
 
 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (

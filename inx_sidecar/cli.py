@@ -1,7 +1,9 @@
 """`inx-sidecar`: the command of the systemd units and of administrators; users need only incus."""
 
 import asyncio
+import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,28 +100,59 @@ def sync() -> None:
         sys.exit(status)
 
 
+def _owners(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """For the completion of a shell: the instances that have roots. Only root can list them."""
+    from inx_sidecar.roots import direct_roots
+
+    try:
+        return sorted({name for name, _ in direct_roots.owners() if name.startswith(incomplete)})
+    except OSError:
+        return []
+
+
 @main.command()
-@click.argument("instance", required=False)
-def roots(instance: str | None) -> None:
+@click.argument("instance", required=False, shell_complete=_owners)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def roots(instance: str | None, as_json: bool) -> None:
     """List what instances keep from the garbage collector: path, age, size of the closure, link."""
     _only_root()
+    from inx_sidecar.base import terminal
     from inx_sidecar.roots import roots_command
 
-    with _report_errors("inx: error: "):
-        for line in roots_command.lines(instance):
-            click.echo(line)
+    with _report_errors("inx: error: "), terminal.Progress() as progress:
+        found = roots_command.read(instance, progress.tell)
+    if as_json:
+        click.echo(json.dumps([root.as_json() for root in found], indent=1))
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    rows = [roots_command.HEADINGS, *(root.row() for root in found)]
+    for line in terminal.table(rows, width, roots_command.NUMBERS):
+        click.echo(line)
 
 
 @main.command()
-def check() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def check(as_json: bool) -> None:
     """Look whether this host has what inx needs: one line each, 'ok' or what to do."""
     _only_root()
+    sys.exit(0 if asyncio.run(_check(as_json)) else 1)
+
+
+async def _check(as_json: bool) -> bool:
+    """Print each finding as soon as it is known; True if nothing has to be done."""
+    from inx_sidecar.base import terminal
     from inx_sidecar.check import run_checks
 
-    findings = asyncio.run(run_checks())
-    for finding in findings:
-        click.echo(finding.describe())
-    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+    findings = []
+    with terminal.Progress() as progress:
+        async for finding in run_checks(progress.tell):
+            findings.append(finding)
+            if not as_json:
+                progress.clear()
+                click.echo(finding.describe())
+    if as_json:
+        click.echo(json.dumps([finding.as_json() for finding in findings], indent=1))
+    return all(finding.ok for finding in findings)
 
 
 @main.command()

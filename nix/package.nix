@@ -74,6 +74,12 @@ buildPythonApplication {
     sed -i "s,/opt/inx/,$out/," $out/lib/systemd/system/*
     install -D -m 644 $share/systemd/inx.sysusers.conf $out/lib/sysusers.d/inx.conf
     install -D -m 644 $share/systemd/inx.tmpfiles.conf $out/lib/tmpfiles.d/inx.conf
+
+    share=$out/share
+    mkdir -p $share/bash-completion/completions $share/zsh/site-functions $share/fish/vendor_completions.d
+    _INX_SIDECAR_COMPLETE=bash_source $out/bin/inx-sidecar >$share/bash-completion/completions/inx-sidecar
+    _INX_SIDECAR_COMPLETE=zsh_source $out/bin/inx-sidecar >$share/zsh/site-functions/_inx-sidecar
+    _INX_SIDECAR_COMPLETE=fish_source $out/bin/inx-sidecar >$share/fish/vendor_completions.d/inx-sidecar.fish
   '';
 
   # The tests boot hosts with Incus. The checks of the flake run tests on NixOS.

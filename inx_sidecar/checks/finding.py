@@ -24,6 +24,15 @@ class Finding:
             return f"FAIL  {self.subject}: {self.advice}"
         return f"warn  {self.subject}: {self.warning}" if self.warning else f"ok    {self.subject}"
 
+    def as_json(self) -> dict[str, str]:
+        """The same for a program: `result` is ok, warn or FAIL; `message` says what to do."""
+        result = "FAIL" if self.advice else "warn" if self.warning else "ok"
+        return {
+            "result": result,
+            "subject": self.subject,
+            "message": self.advice or self.warning,
+        }
+
 
 def at_least(program: str, version: str, wanted: tuple[int, int], why: str) -> Finding:
     match = re.match(r"(\d+)\.(\d+)", version)

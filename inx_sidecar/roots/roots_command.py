@@ -3,9 +3,10 @@
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, UnsupportedError
@@ -18,24 +19,39 @@ from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, snapshot_name
 _SIZE = CLOSURE_QUERY.format("?") + "select sum(narSize) from ValidPaths where id in closure"
 
 
+# The headings of the table; the age and the size are numbers.
+HEADINGS: Final = ("INSTANCE", "AGE", "SIZE", "PATH", "WHAT HOLDS IT")
+NUMBERS: Final = (1, 2)
+
+
 @dataclass(frozen=True)
 class Root:
-    """`purpose`: a path inside the instance, a system, or a snapshot. `size` is that of the closure
-    in bytes, None if the store path is not valid; `age` is in seconds."""
+    """`held_by`: a path inside the instance, a system, or a snapshot. `size` is that of the closure
+    in bytes, None if the store path is not valid; `age` is in seconds.
+
+    `instance` is the name in LXC: that of a project other than default has the project before it.
+    """
 
     instance: str
-    purpose: str
-    path: str
+    uuid: str
+    age: int
     size: int | None
-    age: float
+    path: str
+    held_by: str
 
-    def describe(self) -> str:
+    def row(self) -> tuple[str, ...]:
+        """The cells below HEADINGS, in printable ASCII."""
         size = "lost" if self.size is None else _size(self.size)
-        return f"{self.instance:<16} {_age(self.age):>5} {size:>9}  {self.path}  {self.purpose}"
+        return self.instance, _age(self.age), size, self.path, _plain(self.held_by)
+
+    def as_json(self) -> dict[str, object]:
+        """The same for a program. Bytes of a path that are not UTF-8 are lone surrogates, as in
+        os.fsdecode."""
+        return asdict(self)
 
 
-def lines(instance: str | None) -> Iterator[str]:
-    """A heading and a line for each root of one instance, by its name, or of all instances.
+def read(instance: str | None, tell: Callable[[str], None] = lambda _: None) -> Sequence[Root]:
+    """The roots of one instance, by its name, or of all instances; `tell` gets what is looked at.
 
     InstanceError if that instance has no root; UnsupportedError if Nix's database cannot be read.
     """
@@ -45,14 +61,15 @@ def lines(instance: str | None) -> Iterator[str]:
             f"no instance {instance!r} has roots here; 'inx-sidecar roots' lists all, those of a "
             "project as PROJECT_NAME"
         )
-    yield f"{'INSTANCE':<16} {'AGE':>5} {'SIZE':>9}  PATH  WHAT HOLDS IT"
+    found: list[Root] = []
     try:
         with closing(sqlite3.connect(f"file:{paths.NIX_DB}?mode=ro", uri=True, timeout=5)) as db:
-            for name, uuid in chosen:
-                for root in _roots(db, name, uuid):
-                    yield root.describe()
+            for number, (name, uuid) in enumerate(chosen, 1):
+                tell(f"looking at {name} ({number} of {len(chosen)})")
+                found += _roots(db, name, uuid)
     except sqlite3.Error as error:
         raise UnsupportedError(f"cannot read Nix's database {paths.NIX_DB}: {error}") from None
+    return found
 
 
 def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
@@ -68,15 +85,15 @@ def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
             age = max(0.0, time.time() - os.lstat(f"{place}/{root}").st_mtime)
         except FileNotFoundError:
             continue  # dropped meanwhile
-        yield Root(lxc_name, _purpose(root, texts), path, sizes[path], age)
+        yield Root(lxc_name, uuid, int(age), sizes[path], path, _held_by(root, texts))
 
 
-def _purpose(root: str, texts: dict[str, str]) -> str:
+def _held_by(root: str, texts: dict[str, str]) -> str:
     if root.startswith(LINKS):
-        return _plain(texts.get(parse_root_name(root)[0], "?"))
+        return texts.get(parse_root_name(root)[0], "?")
     if root.startswith(SNAPSHOTS):
-        return f"snapshot {_plain(snapshot_name(root.removeprefix(SNAPSHOTS).split('/')[0]))}"
-    return _plain(root)
+        return f"snapshot {snapshot_name(root.removeprefix(SNAPSHOTS).split('/')[0])}"
+    return root
 
 
 def _plain(text: str) -> str:

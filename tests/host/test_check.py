@@ -1,10 +1,12 @@
 """`inx-sidecar check` finds each fault of an installation and says how to repair it."""
 
+import json
+
 import pytest
 from support.disposable import Host
 from support.health import is_healthy
 from support.incus import Incus
-from support.services import SOCKET, UNITS, check
+from support.services import PROGRAM, SOCKET, UNITS, check
 
 pytestmark = pytest.mark.main
 
@@ -13,6 +15,31 @@ pytestmark = pytest.mark.main
 def test_check_finds_nothing_on_a_host_as_installed(incus: Incus, host: Host) -> None:
     incus.launch(flake="/etc/nixos#web")
     assert check(host) == (0, [])
+
+
+def test_administrators_have_tables_json_and_completion(incus: Incus, host: Host) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    found = json.loads(host.run([PROGRAM, "check", "--json"]).stdout)
+    assert all(finding.keys() == {"result", "subject", "message"} for finding in found)
+    lines = host.run([PROGRAM, "check"]).stdout.splitlines()
+    assert [finding["result"] for finding in found] == [line.split()[0] for line in lines]
+    # script(1) runs a command on a terminal of its own.
+    terminal = 'script -qec "stty columns 60; $PROGRAM roots" /dev/null'
+    table = host.sh(terminal, env={"PROGRAM": PROGRAM}).stdout.replace("\r", "").splitlines()
+    rows = [line for line in table if line.startswith((name, "INSTANCE"))]
+    assert len(rows) >= 2 and max(map(len, rows)) == 60
+    assert rows[0].split() == ["INSTANCE", "AGE", "SIZE", "PATH", "WHAT", "HOLDS", "IT"]
+    assert "/nix/" in rows[1] and "..." in rows[1]
+    # As bash-completion calls the function (bash(1), Programmable Completion).
+    complete = """
+        . /usr/local/share/bash-completion/completions/inx-sidecar
+        COMP_WORDS=(inx-sidecar $WORDS) COMP_CWORD=2
+        _inx_sidecar_completion inx-sidecar
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    for words, proposal in (f"roots {name[:-1]}", name), ("check --js", "--json"):
+        done = host.run(["bash", "-c", complete], env={"WORDS": words})
+        assert proposal in done.stdout.split()
 
 
 def test_check_finds_a_raw_lxc_without_the_hooks(incus: Incus, host: Host) -> None:

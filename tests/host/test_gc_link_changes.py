@@ -1,5 +1,6 @@
 """A link that changes inside, and the roots as the operator reads them."""
 
+import json
 import re
 
 import pytest
@@ -93,7 +94,7 @@ def test_the_operator_reads_roots_with_instance_link_and_path(incus: Incus, host
 
     def listed(*instance: str) -> list[str]:
         done = host.run(["/opt/inx/bin/inx-sidecar", "roots", *instance])
-        row = re.compile(rf"{name} +\d+[smh] +{size} B  {path}  (.*)")
+        row = re.compile(rf"{name} +\d+[smh] +{size} B  {path} +(.*)")
         return sorted(found[1] for line in done.stdout.splitlines() if (found := row.match(line)))
 
     def said(what: str) -> list[str]:
@@ -106,6 +107,14 @@ def test_the_operator_reads_roots_with_instance_link_and_path(incus: Incus, host
     assert listed(name) == listed() == [r"/root/a \t b", "/root/one"]
     assert said("added") == [r"'/root/a \t b'", "'/root/one'"]
     assert said("dropped") == []
+    found = json.loads(host.run(["/opt/inx/bin/inx-sidecar", "roots", name, "--json"]).stdout)
+    links = {root["held_by"]: root for root in found}
+    assert links["/root/one"].keys() == {"instance", "uuid", "age", "size", "path", "held_by"}
+    assert {**links["/root/one"], "age": 0} == {
+        "instance": name, "uuid": incus.uuid(name), "age": 0,
+        "size": int(size), "path": path, "held_by": "/root/one",
+    }  # fmt: skip
+    assert "/root/a \t b" in links
     other = host.run(["/opt/inx/bin/inx-sidecar", "roots", f"{name}-x"], check=False)
     assert other.returncode != 0 and f"{name}-x" in other.stderr
 

@@ -96,6 +96,9 @@ def test_uninstall_refuses_while_instances_use_inx_and_then_leaves_nothing_of_in
     assert not [line for line in services if ".slice" not in line]
     gone = (
         "/opt/inx /run/inx /etc/inx/hooks /etc/inx/profile.yaml /usr/local/lib/tmpfiles.d/inx.conf"
+        " /usr/local/share/bash-completion/completions/inx-sidecar"
+        " /usr/local/share/zsh/site-functions/_inx-sidecar"
+        " /usr/local/share/fish/vendor_completions.d/inx-sidecar.fish"
     )
     spare.sh('for path in $P; do [ ! -e "$path" ] && [ ! -L "$path" ]; done', env={"P": gone})
     kept = ["/var/log/inx", "/var/lib/inx", "/nix/var/nix/gcroots/inx", CONFIG]

@@ -9,6 +9,11 @@ from support.disposable import REPO, Host, project_files
 pytestmark = pytest.mark.nixos
 
 PREFIX = "/root/from-sdist"
+COMPLETIONS = {
+    "bash": "bash-completion/completions/inx-sidecar",
+    "zsh": "zsh/site-functions/_inx-sidecar",
+    "fish": "fish/vendor_completions.d/inx-sidecar.fish",
+}
 SHARED = ("hooks/", "profiles/", "systemd/")
 # Stand-ins for the functions and packages of nixpkgs that nix/package.nix uses.
 PACKAGE = """
@@ -115,6 +120,9 @@ def test_the_nix_package_installs_the_same_files_with_other_paths(
     for kind in "sysusers", "tmpfiles":
         text = host.run(["cat", f"{PREFIX}/lib/{kind}.d/inx.conf"]).stdout
         assert text == (REPO / f"systemd/inx.{kind}.conf").read_text()
+    for shell, place in COMPLETIONS.items():
+        text = host.run(["cat", f"{PREFIX}/share/{place}"]).stdout
+        assert f"{shell}_complete" in text and "_INX_SIDECAR_COMPLETE" in text
     services = [f"{PREFIX}/lib/systemd/system/{name}" for name in sorted(wanted) if "@" not in name]
     services = [path for path in services if path.endswith(".service")]
     output = host.run(["systemd-analyze", "verify", "--recursive-errors=no", *services])

@@ -67,19 +67,19 @@ def link(
 
 
 def rows(instance: str | None = None) -> list[list[str]]:
-    """The columns of each line, without the heading."""
-    heading, *lines = roots_command.lines(instance)
-    assert heading.split() == ["INSTANCE", "AGE", "SIZE", "PATH", "WHAT", "HOLDS", "IT"]
-    assert all(line.isprintable() and line.isascii() for line in lines)
-    return [line.split(maxsplit=2) for line in lines]
+    """The cells of each root."""
+    found = [root.row() for root in roots_command.read(instance)]
+    assert all(cell.isprintable() and cell.isascii() for row in found for cell in row)
+    assert all(len(row) == len(roots_command.HEADINGS) for row in found)
+    return [list(row) for row in found]
 
 
 def ends() -> list[str]:
-    """The columns after the age, with single spaces."""
-    return [" ".join(row[2].split()) for row in rows()]
+    """The cells after the age, with single spaces between them."""
+    return [" ".join(row[2:]) for row in rows()]
 
 
-def test_without_roots_only_the_heading_is_printed() -> None:
+def test_without_roots_nothing_is_listed() -> None:
     assert rows() == []
 
 
@@ -107,11 +107,10 @@ def test_all_instances_or_one_are_listed() -> None:
 
 
 @pytest.mark.parametrize("name", ["we", "WEB", "web.", "", "*", f"web.{WEB}"])
-def test_an_instance_without_roots_is_an_error_before_the_first_line(name: str) -> None:
+def test_an_instance_without_roots_is_an_error(name: str) -> None:
     root("system-1", ONE)
-    lines = roots_command.lines(name)
     with pytest.raises(InstanceError, match=f"no instance {name!r}".replace("*", r"\*")):
-        next(lines)
+        roots_command.read(name)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_a_database_that_cannot_be_read_is_an_error(content: bytes | None) -> No
     if content is not None:
         Path(paths.NIX_DB).write_bytes(content)
     with pytest.raises(UnsupportedError, match="cannot read Nix's database"):
-        list(roots_command.lines(None))
+        roots_command.read(None)
     assert os.path.exists(paths.NIX_DB) == (content is not None)
 
 

@@ -22,6 +22,7 @@ from inx_sidecar.incus.instance import UUID, LxcFacts
 from inx_sidecar.instances.config_watch import ConfigWatch
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.kernel.cgroups import kill_others_of_service
+from inx_sidecar.roots import metrics
 
 _REQUEST_MAX: Final = 1 << 16
 # The backlog of systemd's socket; asyncio's default is smaller.
@@ -84,6 +85,7 @@ async def serve(listener: socket.socket) -> None:
             asyncio.create_task(lifecycle.reconciler.keep_comparing()),
             asyncio.create_task(config_watch.follow()),
             asyncio.create_task(send_keep_alives()),
+            asyncio.create_task(metrics.keep_writing()),
         ]
         await stopping.wait()
         for task in tasks:

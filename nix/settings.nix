@@ -50,4 +50,8 @@ in
   lock_patience = setting types.ints.positive 25 ''
     Seconds that the host waits for a lock that the Nix daemon of an instance holds.
   '';
+
+  metrics = setting types.bool false ''
+    Whether /run/inx/metrics/inx.prom gets metrics of all instances every five minutes, for the textfile collector of node_exporter.
+  '';
 }

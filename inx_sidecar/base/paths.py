@@ -31,6 +31,7 @@ WRITTEN_FOR_OTHERS = (
 
 RUN = "/run/inx"
 SOCKET = "/run/inx/sidecar.sock"
+METRICS = "/run/inx/metrics/inx.prom"
 STATE = "/var/lib/inx"
 BUILDS = "/var/lib/inx/builds"
 BUILD_IDS = "/var/lib/inx/build-ids"

@@ -12,6 +12,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError
 from inx_sidecar.base.process import Completed, run
 from inx_sidecar.base.storage import names_full_storage
+from inx_sidecar.builds import build_counts
 from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
@@ -60,6 +61,13 @@ async def build_in_slot(
     Who evaluates is looked up when a slot is free, since it may change meanwhile. If this user has
     enough builds, the slot is given back for another one.
     """
+    with build_counts.counted(request.uuid):
+        return await _build_in_slot(slots, request, say)
+
+
+async def _build_in_slot(
+    slots: BuildSlots, request: BuildRequest, say: Callable[[str], None]
+) -> str:
     limit = request.settings.max_builds
     owner: str | None = None
     while True:

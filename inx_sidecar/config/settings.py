@@ -36,6 +36,7 @@ class Settings:
     builds_per_instance: int = 8
     first_build_id: int = 65536
     lock_patience: int = 25
+    metrics: bool = False
 
     def check_allowed(self, source: Source) -> None:
         """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow, or
@@ -131,6 +132,9 @@ def _check(path: str, name: str, value: Any) -> Any:
             if not isinstance(value, str):
                 raise invalid("a flake reference")
             return check_flake(f"{path}: {name}", value)
+        case "metrics":
+            if not isinstance(value, bool):
+                raise invalid("true or false")
         case "allowed_flakes":
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                 raise invalid("a list of prefixes of flake references and files")

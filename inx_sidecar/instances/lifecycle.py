@@ -17,7 +17,7 @@ from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.process import run
 from inx_sidecar.base.storage import names_full_storage, storage_error
-from inx_sidecar.builds import build
+from inx_sidecar.builds import build, build_counts
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.container import bootstrap
 from inx_sidecar.container.namespaces import Container
@@ -266,6 +266,7 @@ class Lifecycle:
             # A program of its own: an instance may have registered any number of roots.
             await run(["rm", "-rf", "--one-file-system", "--", paths.state_dir(uuid)])
             await build.remove_build_directory(uuid)
+            build_counts.forget(uuid)
             state.daemon.begin_stop()
             await state.await_daemon_units()
             state.daemon.remove_traces()

@@ -4,6 +4,7 @@ Those of docs/moving.md by test_moving.py and test_moving_inx.py, the tables of 
 by test_parity_*.py.
 """
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from support.disposable import REPO, Host, tree
 from support.incus import Incus
 from support.pages import PAGES, README, blocks, commands, read, section
+from support.services import SERVICE
 
 pytestmark = pytest.mark.main
 
@@ -25,6 +27,8 @@ RUN = {
     ("docs/updates.md", "Generations"): "test_what_generations_outlive",
     ("docs/network.md", "Examples"): "test_how_to_connect",
     ("docs/garbage-collection.md", "Look, compare, collect"): "test_what_to_see_of_roots",
+    ("docs/monitoring.md", "Status and journal"): "test_how_to_watch",
+    ("docs/monitoring.md", "Metrics"): "test_how_to_watch",
     ("docs/isolated-store.md", "Launch an isolated container"): (
         "test_what_an_isolated_container_sees"
     ),
@@ -111,12 +115,36 @@ def test_what_generations_outlive(incus: Incus, host: Host) -> None:
     incus.sh("web", "[ ! -e /root/after ] && [ -L /nix/var/nix/profiles/system-1-link ]")
 
 
+def test_how_to_watch(incus: Incus, host: Host) -> None:
+    incus.launch(name="web", flake="/etc/nixos#web")
+    incus.wait_ready("web")
+    page = "docs/monitoring.md"
+    listed, checked, roots, said = commands(page, "Status and journal")
+    assert "ready" in host.sh(listed).stdout
+    assert json.loads(host.sh(checked).stdout) and json.loads(host.sh(roots).stdout)
+    assert "web: " in host.sh(said).stdout
+    (link,) = commands(page, "Metrics")
+    metrics, collector = "/run/inx/metrics/inx.prom", "/var/lib/prometheus/node-exporter"
+    try:
+        host.sh(f"mkdir -p {collector}; echo 'metrics = true' >/etc/inx/config.toml; {link}")
+        host.run(["systemctl", "restart", SERVICE])
+        there = ["test", "-e", metrics]
+        incus.eventually(lambda: host.run(there, check=False).returncode == 0, incus.story)
+        text = host.sh(f"cat {collector}/inx.prom").stdout
+        names = re.findall(r"^\| `(inx_\w+)`", section(page, "Metrics"), re.M)
+        assert len(names) == 7
+        for name in names:
+            assert re.search(rf'^{name}{{instance="web",', text, re.M), name
+    finally:
+        host.sh(f"rm -rf /etc/inx/config.toml {collector}")
+
+
 @pytest.mark.sid
 def test_what_to_see_of_roots(incus: Incus, host: Host) -> None:
     incus.launch(name="web", flake="/etc/nixos#web")
     lines = commands("docs/garbage-collection.md", "Look, compare, collect")
     listed, printed, synced, collected = (host.sh(line) for line in lines)
-    assert re.search(r"^web +\d+[smhd] +\d+ MiB  /nix/store/\S+  system-1$", listed.stdout, re.M)
+    assert re.search(r"^web +\d+[smhd] +\d+ MiB  /nix/store/\S+ +system-1$", listed.stdout, re.M)
     root = rf'gcroots/inx/web.{incus.uuid("web")}/system-1"? -> /nix/store/'
     assert re.search(root, printed.stdout)
     assert synced.stdout.startswith("compared ")

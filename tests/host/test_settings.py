@@ -1,12 +1,13 @@
 """/etc/inx/config.toml: bad settings are refused, good ones limit sources and builds."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
 from support.disposable import Host
 from support.incus import Incus
 from support.refusals import refused
-from support.services import builds, check, is_active
+from support.services import SERVICE, builds, check, is_active
 from support.sources import slow, start_building
 
 pytestmark = pytest.mark.main
@@ -201,3 +202,22 @@ def test_one_owner_cannot_make_the_builds_of_others_wait(incus: Incus, host: Hos
     finally:
         incus("stop", "-f", first, second, check=False)
         host.run(["userdel", user])
+
+
+def test_metrics_are_written_if_a_setting_says_so(
+    incus: Incus, host: Host, settings: Callable[[str], None]
+) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    incus.wait_status(name, "ready")
+    file = "/run/inx/metrics/inx.prom"
+    assert host.run(["ls", file], check=False).returncode
+    settings("metrics = true")
+    host.run(["systemctl", "restart", SERVICE])
+    incus.eventually(lambda: host.run(["ls", file], check=False).returncode == 0, incus.story)
+    text = host.run(["cat", file]).stdout
+    labels = f'{{instance="{name}",uuid="{incus.uuid(name)}"'
+    figures = dict(re.findall(rf"(\w+){re.escape(labels)}[^}}]*}} (\d+)", text))
+    assert text.endswith("# EOF\n")
+    assert figures["inx_system"] == "1" and figures["inx_generations"] == "1"
+    assert int(figures["inx_roots"]) >= 2 and figures["inx_lost_roots"] == "0"
+    assert "inx_builds_total" in figures

@@ -48,6 +48,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         builds_per_instance = 32
         first_build_id = 200000
         lock_patience = 60
+        metrics = true
     """
     allowed = ("/etc/nixos", "github:owner/")
     wanted = Settings(
@@ -63,6 +64,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         32,
         200_000,
         60,
+        True,
     )
     assert loaded(tmp_path, text) == wanted
 

@@ -51,7 +51,11 @@ in
     Seconds that the host waits for a lock that the Nix daemon of an instance holds.
   '';
 
+  max_failures = setting types.ints.unsigned 0 ''
+    So many failed updates end a change of a profile. Instances whose update has not begun keep their system.
+  '';
+
   metrics = setting types.bool false ''
-    Whether /run/inx/metrics/inx.prom gets metrics of all instances every five minutes, for the textfile collector of node_exporter.
+    Whether `/run/inx/metrics/inx.prom` gets metrics of all instances every five minutes.
   '';
 }

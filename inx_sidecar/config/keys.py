@@ -236,6 +236,7 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.update": _accept_any,
     "user.inx.activate": _check_one_of("switch", "boot", "test", "none"),
     "user.inx.keep": _check_number(1, 1000),
+    "user.inx.order": _check_number(0, 999_999_999),
 }
 _WRITTEN_BY_INX: Final = re.compile(r"user\.inx\.(status(\.system|\.generation)?|sealed|declared)")
 

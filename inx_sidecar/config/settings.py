@@ -37,6 +37,7 @@ class Settings:
     first_build_id: int = 65536
     lock_patience: int = 25
     metrics: bool = False
+    max_failures: int = 0
 
     def check_allowed(self, source: Source) -> None:
         """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow, or
@@ -142,6 +143,13 @@ def _check(path: str, name: str, value: Any) -> Any:
         case "build_user":
             if not isinstance(value, str) or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
                 raise invalid("the name of a user")
+        case "max_failures":
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not 0 <= value <= _MAX_NUMBER
+            ):
+                raise invalid("a whole number, 0 for no limit")
         case "build_memory_max" | "daemon_memory_max":
             if not isinstance(value, str) or not _SIZE.fullmatch(value):
                 raise invalid("a size as in systemd's MemoryMax=, for example '4G'")

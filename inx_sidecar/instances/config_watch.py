@@ -12,6 +12,7 @@ from typing import Any, Final
 from inx_sidecar.base.errors import ConfigError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.config.keys import asked_for, configured
+from inx_sidecar.config.settings import Settings, load_settings
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
@@ -27,6 +28,7 @@ from inx_sidecar.instances.missing_hooks import (
     was_told,
 )
 from inx_sidecar.instances.retries import BURST_SECONDS, Pace, Repeats, Retries
+from inx_sidecar.instances.rollout import Expected, Origins, Rollout, Turn, order_of
 
 # After so many seconds without an event all instances are looked at: an event may have been lost.
 _QUIET_SECONDS: Final = 600.0
@@ -62,6 +64,8 @@ class ConfigWatch:
         self._retries = Retries()
         self._repeats = Repeats()
         self._pace_of_all = Pace()
+        self._rollout = Rollout()
+        self._origins = Origins()
         self._member = ""
 
     async def follow(self) -> None:
@@ -126,13 +130,35 @@ class ConfigWatch:
             except incus.IncusError as error:
                 log.debug("%s", error)  # the next look tries again; the instances do not wait
         wanted = shipped_raw_lxc()
-        for api in await members.list_own_instances():
+        listed = await members.list_own_instances()
+        self._expect(list(filter(None, map(running_instance, listed))))
+        for api in listed:
             may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))
             builds = api["expanded_config"].get("user.inx.status", "").startswith(BUILDING)
             if may_lack or builds or running_instance(api) is not None:
                 self._look_at(api["project"], api["name"])
 
+    def _expect(self, running: list[Instance]) -> None:
+        """All of them are looked at now. Settings that are wrong fail each update by themselves."""
+        try:
+            settings = load_settings()
+        except ConfigError:
+            settings = Settings()
+        self._rollout.expect(
+            [Expected(item.lxc_name, order_of(item.config), wish_of(item)) for item in running],
+            settings.max_failures,
+            settings.max_builds,
+        )
+
     async def _update(self, project: str, name: str) -> None:
+        turn = self._rollout.take(name if project == "default" else f"{project}_{name}")
+        try:
+            await self._update_in_turn(project, name, turn)
+        finally:
+            if turn is not None and not turn.taken:
+                turn.end()
+
+    async def _update_in_turn(self, project: str, name: str, turn: Turn | None) -> None:
         key = project, name
         by_itself = key in self._ended
         self._ended.discard(key)
@@ -144,17 +170,21 @@ class ConfigWatch:
             self._logged.pop(key, "")
             self._retries.succeeded(key)
             self._repeats.forget(key)
+            self._origins.forget(key)
             await self._look_at_stopped(api, by_itself=by_itself)
             return
         look_again = functools.partial(self._look_at, project, name)
         if self._repeats.must_wait(key, seen_in(instance), look_again):
             return
         wish = wish_of(instance)
+        if self._origins.may_concern_others(key, api) and turn is None and self._rollout.in_use:
+            self._look_at(*_ALL)
+            return
         if self._retries.must_wait(key, wish):
             return
         logged = self._logged.pop(key, "")
         try:
-            await self._lifecycle.update(instance)
+            await self._lifecycle.update(instance, turn)
         except InxError as error:
             self._logged[key] = str(error)
             if logged != str(error):

@@ -31,6 +31,7 @@ from inx_sidecar.instances.daemon_starts import DaemonStarts
 from inx_sidecar.instances.deployment import deploy
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.private_directories import make_all_private
+from inx_sidecar.instances.rollout import Turn
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
 from inx_sidecar.instances.stopped_status import stopped_text
@@ -132,10 +133,11 @@ class Lifecycle:
         instance_log(instance.lxc_name).info("stopped")
 
     @names_full_storage
-    async def update(self, instance: Instance) -> None:
+    async def update(self, instance: Instance, turn: Turn | None = None) -> None:
         """Give `instance`, if it runs, the system that its configuration asks for now.
 
-        An activation that runs is awaited first. InxError if the configuration is not possible.
+        An activation that runs is awaited first. If `turn` is not taken afterwards, there was
+        nothing to update. InxError if the configuration is not possible.
         """
         await self.daemons.configuration_changed(instance)
         state = self._states.get(instance.uuid)
@@ -143,13 +145,15 @@ class Lifecycle:
             async with state.lock:
                 if not state.mounted.is_set() or other_with_uuid(instance) is not None:
                     return  # its next start reads the configuration
-                if not state.activating and await self._update_now(state, instance):
+                if not state.activating and await self._update_now(state, instance, turn):
                     return
                 task = state.build
             if task is not None:
                 await asyncio.wait([task])
 
-    async def _update_now(self, state: InstanceState, instance: Instance) -> bool:
+    async def _update_now(
+        self, state: InstanceState, instance: Instance, turn: Turn | None
+    ) -> bool:
         """False if an activation has to be awaited first."""
         self._statuses.set_known_status(instance)
         if instance.uuid in self._without_backup:
@@ -160,7 +164,7 @@ class Lifecycle:
         if bootstrap.is_waiting(instance.uuid):
             await self._boot_builder.reconsider(state, instance)
             return True
-        return await self._updater.update(state, instance)
+        return await self._updater.update(state, instance, turn)
 
     async def _look_at_system(self, instance: Instance, inotify: INotify | None) -> Look:
         """Called when the links inside may have changed. The status that an activation by inx gives

@@ -22,6 +22,7 @@ from inx_sidecar.instances.activate_update import activate_update, undo_generati
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.plan import Boot
+from inx_sidecar.instances.rollout import Turn, held_text, queued_text
 from inx_sidecar.instances.sealing import trusted_generations
 from inx_sidecar.instances.status_text import (
     BUG,
@@ -52,9 +53,11 @@ class Updater:
         self._slots = slots
         self._compare_soon = compare_soon
 
-    async def update(self, state: InstanceState, instance: Instance) -> bool:
+    async def update(
+        self, state: InstanceState, instance: Instance, turn: Turn | None = None
+    ) -> bool:
         """Begin the update that `instance` needs, if any; False if an activation runs, which has to
-        be awaited first.
+        be awaited first. The update takes `turn`, if it is part of a rollout.
 
         The caller holds the lock of `state`, and the instance runs its system. InxError, which the
         status tells as well, if the configuration is not possible.
@@ -89,10 +92,42 @@ class Updater:
             case UpdateStep.RECORD:
                 self._record(state, deployment, _fallback_failure(deployment))
             case UpdateStep.DEPLOY:
-                state.build = asyncio.create_task(self._deploy(state, deployment))
+                if turn is not None:
+                    turn.taken = True
+                state.build = asyncio.create_task(self._deploy_in_turn(state, deployment, turn))
         return True
 
-    async def _deploy(self, state: InstanceState, deployment: Deployment) -> None:
+    async def _deploy_in_turn(
+        self, state: InstanceState, deployment: Deployment, turn: Turn | None
+    ) -> None:
+        """As `_deploy`, unless the rollout has ended by then."""
+        if turn is None:
+            await self._deploy(state, deployment)
+            return
+        succeeded = True
+        try:
+            if before := turn.waits_for():
+                self._publish(deployment.instance, queued_text(before))
+            failures = await self._wait_for(turn, deployment.instance)
+            if failures:
+                self._record(state, deployment, _failed(deployment.instance, held_text(failures)))
+                instance_log(deployment.instance.lxc_name).warning("%s", held_text(failures))
+            else:
+                succeeded = await self._deploy(state, deployment)
+        finally:
+            turn.end(failed=not succeeded)
+
+    async def _wait_for(self, turn: Turn, instance: Instance) -> list[str]:
+        try:
+            return await turn.wait()
+        except asyncio.CancelledError:
+            running = Running.load(instance.uuid)
+            if running is not None:
+                self._publish(instance, running.status_text)  # instead of "queued"
+            raise
+
+    async def _deploy(self, state: InstanceState, deployment: Deployment) -> bool:
+        """False if the update has failed; the status says why."""
         instance = deployment.instance
         owner = instance.lxc_name, instance.uuid
         try:
@@ -105,6 +140,7 @@ class Updater:
             self._record(state, deployment, _fallback_failure(deployment) or text)
             self._compare_soon()
             instance_log(instance.lxc_name).info("runs %s from %s", system, deployment.spec.source)
+            return True
         except InxError as error:
             instance_log(instance.lxc_name).error("%s", error)
             if isinstance(error, IncusError):  # the update is tried again once Incus answers
@@ -121,6 +157,7 @@ class Updater:
             raise
         finally:
             state.activating = False
+        return False
 
     @names_full_storage
     async def _system_and_change(self, deployment: Deployment) -> tuple[str, Select | Append]:

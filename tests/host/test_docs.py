@@ -24,6 +24,7 @@ RUN = {
     (README, "Try it here"): "test_try_it_here",
     (README, "Everyday commands"): "test_everyday_commands",
     ("docs/updates.md", "Update, pin, unpin"): "test_how_to_update",
+    ("docs/updates.md", "Many instances"): "test_how_to_update_many",
     ("docs/updates.md", "Generations"): "test_what_generations_outlive",
     ("docs/network.md", "Examples"): "test_how_to_connect",
     ("docs/garbage-collection.md", "Look, compare, collect"): "test_what_to_see_of_roots",
@@ -113,6 +114,26 @@ def test_what_generations_outlive(incus: Incus, host: Host) -> None:
     host.sh(start)
     incus.wait_ready("web")
     incus.sh("web", "[ ! -e /root/after ] && [ -L /nix/var/nix/profiles/system-1-link ]")
+
+
+@pytest.mark.life
+def test_how_to_update_many(incus: Incus, host: Host) -> None:
+    for name in "canary", "web":
+        incus.adopt(name)
+    *first, update = commands("docs/updates.md", "Many instances")
+    try:
+        for line in first:
+            host.sh(line)
+        for name in "canary", "web":
+            incus.wait_ready(name)
+        host.sh(update)
+        wished = incus("profile", "get", "servers", "user.inx.update").stdout
+        assert wished.strip()
+        for name in "canary", "web":
+            incus.wait_generation(name, "1")
+    finally:
+        incus("delete", "-f", "canary", "web", check=False)
+        incus("profile", "delete", "servers")
 
 
 def test_how_to_watch(incus: Incus, host: Host) -> None:

@@ -131,8 +131,8 @@ def test_the_profile_is_equal_to_profiles_inx_yaml(host: Host) -> None:
 def test_the_settings_are_equal_to_those_of_the_sidecar_and_of_docs(host: Host) -> None:
     lib = """{
         mkOption = option: option;
-        types = { str = 1; listOf = _: 1; strMatching = _: 1;
-            ints = { positive = 1; between = _: _: 1; }; };
+        types = { str = 1; bool = 1; listOf = _: 1; strMatching = _: 1;
+            ints = { positive = 1; unsigned = 1; between = _: _: 1; }; };
     }"""
     options = expression(host, f"import {PROJECT}/nix/settings.nix {{ lib = {lib}; }}")
     assert {name: option["default"] for name, option in options.items()} == DEFAULTS

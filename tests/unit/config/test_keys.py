@@ -202,6 +202,12 @@ def test_numbers_have_limits(key: str, low: int, high: int) -> None:
         assert f"user.inx.{key} is" in refusal(**{key: str(bad)})
 
 
+def test_the_order_is_a_number() -> None:
+    assert spec(order="0") == spec(order="10") == spec()
+    for bad in ("-1", "1.0", "first", "9" * 10):
+        assert "user.inx.order is" in refusal(order=bad)
+
+
 def test_the_daemon_is_allowed_refused_or_left_to_the_default() -> None:
     assert spec(daemon="true").daemon is True and spec(daemon="false").daemon is False
     for bad in ("yes", "1", "True", "true\n"):
@@ -235,6 +241,7 @@ GOOD = {
     "activate": ["switch", "boot", "test", "none"],
     "update": ["2026-01-01", "x"],
     "keep": ["5"],
+    "order": ["0", "100"],
 }
 assert {f"user.inx.{key}" for key in GOOD} == set(keys._KEYS)
 

@@ -49,6 +49,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         first_build_id = 200000
         lock_patience = 60
         metrics = true
+        max_failures = 3
     """
     allowed = ("/etc/nixos", "github:owner/")
     wanted = Settings(
@@ -65,6 +66,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         200_000,
         60,
         True,
+        3,
     )
     assert loaded(tmp_path, text) == wanted
 

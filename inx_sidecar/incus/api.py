@@ -102,6 +102,12 @@ async def execute(project: str, name: str, argv: Sequence[str], seconds: float) 
     return int((await _wait_operation(operation, seconds))["metadata"]["return"])
 
 
+async def get_image(project: str, fingerprint: str) -> Mapping[str, Any]:
+    """An image that instances of `project` can be made from."""
+    where = f"{quote(fingerprint, safe='')}?project={quote(project, safe='')}"
+    return dict((await _request("GET", f"/1.0/images/{where}"))["metadata"])
+
+
 async def list_operations() -> list[Mapping[str, Any]]:
     """The operations of all projects and members that have not ended."""
     answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")

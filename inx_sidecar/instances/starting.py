@@ -34,7 +34,7 @@ from inx_sidecar.instances.status_text import (
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store_paths import redact_store_paths
-from inx_sidecar.roots import direct_roots
+from inx_sidecar.roots import direct_roots, lineage
 from inx_sidecar.roots.system_roots import ACTIVE, CURRENT, NEXT, add_system_roots
 
 # A daemon of the former container that does not end delays no start; its socket comes later.
@@ -144,6 +144,9 @@ class Starter:
         """The container has its system: root its generations, save what runs, return the status."""
         instance = deployment.instance
         note_renewed(instance)
+        if instance.sealed_for != instance.uuid:
+            # A copy that is made before Incus has the key names what this one links from now on.
+            lineage.add_former_key((instance.lxc_name, instance.uuid), instance.sealed_for)
         after = generations.read(instance.rootfs, instance.name)
         await add_system_roots(self._gc, instance, after, boot.system)
         for former in (ACTIVE, NEXT, CURRENT):

@@ -6,7 +6,7 @@ from inx_sidecar.config import settings
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.roots import direct_roots, system_roots
+from inx_sidecar.roots import direct_roots, lineage, system_roots
 from inx_sidecar.roots.inventory import Inventory
 from inx_sidecar.roots.mirror import Mirror
 from inx_sidecar.roots.snapshot_roots import (
@@ -61,6 +61,11 @@ async def compare_running(
     listed = inventory.included(mirror.uuid) if inventory else set()
     included = {*instance.included, *listed}
     unwanted = system_roots.unwanted_roots(present, included, rooted)
-    if (unwanted or deleted_snapshots(*owner)) and await may_drop():
+    gone = deleted_snapshots(*owner)
+    known = mirror.imported and not mirror.resolver.incomplete
+    copied = known and lineage.has_roots_of_source(owner)
+    if (unwanted or gone or copied) and await may_drop():
         direct_roots.drop(*owner, unwanted)
-        await drop_deleted_snapshots(*owner)
+        await drop_deleted_snapshots(*owner, gone)
+        if copied:
+            await lineage.drop_roots_of_source(owner)

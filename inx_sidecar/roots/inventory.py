@@ -8,6 +8,7 @@ from typing import Any, Self
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
+from inx_sidecar.incus.instance import SEALED, UUID
 from inx_sidecar.nix.store_paths import split_store_paths
 
 # Name, as LXC has it, and uuid: both, since an import may have the uuid of another instance, and a
@@ -20,7 +21,9 @@ class ListedInstance:
     """An instance that Incus has.
 
     `ours`: it uses the hooks. `ran`: it, or the instance that it was copied from, ran with inx.
-    `include`: the store paths that it shows in addition to its system.
+    `include`: the store paths that it shows in addition to its system. `sealed`: the uuid of the
+    instance that its generations were given to, "" if that is not known. `image`: the fingerprint
+    of the image that it, or the instance that it was copied from, was made from.
     """
 
     lxc_name: str
@@ -28,17 +31,24 @@ class ListedInstance:
     ours: bool
     ran: bool
     include: tuple[str, ...] = ()
+    sealed: str = ""
+    image: str = ""
+    project: str = "default"
 
     @classmethod
     def of(cls, api: Mapping[str, Any]) -> Self:
         name, project = api["name"], api["project"]
         config = api["expanded_config"]
+        sealed = config.get(SEALED, "")
         return cls(
             name if project == "default" else f"{project}_{name}",
             config.get("volatile.uuid", ""),
             f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
-            bool(config.get("user.inx.status")),
+            bool(config.get("user.inx.status") or sealed),
             split_store_paths(config.get("user.inx.store.include", "")),
+            sealed if UUID.fullmatch(sealed) else "",
+            config.get("volatile.base_image", ""),
+            project,
         )
 
     @property
@@ -49,13 +59,14 @@ class ListedInstance:
     def rootfs(self) -> str:
         return f"{paths.INCUS_CONTAINERS}/{self.lxc_name}/rootfs"
 
-    def version(self) -> tuple[int, int]:
-        """Changes whenever Incus writes backup.yaml, for example when a copy is refreshed."""
+    def version(self) -> tuple[int, int, str]:
+        """Changes whenever Incus writes backup.yaml, for example when a copy is refreshed; then it
+        has the key of its source, too."""
         try:
             status = os.stat(f"{paths.INCUS_CONTAINERS}/{self.lxc_name}/backup.yaml")
         except OSError:
-            return (0, 0)
-        return status.st_ino, status.st_mtime_ns
+            return (0, 0, self.sealed)
+        return status.st_ino, status.st_mtime_ns, self.sealed
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Mirror:
         self.most = most
         self.resolver = BackoffResolver(lxc_name, rootfs, process)
         self.times = LookTimes()
+        # What the root file system brought along is registered, and has its roots.
+        self.imported = False
         # The last error of a comparison, in one sentence; empty when a comparison succeeds.
         self.problem = ""
         self._gc = gc

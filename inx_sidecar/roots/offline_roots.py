@@ -4,6 +4,8 @@ No container uses such a root file system now. Links are read as text. Paths are
 this root file system alone.
 """
 
+import os
+
 from inx_sidecar.base.errors import InxError, RootError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.kernel.forked import TookTooLongError
@@ -20,9 +22,11 @@ async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str]
     """Root names and valid store paths, from at most `most` links; None if the file system is not
     mounted.
 
-    RootError if not all could be looked at in time. What cannot be read is not kept: only the
+    RootError if not all could be looked at in time, or if the file system came or went meanwhile:
+    Incus mounts it for a moment, as for `incus file`. What cannot be read is not kept: only the
     container itself can have made it so, and only the container loses by it.
     """
+    mounted = _identity(rootfs)
     try:
         texts = await read_copy(rootfs, lxc_name, most)
     except FileNotFoundError:
@@ -45,5 +49,18 @@ async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str]
         raise RootError(f"not all that {lxc_name!r} names can be kept: {error}") from None
     except InxError as error:
         instance_log(lxc_name).error("%s", error)
+    if _identity(rootfs) != mounted:
+        raise RootError(
+            f"not all that {lxc_name!r} names can be kept: its storage was mounted or unmounted "
+            "meanwhile"
+        )
     valid = valid_paths(found.values())
     return {name: path for name, path in found.items() if path in valid}
+
+
+def _identity(rootfs: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(rootfs)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -211,7 +211,7 @@ class RootReconciler:
         await asyncio.gather(*(compare(m) for m in mirrors if m.uuid not in self._apart))
         for item in inventory.instances:
             if item.ours and not self._runs(item):
-                await self._stopped.compare(item, may_drop=may_drop is not None)
+                await self._stopped.compare(item, may_drop)
         if may_drop is not None:
             await remove_deleted(may_drop, self._forget)
         # The complaints are read now: the next comparison may begin before the caller continues.
@@ -262,6 +262,7 @@ class RootReconciler:
             await import_registrations(instance.rootfs, *owner, settings.max_roots())
             if mirror is not None:
                 await mirror.compare(None)
+                mirror.imported = True
             direct_roots.make_directory(*owner, LINKS)
         except (InxError, OSError) as error:
             instance_log(instance.lxc_name).error("%s", error)

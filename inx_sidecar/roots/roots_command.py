@@ -13,6 +13,7 @@ from inx_sidecar.base.errors import InstanceError, UnsupportedError
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.nix.store_paths import CLOSURE_QUERY
 from inx_sidecar.roots import direct_roots
+from inx_sidecar.roots.lineage import COPIED
 from inx_sidecar.roots.link_roots import LINKS, parse_root_name
 from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, snapshot_name
 
@@ -93,6 +94,8 @@ def _held_by(root: str, texts: dict[str, str]) -> str:
         return texts.get(parse_root_name(root)[0], "?")
     if root.startswith(SNAPSHOTS):
         return f"snapshot {snapshot_name(root.removeprefix(SNAPSHOTS).split('/')[0])}"
+    if root.startswith(COPIED):
+        return "its source, until it has been started"
     return root
 
 

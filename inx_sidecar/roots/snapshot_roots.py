@@ -6,6 +6,7 @@ the snapshot: nothing is dropped from the instance before its snapshots have bee
 """
 
 import os
+from collections.abc import Iterable
 from typing import Final
 
 from inx_sidecar.base import paths
@@ -46,10 +47,16 @@ def deleted_snapshots(lxc_name: str, uuid: str) -> list[str]:
     return sorted(_rooted(lxc_name, uuid) - _on_disk(lxc_name).keys())
 
 
-async def drop_deleted_snapshots(lxc_name: str, uuid: str) -> None:
-    for key in deleted_snapshots(lxc_name, uuid):
+async def drop_deleted_snapshots(lxc_name: str, uuid: str, keys: Iterable[str]) -> None:
+    """Drop the roots of the snapshots `keys`, which did not exist when Incus had no copy that is
+    new."""
+    for key in keys:
         await direct_roots.remove(lxc_name, uuid, f"{SNAPSHOTS}{key}")
         instance_log(lxc_name).info("roots of snapshot %s dropped", snapshot_name(key))
+
+
+def has_snapshots(lxc_name: str, uuid: str) -> bool:
+    return bool(_on_disk(lxc_name) or _rooted(lxc_name, uuid))
 
 
 def snapshot_name(key: str) -> str:

@@ -6,8 +6,8 @@ from inx_sidecar.base.errors import InxError
 from inx_sidecar.config import settings
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.roots import direct_roots
-from inx_sidecar.roots.inventory import ListedInstance, Owner
+from inx_sidecar.roots import direct_roots, lineage
+from inx_sidecar.roots.inventory import Inventory, ListedInstance, Owner
 from inx_sidecar.roots.mirror import Mirror
 from inx_sidecar.roots.offline_roots import offline_roots
 from inx_sidecar.roots.snapshot_roots import deleted_snapshots, drop_deleted_snapshots
@@ -37,14 +37,23 @@ class StoppedInstances:
         except (InxError, OSError) as error:
             log.debug("%s", error)
 
-    async def compare(self, item: ListedInstance, *, may_drop: bool) -> None:
+    async def compare(self, item: ListedInstance, inventory: Inventory | None) -> None:
+        """Drop what is not needed any more if there is an `inventory` that is still current."""
         await self.add_registered(*item.owner, item.rootfs)
-        if may_drop and deleted_snapshots(*item.owner):
+        if inventory is None:
+            return
+        gone = deleted_snapshots(*item.owner)
+        copied = lineage.has_roots_of_source(item.owner)
+        if gone or copied:
             # The instance may have been restored from one of them.
             names = await offline_roots(item.lxc_name, item.rootfs, settings.max_roots())
             if names is not None:
                 await direct_roots.add(self._gc, *item.owner, names)
-                await drop_deleted_snapshots(*item.owner)
+                # A copy may have been made before the snapshot was deleted.
+                if await inventory.is_current():
+                    await drop_deleted_snapshots(*item.owner, gone)
+                    if copied:
+                        await lineage.drop_roots_of_source(item.owner)
 
     def forget(self, uuid: str) -> None:
         for owner in [owner for owner in self._looked_at if owner[1] == uuid]:

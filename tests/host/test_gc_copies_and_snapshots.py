@@ -3,7 +3,6 @@
 import pytest
 from support.disposable import Host
 from support.gc import (
-    SIDECAR_UNITS,
     SYNC,
     assert_gone,
     assert_kept,
@@ -13,19 +12,14 @@ from support.gc import (
     collect_when_idle,
     holders,
     in_store,
-    journal,
-    journal_end,
     launch,
     names_with_roots,
     root_directory,
     unlink,
-    without,
 )
 from support.incus import Incus
 
 pytestmark = pytest.mark.gc
-
-CONTAINERS = "/var/lib/incus/storage-pools/default/containers"
 
 
 def test_roots_follow_a_new_name(incus: Incus, host: Host) -> None:
@@ -96,43 +90,6 @@ def test_a_copy_made_while_collections_run_holds_all(incus: Incus, host: Host) -
     assert_kept(incus, path, other)
     incus.start(copy)
     assert_link_works(incus, copy, "other")
-
-
-@pytest.mark.parametrize("deleted", [False, True], ids=["readable-again", "deleted"])
-def test_no_root_is_dropped_while_a_copy_cannot_be_read(
-    incus: Incus, host: Host, deleted: bool
-) -> None:
-    """The sidecar cannot know what the copy holds, and says so."""
-    since = journal_end(host)
-    name, other = launch(incus), launch(incus, "other")
-    path, unneeded = build(incus, name, "thing"), build(incus, other, "unneeded")
-    assert_kept(incus, path, unneeded)
-    incus("stop", name)
-    copy = incus.adopt(incus.name("copy"))
-    # In one file system: a subvolume of btrfs stays one.
-    place, away = f"{CONTAINERS}/{copy}", f"{CONTAINERS}/../{copy}"
-    # A sidecar that runs would read the copy before the test can move it away.
-    with without(host, *SIDECAR_UNITS):
-        incus("copy", name, copy)
-        host.run(["mv", place, away])
-    try:
-        incus("delete", name)
-        unlink(incus, other)
-        assert_kept(incus, path, unneeded)
-        assert f"{copy}: its storage is not mounted" in journal(host, since)
-        assert f"'{copy}' is a copy that has never been started" in host.run(SYNC).stdout
-    finally:
-        if not deleted:
-            host.run(["mv", away, place])
-    if deleted:
-        incus("delete", copy)
-        assert_gone(incus, path, unneeded)
-        host.run(["rm", "-r", away])
-        return
-    assert_gone(incus, unneeded)
-    assert_kept(incus, path)
-    incus.start(copy)
-    assert_link_works(incus, copy, "thing")
 
 
 def test_if_an_unknown_directory_keeps_roots_from_being_dropped_sync_says_so(

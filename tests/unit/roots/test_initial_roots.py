@@ -8,12 +8,13 @@ from inx_sidecar.roots.inventory import ListedInstance
 pytestmark = pytest.mark.gc
 
 UUID, OTHER = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "12")
-OLD, NEW = (1, 1), (1, 2)
+OLD, NEW = (1, 1, ""), (1, 2, "")
+Version = tuple[int, int, str]
 
 
 @pytest.mark.parametrize("runs", [False, True])
 @pytest.mark.parametrize("last_read", [None, OLD, NEW])
-def test_an_instance_without_roots_is_read(runs: bool, last_read: tuple[int, int] | None) -> None:
+def test_an_instance_without_roots_is_read(runs: bool, last_read: Version | None) -> None:
     assert must_read(True, runs, last_read, NEW)
 
 
@@ -28,7 +29,7 @@ def test_an_instance_without_roots_is_read(runs: bool, last_read: tuple[int, int
     ],
 )
 def test_an_instance_with_roots_is_read_after_a_new_file_system_while_it_does_not_run(
-    runs: bool, last_read: tuple[int, int] | None, expected: bool
+    runs: bool, last_read: Version | None, expected: bool
 ) -> None:
     assert must_read(False, runs, last_read, NEW) is expected
 

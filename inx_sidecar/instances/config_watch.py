@@ -29,6 +29,7 @@ from inx_sidecar.instances.missing_hooks import (
 )
 from inx_sidecar.instances.retries import BURST_SECONDS, Pace, Repeats, Retries
 from inx_sidecar.instances.rollout import Expected, Origins, Rollout, Turn, order_of
+from inx_sidecar.instances.stopped_status import is_failed
 
 # After so many seconds without an event all instances are looked at: an event may have been lost.
 _QUIET_SECONDS: Final = 600.0
@@ -134,8 +135,10 @@ class ConfigWatch:
         self._expect(list(filter(None, map(running_instance, listed))))
         for api in listed:
             may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))
-            builds = api["expanded_config"].get("user.inx.status", "").startswith(BUILDING)
-            if may_lack or builds or running_instance(api) is not None:
+            # A later change of a failed one is found by what it is now.
+            status = api["expanded_config"].get("user.inx.status", "")
+            told = status.startswith(BUILDING) or is_failed(status)
+            if may_lack or told or running_instance(api) is not None:
                 self._look_at(api["project"], api["name"])
 
     def _expect(self, running: list[Instance]) -> None:

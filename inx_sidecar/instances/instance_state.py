@@ -29,6 +29,9 @@ class InstanceState:
     # Static addresses with their networks, and the name of the instance that has them: no other
     # instance may claim one.
     claims: dict[str, str] = field(default_factory=dict)
+    # What the operator had configured when the last start or update was tried; None if no sidecar
+    # that still runs has seen it.
+    configured: object = None
     # The task that builds, and activates too if the instance runs its system.
     build: asyncio.Task[None] | None = None
     # True while that task activates: then it is not cancelled for a newer spec.

@@ -34,7 +34,7 @@ from inx_sidecar.instances.private_directories import make_all_private
 from inx_sidecar.instances.rollout import Turn
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
-from inx_sidecar.instances.stopped_status import stopped_text
+from inx_sidecar.instances.stopped_status import configuration_of, next_text
 from inx_sidecar.instances.system_look import Look, look_at_system
 from inx_sidecar.instances.system_watch import SystemWatch
 from inx_sidecar.instances.takeover import TakeOvers
@@ -79,6 +79,7 @@ class Lifecycle:
         state = self._state_of(instance.uuid)
         self._statuses.set_known_status(instance)
         async with state.lock:
+            state.configured = configuration_of(instance)
             try:
                 check_uuid(instance)
                 await state.cancel_build()
@@ -156,6 +157,7 @@ class Lifecycle:
     ) -> bool:
         """False if an activation has to be awaited first."""
         self._statuses.set_known_status(instance)
+        state.configured = configuration_of(instance)
         if instance.uuid in self._without_backup:
             problem = last_known.problem_of(instance.facts)
             self._statuses.set_note(instance, _STORAGE, problem)
@@ -179,13 +181,11 @@ class Lifecycle:
         self, instance: Instance, problem: str, *, has_hooks: bool, by_itself: bool
     ) -> None:
         """Let the status of `instance`, which does not run, say so; see `stopped_text`."""
-        state = self._states.get(instance.uuid)
-        starts = state is not None and (state.lock.locked() or state.deployment is not None)
         self._statuses.set_known_status(instance)
         present = self._statuses.text_of(instance)
-        text = stopped_text(
-            present, problem, instance.name,
-            has_hooks=has_hooks, by_itself=by_itself, starts=starts,
+        text = next_text(
+            self._state_of(instance.uuid), instance, present, problem,
+            has_hooks=has_hooks, by_itself=by_itself,
         )  # fmt: skip
         if text != present and self._statuses.amend_text(instance, text) and text:
             instance_log(instance.lxc_name).warning("%s", text)

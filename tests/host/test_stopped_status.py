@@ -100,3 +100,29 @@ def test_a_shutdown_of_incus_itself_leaves_the_status(incus: Incus, host: Host) 
     host.run(["kill", "-KILL", str(incus.pid(other))])
     incus.wait_status(other, ENDED)
     assert (incus.state(name), incus.status(name)) == ("STOPPED", "ready")
+
+
+def test_a_failure_is_not_told_any_more_once_its_reason_was_configured_away(incus: Incus) -> None:
+    changed = "stopped: its configuration was changed after it failed"
+    name = incus.init(flake="/etc/nixos#web", kep="3")
+    assert incus.start(name, check=False).returncode != 0
+    incus.wait_status(name, "failed: unknown key 'user.inx.kep'")
+    incus.set(name, "user.inx.keep=0")
+    incus("config", "unset", name, "user.inx.kep")
+    incus.wait_status(name, "failed: user.inx.keep is '0'")
+    incus.set(name, "user.inx.keep=2")
+    incus.wait_status(name, changed)
+    incus.start(name)
+    incus.wait_ready(name)
+
+    # An update that failed, and a device.
+    incus.set(name, "user.inx.keep=0")
+    incus.wait_status(name, "failed: user.inx.keep is '0'")
+    incus("stop", "-f", name)
+    assert incus.status(name).startswith("failed: user.inx.keep is '0'")
+    incus("config", "device", "add", name, "d", "disk", "source=/srv", "path=/nix/store")
+    incus.wait_status(name, "failed: .*/nix/store")
+    incus("config", "device", "remove", name, "d")
+    incus.wait_status(name, "failed: user.inx.keep is '0'")
+    incus.set(name, "user.inx.keep=2")
+    incus.wait_status(name, changed)

@@ -1,10 +1,13 @@
 """The status of an instance that does not run follows what happened to it."""
 
+import re
+
 import pytest
 
+from inx_sidecar.incus.instance import Instance, LxcFacts
 from inx_sidecar.incus.status import INTERRUPTED
 from inx_sidecar.instances.missing_hooks import BEGIN
-from inx_sidecar.instances.stopped_status import stopped_text
+from inx_sidecar.instances.stopped_status import configuration_of, refusal_of, stopped_text
 
 pytestmark = pytest.mark.life
 
@@ -18,10 +21,12 @@ def text(
     has_hooks: bool = True,
     by_itself: bool = False,
     starts: bool = False,
+    changed: bool = False,
 ) -> str:
     return stopped_text(
-        present, problem, "web", has_hooks=has_hooks, by_itself=by_itself, starts=starts
-    )
+        present, problem, "web",
+        has_hooks=has_hooks, by_itself=by_itself, starts=starts, changed=changed,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("present", ["", "ready", "building", "failed: x", f"failed: {HIDDEN}"])
@@ -51,6 +56,39 @@ def test_no_build_runs_for_an_instance_that_is_stopped() -> None:
     assert text("building") == INTERRUPTED and text(INTERRUPTED) == INTERRUPTED
     assert text("building (a note)") == INTERRUPTED
     assert text("ready") == "ready"
+
+
+def test_a_reason_goes_when_the_configuration_is_another() -> None:
+    told = text("failed: no flake.nix", changed=True)
+    assert told.startswith("stopped: its configuration was changed")
+    assert text(told, changed=True) == told, "said once"
+    assert text("failed: x", "y", changed=True) == "failed: y"
+    for present in "", "ready", "stopped: PID 1 ended by itself":
+        assert text(present, changed=True) == present
+    assert text("failed: x", has_hooks=False, changed=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "begin"),
+    [
+        ({"user.inx.flake": "/etc/nixos#web"}, "$"),
+        ({"user.inx.flke": "/etc/nixos#web"}, "unknown key 'user.inx.flke'"),
+        ({"user.inx.keep": "0"}, "user.inx.keep is '0'; allowed"),
+    ],
+)
+def test_a_key_that_is_wrong_is_told_before_the_start(config: dict[str, str], begin: str) -> None:
+    instance = Instance("web", "default", "", LxcFacts("web", "", ""), False, config)
+    assert re.match(begin, refusal_of(instance))
+
+
+def test_what_incus_and_inx_write_is_no_change() -> None:
+    def configuration(**config: str) -> object:
+        keys = {key.replace("_", "."): value for key, value in config.items()}
+        return configuration_of(Instance("w", "default", "", LxcFacts("w", "", ""), False, keys))
+
+    before = configuration(user_inx_flake="/a", user_inx_status="failed: x")
+    assert before == configuration(user_inx_flake="/a", volatile_x="y", user_inx_sealed="z")
+    assert before != configuration(user_inx_flake="/b")
 
 
 def test_a_reason_that_is_known_stays() -> None:

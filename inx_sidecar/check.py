@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from inx_sidecar.base.errors import InxError, sentence_of
-from inx_sidecar.checks import host, incus, installation, nix
+from inx_sidecar.checks import host, incus, installation, nix, storage
 from inx_sidecar.checks.finding import Finding
 
 _SLOW_SECONDS: Final = 1.0
@@ -32,7 +32,7 @@ async def run_checks(tell: Callable[[str], None]) -> AsyncIterator[Finding]:
 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
     host.kernel, host.cgroups, nix.nix, nix.owner, host.owners_mapped, host.isolated_store,
-    host.busybox, installation.settings, nix.nix_daemon, installation.hooks, installation.sidecar,
-    installation.barrier, installation.guard, host.leases, incus.incus, incus.profile, incus.docker,
-    incus.instances, incus.members,
+    host.busybox, installation.settings, storage.directories, nix.nix_daemon, storage.build_home,
+    installation.hooks, installation.sidecar, installation.barrier, installation.guard, host.leases,
+    incus.incus, incus.profile, incus.docker, incus.instances, incus.members,
 )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from support.disposable import Host
 from support.health import is_healthy
 from support.incus import Incus
-from support.services import PROGRAM, SOCKET, UNITS, check
+from support.services import PROGRAM, SOCKET, UNITS, check, restart_sidecar
 
 pytestmark = pytest.mark.main
 
@@ -152,6 +152,23 @@ def test_check_tries_to_reach_the_nix_daemon_as_the_user_of_builds(host: Host) -
         finally:
             host.sh(repairs or found.partition("run '")[2].rstrip("'"))
         assert check(host) == (0, [])
+
+
+def test_check_finds_a_directory_that_the_sidecar_lost_and_a_home_of_another(host: Host) -> None:
+    restart_sidecar(host)
+    host.run(["rm", "-r", "/var/log/inx"])
+    status, [found] = check(host)
+    assert status == 1 and found.startswith("/var/log/inx takes files: it is missing; run '")
+    host.run(["mkdir", "/var/log/inx"])
+    status, [found] = check(host)
+    assert status == 1 and found.startswith("/var/log/inx takes files: the sidecar cannot write ")
+    host.sh(found.partition("run '")[2].rstrip("'"))
+    assert check(host) == (0, [])
+    host.run(["chown", "root:", "/var/lib/inx-build"])
+    status, [found] = check(host)
+    assert status == 1 and found.startswith("inx-build has a home, /var/lib/inx-build: ")
+    host.sh(found.partition("run '")[2].rstrip("'"))
+    assert check(host) == (0, [])
 
 
 DOCKER = """

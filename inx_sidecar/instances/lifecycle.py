@@ -34,7 +34,7 @@ from inx_sidecar.instances.private_directories import make_all_private
 from inx_sidecar.instances.rollout import Turn
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
-from inx_sidecar.instances.stopped_status import configuration_of, next_text
+from inx_sidecar.instances.stopped_status import configuration_of, is_failed, next_text
 from inx_sidecar.instances.system_look import Look, look_at_system
 from inx_sidecar.instances.system_watch import SystemWatch
 from inx_sidecar.instances.takeover import TakeOvers
@@ -183,10 +183,11 @@ class Lifecycle:
         """Let the status of `instance`, which does not run, say so; see `stopped_text`."""
         self._statuses.set_known_status(instance)
         present = self._statuses.text_of(instance)
+        known = is_failed(present) or instance.uuid in self._states
+        state = self._state_of(instance.uuid) if known else InstanceState(NixDaemon(instance.uuid))
         text = next_text(
-            self._state_of(instance.uuid), instance, present, problem,
-            has_hooks=has_hooks, by_itself=by_itself,
-        )  # fmt: skip
+            state, instance, present, problem, has_hooks=has_hooks, by_itself=by_itself
+        )
         if text != present and self._statuses.amend_text(instance, text) and text:
             instance_log(instance.lxc_name).warning("%s", text)
 

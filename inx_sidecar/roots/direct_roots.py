@@ -1,7 +1,7 @@
 """GC roots of an instance on the host: `gcroots/inx/NAME.UUID/ROOT -> /nix/store/...`
 
 These links are direct roots outside `auto/`: Nix never removes them, and only the host's root may
-write them. The name of a root may have one directory: `links/...`, `snapshots/...`.
+write them. The name of a root may have one directory: `links/...`, `snapshots/...`, `copied/...`.
 """
 
 import asyncio

@@ -61,7 +61,7 @@ class InitialRoots:
         for item in unreadable if not reason else ():
             reason = await add_one(item, readable=False) or reason
         if not reason:
-            lineage.forget_former_keys(inventory)
+            await lineage.forget_former_keys(inventory)
         return reason
 
     async def _add_if_new(self, item: ListedInstance, listed: set[Owner]) -> bool:

@@ -7,6 +7,7 @@ If it is not known what the instance was made from, that is all that any instanc
 instance runs, its own links are compared, and COPIED is removed.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -125,14 +126,21 @@ def add_former_key(owner: Owner, key: str) -> None:
         raise RootError(f"cannot write {place}/{_FORMER_KEYS}: {error.strerror}") from None
 
 
-def forget_former_keys(inventory: Inventory) -> None:
-    """Forget the former keys of instances that have a key of their own now: each copy that was made
-    before is in `inventory` and has its roots. Snapshots may have a former key."""
-    for item in inventory.instances:
-        path = f"{direct_roots.directory(*item.owner)}/{_FORMER_KEYS}"
-        own = item.sealed == item.uuid and os.path.exists(path)
-        if own and not has_roots_of_source(item.owner) and not has_snapshots(*item.owner):
-            os.unlink(path)
+async def forget_former_keys(inventory: Inventory) -> None:
+    """Forget the former keys of instances that have a key of their own now, if no copy was made
+    since `inventory`, all of which has its roots. Snapshots may have a former key."""
+    old = [
+        f"{direct_roots.directory(*item.owner)}/{_FORMER_KEYS}"
+        for item in inventory.instances
+        if item.sealed == item.uuid
+        and former_keys(item.owner)
+        and not has_roots_of_source(item.owner)
+        and not has_snapshots(*item.owner)
+    ]
+    if old and await inventory.is_current():
+        for path in old:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _relatives(inventory: Inventory) -> list[Relative]:

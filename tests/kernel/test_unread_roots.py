@@ -34,6 +34,11 @@ def incus(tmp_path: Path, registrations: None, monkeypatch: pytest.MonkeyPatch) 
         db.executemany("insert into ValidPaths values (?)", [(ONE,), (TWO,), (THREE,)])
 
 
+class Looked(Inventory):
+    async def is_current(self) -> bool:
+        return True
+
+
 def listed(name: str, uuid: str, sealed: str = "", *, ran: bool = True) -> ListedInstance:
     return ListedInstance(name, uuid, ours=True, ran=ran, sealed=sealed)
 
@@ -57,7 +62,7 @@ def look(*items: ListedInstance, reason: str = "") -> str:
         with closing(GcClient()) as gc:
             complaints = ComparisonErrors(lambda _uuid, _text: None)
             initial = InitialRoots(gc, complaints, lambda _item: False)
-            return await initial.add(Inventory(items, frozenset(), reason))
+            return await initial.add(Looked(items, frozenset(), reason))
 
     return asyncio.run(add())
 

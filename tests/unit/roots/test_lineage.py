@@ -1,5 +1,6 @@
 """Whose roots an instance gets that has not run here and whose storage is not mounted."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
+class Looked(Inventory):
+    async def is_current(self) -> bool:
+        return not self.reason
+
+
 def listed(name: str, uuid: str, sealed: str) -> ListedInstance:
     return ListedInstance(name, uuid, ours=True, ran=True, sealed=sealed)
 
@@ -78,8 +84,9 @@ def test_a_former_key_is_forgotten_when_no_copy_can_have_it_any_more(roots: Path
     lineage.add_former_key(OF_WEB, DB)
     assert lineage.former_keys(OF_WEB) == {"", DB}
 
-    def forget(sealed: str) -> set[str]:
-        lineage.forget_former_keys(Inventory((listed("web", WEB, sealed),), frozenset()))
+    def forget(sealed: str, *, current: bool = True) -> set[str]:
+        inventory = Looked((listed("web", WEB, sealed),), frozenset(), "" if current else "new")
+        asyncio.run(lineage.forget_former_keys(inventory))
         return lineage.former_keys(OF_WEB)
 
     assert forget("") and forget(DB), "Incus does not have the key"
@@ -87,4 +94,5 @@ def test_a_former_key_is_forgotten_when_no_copy_can_have_it_any_more(roots: Path
     snapshot.mkdir(parents=True)
     assert forget(WEB), "a copy of the snapshot may have it"
     snapshot.rmdir()
+    assert forget(WEB, current=False), "a copy is being made"
     assert forget(WEB) == set()

@@ -104,7 +104,8 @@ def test_uninstall_refuses_while_instances_use_inx_and_then_leaves_nothing_of_in
     kept = ["/var/log/inx", "/var/lib/inx", "/nix/var/nix/gcroots/inx", CONFIG]
     spare.run(["ls", "-d", *kept])
 
-    spare.run(uninstall)
+    again = spare.run(uninstall)
+    assert again.stdout.startswith("inx: inx is not installed on this host; ") and not again.stderr
     spare.run(INSTALL)
     is_healthy(incus, incus.launch(flake="/etc/nixos#web"))
 

@@ -23,8 +23,19 @@ def storage_error(error: BaseException) -> UnsupportedError | None:
         return None
     place = error.filename if isinstance(error.filename, str) else ""
     where = place or next(filter(_takes_no_files, _PLACES), " or ".join(_PLACES))
-    remedy = "mount it writable" if error.errno == errno.EROFS else "make space there"
-    return UnsupportedError(f"cannot write {where} ({error.strerror}): {remedy}, and try again")
+    return UnsupportedError(f"cannot write {where} ({error.strerror}): {remedy(error, where)}")
+
+
+def remedy(error: OSError, place: str) -> str:
+    """What to do about `error` if the file system of `place`, on the host, refused a file; else
+    empty."""
+    if error.errno not in _REFUSED:
+        return ""
+    if error.errno == errno.EROFS:
+        return "mount it writable, and try again"
+    if _lacks_inodes(place):
+        return "its file system has no inodes left, so remove files there, and try again"
+    return "make space there, and try again"
 
 
 def names_full_storage(
@@ -43,6 +54,17 @@ def names_full_storage(
             raise
 
     return named
+
+
+def _lacks_inodes(place: str) -> bool:
+    """Whether there is space, but no new file can be made at `place`, which may not exist."""
+    while place != "/" and not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        status = os.statvfs(place)
+    except OSError:
+        return False
+    return status.f_bavail > 0 and status.f_files > 0 and status.f_ffree == 0
 
 
 def _takes_no_files(place: str) -> bool:

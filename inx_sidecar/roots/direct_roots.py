@@ -13,6 +13,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError
+from inx_sidecar.base.storage import remedy
 from inx_sidecar.kernel import forked
 from inx_sidecar.nix.gc_client import GcClient
 
@@ -109,7 +110,7 @@ async def add(gc: GcClient, lxc_name: str, uuid: str, wanted: Mapping[str, str])
                 new[name] = path
     except OSError as error:
         raise RootError(
-            f"cannot keep {path} for {lxc_name!r} in {place}: {error.strerror or error}"
+            f"cannot keep {path} for {lxc_name!r} in {place}: {_reason(error, place)}"
         ) from None
     finally:
         await gc.add_temp_roots(new.values())
@@ -122,7 +123,7 @@ def make_directory(lxc_name: str, uuid: str, within: str) -> None:
     try:
         os.makedirs(place, exist_ok=True)
     except OSError as error:
-        raise RootError(f"cannot make {place}: {error.strerror}") from None
+        raise RootError(f"cannot make {place}: {_reason(error, place)}") from None
 
 
 def drop(lxc_name: str, uuid: str, unwanted: Iterable[str]) -> None:
@@ -155,6 +156,11 @@ async def remove(lxc_name: str, uuid: str, within: str = "") -> None:
 
     # A container may have any number of links, and a snapshot of it as many roots.
     await forked.run_in_child(remove_tree, f"removing {place}", _REMOVAL_SECONDS)
+
+
+def _reason(error: OSError, place: str) -> str:
+    reason, way_out = str(error.strerror or error), remedy(error, place)
+    return f"{reason}; {way_out}" if way_out else reason
 
 
 def _set(place: str, name: str, path: str) -> bool:

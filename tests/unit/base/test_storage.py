@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,23 @@ from inx_sidecar.base.errors import UnsupportedError
 from inx_sidecar.base.storage import names_full_storage, storage_error
 
 pytestmark = pytest.mark.main
+
+
+def test_a_file_system_without_inodes_has_its_own_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says ENOSPC, and `df` shows space."""
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{tmp_path}/none/x")
+    assert str(storage_error(error)).endswith(": make space there, and try again")
+    looked = []
+
+    def statvfs(place: str) -> SimpleNamespace:
+        looked.append(place)
+        return SimpleNamespace(f_bavail=9, f_files=300, f_ffree=0)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert "has no inodes left, so remove files there" in str(storage_error(error))
+    assert looked == [str(tmp_path)]
 
 
 def test_a_full_and_a_read_only_file_system_have_their_ways_out() -> None:

@@ -16,14 +16,8 @@ from inx_sidecar.builds import build_counts
 from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
-from inx_sidecar.builds.failure_advice import Builder, advice, repository_of, server_of
-from inx_sidecar.builds.failure_reason import failure_reason
-from inx_sidecar.builds.missing_attribute import (
-    SECONDS,
-    is_missing,
-    missing_text,
-    names_command,
-)
+from inx_sidecar.builds.explanation import explain
+from inx_sidecar.builds.missing_attribute import SECONDS
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, Source, System
@@ -126,7 +120,10 @@ async def build(request: BuildRequest, chosen: Chosen, say: Callable[[str], None
                     return _result(service.link, request)
                 limit = await _exceeded_limit(uuid, settings)
             if not refusal:
-                refusal = await _explain(request, service, evaluator, limit, done)
+                kept = "" if log.name == os.devnull else str(log.name)
+                reason = limit or await _reason(request, service, evaluator, done, kept)
+                by = "" if alone or evaluator.user.uid == 0 else f" as {evaluator.user.name}"
+                refusal = f"{by}: {reason}"
     if alone:
         await remove_build_directory(uuid)  # with its caches, which serve no other build
     raise BuildError(f"{failed}{refusal}{alone}")
@@ -201,9 +198,15 @@ def _result(link: str, request: BuildRequest) -> str:
         path = os.readlink(link)
     except OSError:
         path = ""
+    if not path:
+        raise BuildError(
+            f"the build of {request.name!r} from {request.source} gave no result: what it names is "
+            "no derivation; name config.system.build.toplevel"
+        )
     if not STORE_PATH.fullmatch(path) or path not in valid_paths({path}):
         raise BuildError(
-            f"the build of {request.name!r} from {request.source} gave {path!r}, no store path"
+            f"the build of {request.name!r} from {request.source} gave {path!r}, no store path; "
+            "name config.system.build.toplevel"
         )
     check_toplevel(path, f"the result of {request.source}")
     return path
@@ -217,37 +220,19 @@ def _open_log(uuid: str) -> FileIO:
         return FileIO(os.devnull, "w")
 
 
-async def _explain(
-    request: BuildRequest,
-    service: BuildService,
-    evaluator: Evaluator,
-    limit: str | None,
-    done: Completed,
+async def _reason(
+    request: BuildRequest, service: BuildService, evaluator: Evaluator, done: Completed, log: str
 ) -> str:
-    """What the error says after the source: the user, unless that is root, and why the build
-    failed. `limit` is the one that it exceeded, and `done` how Nix ended."""
-    reason = limit or failure_reason(done)
-    source, user, alone = evaluator.source, evaluator.user, bool(evaluator.doubt)
-    if is_missing(request.source, reason):
-        settings = request.settings
-        limits = replace(settings, build_timeout=min(settings.build_timeout, SECONDS))
-        command = names_command(service.source(), reason)
-        done = await run(service.command_line(command, limits))
+    """Why the build, which ended as `done`, failed, with the way out."""
+    settings = request.settings
+    limits = replace(settings, build_timeout=min(settings.build_timeout, SECONDS))
+
+    async def ask(command: list[str]) -> Completed:
+        answer = await run(service.command_line(command, limits))
         await _exceeded_limit(request.uuid, limits)
-        reason = missing_text(request.source, reason, done.output)
-    elif limit is None:
-        builder = Builder(user.name, user.home, alone)
-        seen = service.source()
-        if isinstance(source, Flake) and isinstance(seen, Flake):
-            builder = replace(
-                builder,
-                repository=repository_of(source.ref),
-                seen=repository_of(seen.ref),
-                server=server_of(source.ref),
-            )
-        reason = advice(reason, done.output, builder)
-    by = "" if alone or user.uid == 0 else f" as {user.name}"
-    return f"{by}: {redact(reason)}"
+        return answer
+
+    return await explain(request.source, service.source(), evaluator, done, log, ask)
 
 
 async def _exceeded_limit(uuid: str, settings: Settings) -> str | None:
@@ -259,8 +244,10 @@ async def _exceeded_limit(uuid: str, settings: Settings) -> str | None:
     unit = paths.build_unit(uuid)
     shown = await run(["systemctl", "show", "--property=Result", "--value", unit])
     await run(["systemctl", "reset-failed", "--quiet", unit])
+    raise_it = f"raise that in {paths.CONFIG}"
     return {
-        "timeout": f"it took over {settings.build_timeout} s (build_timeout)",
-        "oom-kill": f"it took over {settings.build_memory_max} of memory (build_memory_max)",
-        "signal": "it was killed",
+        "timeout": f"it took over {settings.build_timeout} s (build_timeout); {raise_it}",
+        "oom-kill": f"it took over {settings.build_memory_max} of memory (build_memory_max); "
+        + raise_it,
+        "signal": "it was killed; 'journalctl -k' may say why",
     }.get(shown.output.strip())

@@ -47,7 +47,8 @@ class Evaluator:
 
     `is_owner`: `user` alone has made the source. `doubt` says why nobody is its owner, though it
     lies on this host. Then `user` lends only its groups to a user of this build alone, and git may
-    use `repositories`, which are somebody else's.
+    use `repositories`, which are somebody else's. `owner` is then the name of the user to whom the
+    directory belongs, or empty.
     """
 
     user: BuildUser
@@ -55,6 +56,7 @@ class Evaluator:
     is_owner: bool = False
     doubt: str = ""
     repositories: tuple[str, ...] = ()
+    owner: str = ""
 
 
 def slot_owner(evaluator: Evaluator) -> str:
@@ -103,7 +105,13 @@ def evaluator_for(
         source = replace(source, path=looked.ref)
     if owner is None:
         user = build_user(settings)
-        return Evaluator(user, source, doubt=doubt, repositories=looked.repositories)
+        return Evaluator(
+            user,
+            source,
+            doubt=doubt,
+            repositories=looked.repositories,
+            owner=_name_of(looked.directory_owner),
+        )
     try:
         return Evaluator(_user(pwd.getpwuid(owner)), source, is_owner=True)
     except KeyError:
@@ -186,6 +194,13 @@ def build_user(settings: Settings) -> BuildUser:
         return _user(pwd.getpwnam(settings.build_user))
     except KeyError:
         raise UnsupportedError(f"there is no user {settings.build_user}, to build as") from None
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
 
 
 def _user(entry: pwd.struct_passwd) -> BuildUser:

@@ -5,7 +5,8 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.process import find_program, run
 from inx_sidecar.builds.build_user import BuildUser
-from inx_sidecar.builds.failure_advice import Builder, advice
+from inx_sidecar.builds.builder import Builder
+from inx_sidecar.builds.failure_advice import advice
 from inx_sidecar.builds.failure_reason import failure_reason
 
 # Nix opens a connection for this question alone. The path exists nowhere.
@@ -24,4 +25,5 @@ async def refusal_of_daemon(user: BuildUser) -> str:
     ])  # fmt: skip
     if done.status == 0:
         return ""
-    return advice(failure_reason(done), done.output, Builder(user.name, user.home))
+    reason = failure_reason(done)
+    return advice(reason, done.output, Builder(user.name, user.home)) or reason

@@ -41,7 +41,8 @@ class LocalSource:
     `doubt` says why there is none. `steps` are the places of the directories and links on the way;
     `trees` those of the directories that are read. `ref` is what Nix is given: no link, and no
     choice, is left in it. `directory` is the highest directory that is read, and `repositories` are
-    those of git among the directories.
+    those of git among the directories. `directory_owner` is the id of the user to whom `directory`
+    belongs.
     """
 
     owner: int | None
@@ -51,6 +52,7 @@ class LocalSource:
     ref: str
     directory: str
     repositories: tuple[str, ...] = ()
+    directory_owner: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,7 +82,10 @@ def _look_at_flake(source: Flake) -> LocalSource:
     file = f"{directory}/flake.nix"
     # Nix would search the directories above, which may be anybody's.
     if not os.path.exists(file):
-        raise BuildError(f"there is no {file}")
+        raise BuildError(
+            f"there is no {file}: name the directory of a flake in user.inx.flake, or a Nix file "
+            "in user.inx.file"
+        )
     base = os.path.realpath(local.path)
     # Links in /proc lead elsewhere than their texts say.
     if not os.path.samefile(local.path, base):
@@ -96,11 +101,15 @@ def _look_at_flake(source: Flake) -> LocalSource:
 
 def _look_at_file(path: str) -> LocalSource:
     if not os.path.exists(path):
-        raise BuildError(f"there is no {path}")
+        raise BuildError(f"there is no {path}: correct user.inx.file")
     real = os.path.realpath(path)
     files = [path]
     if os.path.isdir(real):
         files.append(f"{path}/default.nix")
+        if not os.path.exists(files[-1]):
+            is_flake = os.path.exists(f"{path}/flake.nix")
+            way_out = f"set user.inx.flake={path}" if is_flake else "name a Nix file"
+            raise BuildError(f"there is no {files[-1]}: {way_out} in place of user.inx.file={path}")
     if not os.path.samefile(path, real):
         raise BuildError(f"{path} is not {real}, where its links lead")
     tree = os.path.dirname(os.path.realpath(files[-1]))
@@ -126,6 +135,7 @@ def _judged(
             owner, doubt = None, f"several users can change {other}"
     mounts = read_mounts()
     repositories = (tree, *git_directories) if git_directories else ()
+    belongs_to = os.stat(tree).st_uid
     try:
         located = [
             locate(mounts, step)
@@ -136,13 +146,13 @@ def _judged(
         read = [mount for mount, _ in (*located, *(locate(mounts, path) for path in directories))]
     except OSError as error:
         owner, doubt = None, f"it is not known where {error.filename} lies ({error.strerror})"
-        return LocalSource(owner, doubt, (), (), ref, tree, repositories)
+        return LocalSource(owner, doubt, (), (), ref, tree, repositories, belongs_to)
     read += [mount for path in directories for mount in mounts_below(mounts, path)]
     if owner is not None and (strange := _strange_mount(mounts, read)):
         owner = None
         doubt = f"others may write the file system {strange.point} of {tree} ({strange.kind})"
     steps = tuple({place for _, place in located})
-    return LocalSource(owner, doubt, steps, tuple(trees), ref, tree, repositories)
+    return LocalSource(owner, doubt, steps, tuple(trees), ref, tree, repositories, belongs_to)
 
 
 def _hooks_in(git: str) -> list[str]:

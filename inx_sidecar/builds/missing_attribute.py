@@ -2,7 +2,7 @@
 
 Which names it has is asked only then, by an evaluation of its own. The source decides about the
 names: what is repeated here are a few short ones of plain characters, below the reference and the
-attribute of the operator.
+attribute of the operator. The others are counted.
 """
 
 import re
@@ -19,6 +19,10 @@ _ASKED: Final = 1000
 _IN_LINE: Final = 50
 _SHOWN: Final = 6
 _MARK: Final = "inx-names"
+_COUNT_MARK: Final = "inx-count"
+_COUNT: Final = re.compile(rf"^{_COUNT_MARK} ([0-9]{{1,9}})$", re.MULTILINE)
+# Names that a NixOS module has, and hardly any set of systems.
+_OF_MODULE: Final = {"imports", "environment", "fileSystems", "boot"}
 _LINE: Final = re.compile(rf"^{_MARK} (.+)$", re.MULTILINE)
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
 _OF_FLAKE: Final = re.compile(r"^flake '.*' does not provide attribute '")
@@ -30,7 +34,8 @@ _NAMES: Final = f"""value: let
     (builtins.attrNames set);
   count = builtins.length plain;
   begins = i: if i / {_IN_LINE} * {_IN_LINE} == i then "\\n{_MARK} " else " ";
-in builtins.concatStringsSep "" (builtins.genList
+in "\\n{_COUNT_MARK} ${{toString (builtins.length (builtins.attrNames set))}}"
+  + builtins.concatStringsSep "" (builtins.genList
   (i: begins i + builtins.elemAt plain i) (if count < {_ASKED} then count else {_ASKED})) + "\\n"
 """
 
@@ -67,29 +72,57 @@ def missing_text(source: Source, reason: str, printed: str) -> str:
     """
     words = " ".join(_LINE.findall(printed)).split()
     names = [word for word in words if _NAME.fullmatch(word)]
+    count = max([len(names), *map(int, _COUNT.findall(printed)[:1])])
     match source:
         case Flake():
             ref, wanted = redact(source.ref), source.attr
             if wanted in names:
-                return f"nixosConfigurations.{wanted} of {ref} has no config.system.build.toplevel"
+                return (
+                    f"nixosConfigurations.{wanted} of {ref} has no config.system.build.toplevel: "
+                    f"make it by nixpkgs.lib.nixosSystem {{ modules = [ ... ]; }}"
+                )
             has_no, key, prefix = f"{ref} has no nixosConfigurations", f"user.inx.flake={ref}#", ""
+            define = f"define nixosConfigurations.{wanted} in its outputs, or name another flake"
             if not names and "does not provide attribute" in printed:
-                return has_no
+                return f"{has_no}: {define}"
             has_no += f".{wanted}"
+            if _COUNT.findall(printed)[:1] == ["0"]:
+                return f"{has_no}, and no other one: {define}"
         case NixFile():
             parent, wanted = _parent(source, reason), source.attr.strip('"').rpartition(".")[2]
             prefix = f"{parent}." if parent else ""
             has_no, key = f"{source.path} has no {source.attr}", "user.inx.attr="
+            if not parent and (other := _other_kind(source.path, names)):
+                return f"{has_no}: {other}"
         case _:
             return reason
     if not names:
-        return f"{has_no}: {reason}"
-    near = get_close_matches(wanted, names, _SHOWN)
+        return f"{has_no}, and its names could not be read; correct {key}NAME"
+    wanted = wanted.removesuffix(".config.system.build.toplevel")
+    near = [name for name in names if name.lower() == wanted.lower()]
+    near += [name for name in get_close_matches(wanted, names, _SHOWN) if name not in near]
     ordered = near + [name for name in names if name not in near]
     shown = ", ".join(prefix + name for name in ordered[:_SHOWN])
-    more = " and more" if len(ordered) > _SHOWN else ""
+    left = count - len(ordered[:_SHOWN])
+    more = f" and {left} more" if left > 0 else ""
     choice = prefix + near[0] if near else "NAME"
     return f"{has_no}; it has {shown}{more}; set {key}{choice}"
+
+
+def _other_kind(path: str, names: list[str]) -> str:
+    """What to do with a Nix file that has no systems, but these `names`; empty if that is not
+    known."""
+    if not _OF_MODULE & set(names):
+        return ""
+    return (
+        f"it has {', '.join(names[:_SHOWN])}, as a NixOS module; name a file with systems, such as "
+        f"{{ web = {system_of(path)}; }}"
+    )
+
+
+def system_of(path: str) -> str:
+    """A Nix expression of the system that has the module at `path`."""
+    return f"(import <nixpkgs/nixos> {{ configuration = {path}; }}).system"
 
 
 def _parent(source: NixFile, reason: str) -> str:

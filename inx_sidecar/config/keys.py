@@ -12,10 +12,13 @@ from typing import Final
 from inx_sidecar.base.errors import ConfigError, not_allowed, quoted
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.nic_keys import NIC_KEY, parse_nics
+from inx_sidecar.config.reference_hints import ABSOLUTE, plain_attribute, reference_hint
 from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
 from inx_sidecar.nix.store_paths import STORE_PATH, split_store_paths
 
 PREFIX: Final = "user.inx."
+# What is likely to be meant for inx, as user.inx, user.inx-flake and user.INX.flake.
+_NEARLY_OURS: Final = re.compile(r"user\.inx(?![a-z0-9])", re.IGNORECASE)
 _VALUE_MAX: Final = 1 << 16
 _SHOWN_MAX: Final = 2000
 
@@ -29,9 +32,6 @@ _ATTR: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,255}")
 # An attribute path as nix-build -A takes it.
 _ATTR_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_'-]*(?:\.[A-Za-z0-9_][A-Za-z0-9_'-]*)*")
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:")
-# As a shell or Nix would take it; the sidecar has no working directory, and no home of the user.
-_RELATIVE: Final = re.compile(r"(?:path:)?(?:\.{1,2}|~[^/#?]*)(?:[/#?]|$)")
-_ABSOLUTE: Final = "an absolute path, as 'realpath PATH' prints it"
 # ID, ID/REF or ID/REF/REV.
 _REGISTRY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,2}")
 
@@ -41,7 +41,7 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
 
     ConfigError names the key that is wrong.
     """
-    given = {k: v for k, v in config.items() if k.startswith(PREFIX) and v != ""}
+    given = {k: v for k, v in config.items() if _NEARLY_OURS.match(k) and v != ""}
     for key in given:
         known = key in _KEYS or NIC_KEY.fullmatch(key) or _WRITTEN_BY_INX.fullmatch(key)
         if not known:
@@ -106,8 +106,10 @@ def _parse_source(values: Mapping[str, str], instance: str, default_flake: str) 
 
 
 def parse_flake(text: str, instance: str) -> Flake:
-    """The flake REF#ATTR; without "#ATTR", the attribute is the name of `instance`."""
+    """The flake REF#ATTR; without "#ATTR", the attribute is the name of `instance`. ATTR may be the
+    whole path of an output, as `nix build` takes it."""
     ref, _, attr = text.partition("#")
+    attr = plain_attribute(attr)
     return Flake(ref, attr or instance, bool(attr))
 
 
@@ -127,8 +129,7 @@ def _attr_of(instance: str) -> str:
     return instance if _ATTR_PATH.fullmatch(instance) else f'"{instance}"'
 
 
-def _check_blanks(key: str, value: str) -> None:
-    """A copied line brings its newline along, and a shell its blanks."""
+def _check_blanks(key: str, value: str) -> None:  # a copied line brings its newline along
     plain = value.strip()
     if plain != value and plain:
         raise _refused(
@@ -142,15 +143,16 @@ def _check_blanks(key: str, value: str) -> None:
 
 def _check_absolute(key: str, value: str) -> None:
     if not value.startswith("/"):
-        raise _refused(key, value, _ABSOLUTE)
+        raise _refused(key, value, ABSOLUTE)
 
 
 def check_flake(key: str, value: str) -> str:
     """`value` if its syntax is that of a flake reference that inx takes; else ConfigError."""
     _check_blanks(key, value)
-    if _RELATIVE.match(value):
-        raise _refused(key, value, _ABSOLUTE)
     ref, mark, attr = value.partition("#")
+    attr = plain_attribute(attr)
+    if hint := reference_hint(f"{ref}{mark}{attr}"):
+        raise _refused(key, value, hint)
     if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
         raise _refused(
             key, value, "REF or REF#ATTR, for example /etc/nixos or github:owner/repo#web"
@@ -161,8 +163,6 @@ def check_flake(key: str, value: str) -> str:
         raise _refused(key, value, "a reference without the steps '.' and '..'")
     if not ref.startswith("/") and not _SCHEME.match(ref) and not _REGISTRY.fullmatch(ref):
         raise _refused(key, value, "an absolute path, a URL or a name of the flake registry")
-    if re.match(r"(path|git\+file):(//)?(?!/)", ref):
-        raise _refused(key, value, _ABSOLUTE)
     if ref.startswith(("/", "path:", "git+file:")) and "%" in path.partition("?")[0]:
         raise _refused(key, value, "a path without '%'")
     return value
@@ -171,6 +171,8 @@ def check_flake(key: str, value: str) -> str:
 def _check_file(key: str, value: str) -> str:
     _check_blanks(key, value)
     _check_absolute(key, value)
+    if value.endswith("/flake.nix") or "#" in value:
+        raise _refused(key, value, "a Nix file; a flake goes into user.inx.flake")
     if not _PATH.fullmatch(value):
         raise _refused(key, value, "the absolute path of a Nix file on the host")
     return value
@@ -184,6 +186,8 @@ def _check_attr(key: str, value: str) -> str:
 
 def _check_system(key: str, value: str) -> str:
     _check_blanks(key, value)
+    if "#" in value:
+        raise _refused(key, value, f"the path of a system; for a flake set user.inx.flake={value}")
     _check_absolute(key, value)
     if not _PATH.fullmatch(value) or (
         value.startswith("/nix/store/") and not STORE_PATH.fullmatch(value)

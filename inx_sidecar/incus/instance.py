@@ -85,6 +85,11 @@ class Instance:
             if device.get("type") == "nic"
         }
 
+    def command_to_get(self, key: str) -> str:
+        """The command that prints the value of `key`, also if a profile has it."""
+        project = "" if self.project == "default" else f" --project {self.project}"
+        return f"incus config get {self.name} {key} --expanded{project}"
+
     @property
     def lxc_name(self) -> str:
         """The name in LXC, logs and GC roots (incus internal/server/project/project.go)."""

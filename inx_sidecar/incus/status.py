@@ -25,7 +25,7 @@ _TEXT_KEY: Final = "user.inx.status"
 BUILDING: Final = "building"
 INTERRUPTED: Final = "failed: it stopped while its system was built; start it to build again"
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
-_TEXT_MAX: Final = 400
+_TEXT_MAX: Final = 800
 _FIRST_RETRY_SECONDS: Final = 0.1
 # A start or another request of a user takes no longer than a minute; a longer refusal has a cause
 # that may last.
@@ -61,16 +61,21 @@ class Status:
         return dict(zip(_KEYS, (one_line(self.text, _TEXT_MAX), self.system, number), strict=True))
 
 
-def visible_config(config: dict[str, str], note: str, *, isolated: bool) -> dict[str, str]:
+def visible_config(
+    config: dict[str, str], note: str, *, isolated: bool, name: str = ""
+) -> dict[str, str]:
     """The status keys as Incus gets them: with `note` in parentheses, if it is not empty.
 
     An isolated container can read its status through Incus' guest API, so the text names no store
-    paths.
+    paths. Then a failure says where the host has them, by `name`, that of LXC.
     """
     text = config[_TEXT_KEY]
     if note:
         text = f"{text} ({one_line(note, _TEXT_MAX)})"
-    return config | {_TEXT_KEY: redact_store_paths(text) if isolated else text}
+    if isolated and (hidden := redact_store_paths(text)) != text:
+        failed = text.startswith("failed: ")
+        text = hidden + (f"; 'journalctl INX_INSTANCE={name}' has the names" if failed else "")
+    return config | {_TEXT_KEY: text}
 
 
 def next_retry(retry: float, waited: float) -> float:
@@ -195,7 +200,7 @@ class StatusWriter:
     def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> bool:
         key = _key(instance)
         note = "; ".join(filter(None, self._notes.get(key, {}).values()))
-        config = visible_config(config, note, isolated=instance.isolated)
+        config = visible_config(config, note, isolated=instance.isolated, name=instance.lxc_name)
         last = self._last.get(key, {})
         if last | config == last:
             return False

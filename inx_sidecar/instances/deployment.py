@@ -6,6 +6,7 @@ A start of an instance is a deployment, and so is an update while the instance r
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError
@@ -24,6 +25,8 @@ from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.store_paths import check_toplevel, resolve_toplevel, valid_paths
 from inx_sidecar.roots.system_roots import add_system_roots
+
+_INCLUDE: Final = "user.inx.store.include"
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,10 @@ def check_deployment(deployment: Deployment) -> None:
     stays valid."""
     plan, spec, name = deployment.plan, deployment.spec, deployment.instance.name
     for path in set(spec.included) - valid_paths(spec.included):
+        command = f"nix-store --realise $({deployment.instance.command_to_get(_INCLUDE)})"
         raise SystemMissingError(
-            f"user.inx.store.include of {name!r} names {path}, which is not in the "
-            f"store; fetch it, as by 'nix-store --realise {path}', or take it from the key"
+            f"{_INCLUDE} of {name!r} names {path}, which is not in the store; fetch it by "
+            f"'{command}', or take it from the key"
         )
     if isinstance(plan, Build) and plan.fallback is None:
         deployment.settings.check_allowed(spec.source)

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from inx_sidecar.base.errors import one_line
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import Status
 from inx_sidecar.instances.plan import Boot
@@ -9,6 +10,8 @@ from inx_sidecar.nix.generation_changes import Select
 from inx_sidecar.nix.generations import Generations
 
 UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
+# What follows a reason in a status has to be read, too.
+_REASON_MAX: Final = 700
 BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"
 
 
@@ -18,8 +21,8 @@ def building_text(pause: float = 0.0, reason: str = "") -> str:
     if not pause:
         return "building"
     return (
-        f"failed: {reason}; it is built again in {pause:.0f} s, or at once if user.inx.update is "
-        "another text"
+        f"failed: {_bounded(reason)}; it is built again in {pause:.0f} s, or at once if "
+        "user.inx.update is another text"
     )
 
 
@@ -33,13 +36,13 @@ def fallback_text(boot: Boot, present: Generations) -> str:
     if not boot.fallback_reason:
         return ""
     number = boot.change.number if isinstance(boot.change, Select) else present.current
-    return f"failed: {boot.fallback_reason}; started generation {number}"
+    return f"failed: {_bounded(boot.fallback_reason)}; started generation {number}"
 
 
 def failed_update_text(reason: str, present: Generations, running: Running | None) -> str:
     """The text of an update that failed; it names the generation that still runs, if any."""
     number = None if running is None else running_status("", present, running).generation
-    return f"failed: {reason}" + (f"; generation {number} runs on" if number else "")
+    return f"failed: {_bounded(reason)}" + (f"; generation {number} runs on" if number else "")
 
 
 def running_status(text: str, present: Generations, running: Running) -> Status:
@@ -56,3 +59,7 @@ def generation_of(system: str | None, present: Generations) -> int | None:
     if system == present.system:
         return present.current
     return max((n for n, path in present.links.items() if path == system), default=None)
+
+
+def _bounded(reason: str) -> str:
+    return one_line(reason, _REASON_MAX)

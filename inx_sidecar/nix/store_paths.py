@@ -84,10 +84,14 @@ def resolve_toplevel(path: str, instance: str) -> str:
         target = os.path.realpath(path, strict=True)
     except OSError as error:
         reason = error.strerror
-        raise SystemMissingError(f"the system {path!r} of {instance!r}: {reason}") from None
+        raise SystemMissingError(
+            f"the system {path!r} of {instance!r}: {reason}; correct user.inx.system, or make the "
+            "link, as by 'nix-build --out-link'"
+        ) from None
     if not STORE_PATH.fullmatch(target):
         raise SystemMissingError(
-            f"the system {path!r} of {instance!r} leads to {target!r}, which is no store path"
+            f"the system {path!r} of {instance!r} leads to {target!r}, which is no store path; "
+            "a source goes into user.inx.flake or user.inx.file"
         )
     return target
 
@@ -115,7 +119,8 @@ def check_toplevel(path: str, subject: str) -> None:
     """
     if not is_in(path, "init"):
         raise SystemMissingError(
-            f"{subject} is {path}, which is not a NixOS system: it has no 'init'"
+            f"{subject} is {path}, which is not a NixOS system: it has no 'init'; name what "
+            "config.system.build.toplevel gives"
         )
     # With nixos-init, init is systemd, and only the initrd makes what systemd needs. Without
     # nixos-init, hooks/init runs prepare-root (nixpkgs, nixos/modules/system/activation).

@@ -8,7 +8,7 @@ from support.disposable import Host
 from support.hostile_sources import git_repository
 from support.incus import Incus
 from support.services import UNITS, check, restart_sidecar, sync
-from support.sources import broken, source
+from support.sources import broken, derivation, offer, source
 
 pytestmark = pytest.mark.main
 
@@ -53,7 +53,8 @@ def test_a_missing_attribute_is_answered_by_the_names_that_are_there(
     )
     file = f"/srv/{incus.prefix}.nix"
     host.sh('cat >"$F"', env={"F": file}, input="{ x ? 1 }: { hosts = { web = x; db = x; }; }")
-    b, c, d, e, f = (incus.name(each) for each in "bcdef")
+    bare = incus.flake_text("nixosConfigurations = { };", f"/srv/{incus.prefix}-bare")
+    b, c, d, e, f, g = (incus.name(each) for each in "bcdefg")
     found = failures(
         incus,
         {
@@ -63,19 +64,112 @@ def test_a_missing_attribute_is_answered_by_the_names_that_are_there(
             d: {"flake": f"{empty}#web"},
             e: {"file": file, "attr": "hosts.wbe"},
             f: {"file": file},
+            g: {"flake": f"{bare}#web"},
         },
     )
     assert found == {
         incus.name("wbe"): f"{flake}#wbe: {flake} has no nixosConfigurations.wbe; it has web, "
         f"second, systemd; set user.inx.flake={flake}#web",
         b: f"{many}#wbe: {many} has no nixosConfigurations.wbe; it has web, host0, host1, "
-        f"host10, host100, host101 and more; set user.inx.flake={many}#web",
-        c: f"{none}#web: {none} has no nixosConfigurations",
-        d: f"{empty}#web: nixosConfigurations.web of {empty} has no config.system.build.toplevel",
+        f"host10, host100, host101 and 498 more; set user.inx.flake={many}#web",
+        c: f"{none}#web: {none} has no nixosConfigurations: define nixosConfigurations.web in its "
+        "outputs, or name another flake",
+        d: f"{empty}#web: nixosConfigurations.web of {empty} has no config.system.build.toplevel: "
+        "make it by nixpkgs.lib.nixosSystem { modules = [ ... ]; }",
+        g: f"{bare}#web: {bare} has no nixosConfigurations.web, and no other one: define "
+        "nixosConfigurations.web in its outputs, or name another flake",
         e: f"{file} -A hosts.wbe: {file} has no hosts.wbe; it has hosts.web, hosts.db; set "
         "user.inx.attr=hosts.web",
         f: f"{file} -A {f}: {file} has no {f}; it has hosts; set user.inx.attr=NAME",
     }
+
+
+def test_the_position_and_the_builders_last_words_are_in_the_status(
+    incus: Incus, host: Host
+) -> None:
+    """Of a start, and of an update that fails; an isolated instance reads no names of the store,
+    but learns how the host shows them."""
+    syntax = incus.flake_text("nixosConfigurations.web = ; ", f"/srv/{incus.prefix}-syntax")
+    script = "echo one; echo 'x.c:3: error: no such type'; echo 'make: Error 1'; exit 3"
+    fails = offer(incus, derivation("thing", script), f"/srv/{incus.prefix}-fails")
+    name, isolated = incus.name("a"), incus.name("b")
+    found = failures(
+        incus,
+        {
+            name: {"flake": f"{syntax}#web"},
+            isolated: {"flake": f"{fails}#web", "store": "isolated"},
+        },
+    )
+    log = f"/var/log/inx/{incus.uuid(name)}.build.log"
+    assert found[name] == (
+        f"{syntax}#web: syntax error, unexpected ';' at flake.nix:6:42; {log} has the rest"
+    )
+    assert "flake.nix:6:42" in incus.log(name) and "^" in host.run(["cat", log]).stdout
+    log = f"/var/log/inx/{incus.uuid(isolated)}.build.log"
+    end = (
+        f"its log says: x.c:3: error: no such type; {log} has the rest; 'journalctl "
+        f"INX_INSTANCE={isolated}' has the names"
+    )
+    assert found[isolated].endswith(end) and "thing" not in found[isolated]
+    shown = host.run(["journalctl", "-o", "cat", f"INX_INSTANCE={isolated}"]).stdout
+    assert "-thing.drv" in shown
+    incus.wait_state(name, "STOPPED")
+    incus.set(name, f"user.inx.flake={incus.flake()}#web")
+    incus.start(name)
+    incus.wait_ready(name)
+    incus.set(name, f"user.inx.flake={fails}#web")
+    log = f"/var/log/inx/{incus.uuid(name)}.build.log"
+    ending = f"error: no such type; {log} has the rest; generation 1 runs on"
+    assert incus.wait_status(name, "failed: ").endswith(ending)
+
+
+def test_files_that_the_user_of_a_build_may_not_read_or_write_are_named(
+    incus: Incus, host: Host, alice: str
+) -> None:
+    closed, locked, group = (f"/srv/{incus.prefix}-{each}/f" for each in ("x", "y", "z"))
+    for directory in (closed, locked, group):
+        incus.flake(directory=directory)
+    host.sh(
+        r"""
+        usermod -aG nix-users "$U"
+        mkdir "$Y/../dep"; echo '{ outputs = _: { }; }' >"$Y/../dep/flake.nix"
+        sed -i "s|outputs =|inputs.dep.url = "path:$(realpath "$Y/../dep")"; outputs =|
+            s|{ self }|{ self, dep }|" "$Y/flake.nix"
+        chown -R "$U:" "$X" "$Y"/*; chmod 700 "$X/.."
+        cd "$Z"; git init -q; git add flake.nix deps.json; chown -R "$U:" .; chmod g+w .
+        """,
+        env={"U": alice, "X": closed, "Y": locked, "Z": group},
+    )
+    a, b, c = (incus.name(each) for each in "abc")
+    found = failures(
+        incus,
+        {
+            a: {"flake": f"{closed}#web"},
+            b: {"flake": f"{locked}#web"},
+            c: {"flake": f"{group}#web"},
+        },
+    )
+    assert found[a] == (
+        f"{closed}#web as {alice}: {alice} may not read {closed}: let {alice} enter each directory "
+        f"on the way and read the files; 'namei -l {closed}' shows who may"
+    )
+    flags = "--extra-experimental-features 'nix-command flakes'"
+    lock = f"nix {flags} flake lock {locked}"
+    assert found[b] == (
+        f"{locked}#web as {alice}: {locked}/flake.lock lacks inputs, and {alice} cannot write it "
+        f"(Permission denied): let {alice} own it and its directory, or run "
+        f'"{lock}" as root'
+    )
+    assert (
+        f"git does not know system.nix in {group}, so Nix does not see it: if it is there, let "
+        f"{alice}, who owns it, add it to git (evaluated by "
+    ) in found[c]
+    host.sh(f"chmod 711 {closed}/..; {lock}; cd {group}; chmod g-w .; runuser -u {alice} git add .")
+    for name in (a, b, c):
+        incus.wait_state(name, "STOPPED")
+    incus("start", a, b, c)
+    for name in (a, b, c):
+        incus.wait_ready(name)
 
 
 def test_what_the_user_of_a_build_lacks_is_said_with_the_user(
@@ -211,7 +305,9 @@ def test_a_source_that_fails_is_not_built_again_and_again(incus: Incus, host: Ho
         env={"N": name},
     )
     try:
-        incus.wait_status(name, r"failed: .*no such luck; it is built again in 4 s, or at once if ")
+        incus.wait_status(
+            name, r"failed: .*no such luck.*; it is built again in 4 s, or at once if "
+        )
         assert builds_so_far() == 3
         assert "this build has just failed; it is built again in 4 s" in incus.console(name)
         # A new wish does not wait.

@@ -147,7 +147,7 @@ def test_no_text_names_another_path_while_and_after_a_system_is_built(
     gate.wait_until_named(vault.name)
     gate.open()
     incus.wait_inside(vault.name)
-    status = incus.wait_status(vault.name, "failed: .*; started generation 2$")
+    status = incus.wait_status(vault.name, "failed: .*; started generation 2; 'journalctl ")
     assert f"there is no {STORE}/..." in status
     assert f"there is no {secret}" in incus.log(vault.name)
     assert_no_names(vault, first, second)
@@ -165,7 +165,7 @@ def test_a_system_that_leads_nowhere_is_not_named_inside(incus: Incus, host: Hos
     host.run(["ln", "-sfn", f"{vault.secret}/below", link])
     incus("restart", "-f", vault.name)
     incus.wait_inside(vault.name)
-    status = incus.wait_status(vault.name, "failed: .*; started generation 1$")
+    status = incus.wait_status(vault.name, "failed: .*; started generation 1; 'journalctl ")
     assert f"leads to '{STORE}/...below'" in status or f"leads to '{STORE}/.../below'" in status
     shared = incus.launch(name=incus.name("shared"), system=system)
     incus.set(shared, f"user.inx.system={link}")
@@ -196,7 +196,7 @@ def test_a_sidecar_that_cannot_take_over_names_nothing_inside(incus: Incus, host
 
 
 def test_a_name_that_is_cut_short_is_left_out_as_well(incus: Incus, host: Host) -> None:
-    """A status has at most 400 characters, so that a hash may be cut in two at its end."""
+    """A reason has at most 450 characters, so that a hash may be cut in two at its end."""
     script = 'd=$(mktemp -d)/n; echo "$L" >"$d"; nix-store --add "$d"'
     secret = host.sh(script, env={"L": incus.prefix}).stdout.strip()
     bare = name_of_path(secret)

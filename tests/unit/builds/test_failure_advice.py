@@ -8,7 +8,8 @@ import pytest
 
 from inx_sidecar.base import paths
 from inx_sidecar.builds import failure_advice
-from inx_sidecar.builds.failure_advice import Builder, advice, repository_of, server_of
+from inx_sidecar.builds.builder import Builder, repository_of, server_of
+from inx_sidecar.builds.failure_advice import advice
 
 pytestmark = pytest.mark.main
 
@@ -33,7 +34,7 @@ USERNAME = "fatal: could not read Username for 'https://github.com': terminal pr
 
 
 def said(reason: str, output: str = "", builder: Builder = ALICE) -> str:
-    return advice(reason, output or f"error: {reason}\n", builder)
+    return advice(reason, output or f"error: {reason}\n", builder) or reason
 
 
 def test_a_daemon_that_refuses_a_user_is_a_matter_of_the_group_or_of_nix_conf() -> None:
@@ -65,7 +66,7 @@ def test_a_file_that_git_does_not_know_is_named_with_the_command(reason: str) ->
     alone = replace(ALICE, alone=True)
     assert said(reason, builder=alone) == (
         "git does not know sub/x.nix in /srv/my flake, so Nix does not see it: if it is there, "
-        "let its owner add it"
+        "let its owner add it to git"
     )
     seen = replace(ALICE, repository="/tmp/x", seen="/srv/my flake")
     assert said(reason, builder=seen).endswith("run 'git -C /tmp/x add sub/x.nix' as alice")
@@ -257,7 +258,9 @@ def test_a_user_without_rights_is_not_told_to_have_keys() -> None:
 def test_another_machine_and_a_refused_download_have_a_way_out() -> None:
     assert "builders of nix.conf" in said("Cannot build 'x'; Required system: 'aarch64-linux'")
     url = "unable to download 'https://api.github.com/repos/o/r': HTTP error 404"
-    assert said(url, builder=BUILD_USER).startswith(f"{url}; if it is private, inx-build needs")
+    assert said(url, builder=BUILD_USER).startswith(
+        f"{url}; correct the reference, or if it is private, inx-build needs"
+    )
 
 
 def test_a_long_output_takes_no_long_time() -> None:

@@ -10,6 +10,11 @@ pytestmark = pytest.mark.main
 FLAKE = Flake("/etc/nixos", "wbe", attr_given=False)
 NO_ATTRIBUTE = "flake 'path:/etc/nixos' does not provide attribute 'a', 'b' or 'c'"
 
+UNREADABLE = (
+    "/etc/nixos has no nixosConfigurations.wbe, and its names could not be read; correct "
+    "user.inx.flake=/etc/nixos#NAME"
+)
+
 
 def in_file(attr: str, missing: str) -> tuple[NixFile, str]:
     reason = f"attribute '{missing}' in selection path '{attr}' not found"
@@ -40,18 +45,33 @@ def test_a_path_that_the_source_names_itself_is_not_repeated(path: str) -> None:
 )
 def test_no_odd_name_gets_into_what_is_to_be_set(printed: str) -> None:
     text = missing_text(FLAKE, NO_ATTRIBUTE, printed)
-    assert text == f"/etc/nixos has no nixosConfigurations.wbe: {NO_ATTRIBUTE}"
+    assert text == UNREADABLE
 
 
 def test_the_nearest_name_comes_first_and_few_are_shown() -> None:
     printed = "warning: dirty\n\ninx-names db second systemd\ninx-names web a b c"
     text = missing_text(FLAKE, NO_ATTRIBUTE, printed)
     assert text == (
-        "/etc/nixos has no nixosConfigurations.wbe; it has web, db, second, systemd, a, b and "
+        "/etc/nixos has no nixosConfigurations.wbe; it has web, db, second, systemd, a, b and 1 "
         "more; set user.inx.flake=/etc/nixos#web"
     )
+    assert missing_text(FLAKE, NO_ATTRIBUTE, "inx-names zz WBE").endswith("nixos#WBE")
+    counted = missing_text(FLAKE, NO_ATTRIBUTE, "inx-count 502\ninx-names a b c d e f g")
+    assert "a, b, c, d, e, f and 496 more; " in counted
+    assert "9 more" not in missing_text(FLAKE, NO_ATTRIBUTE, f"inx-count {'9' * 5000}\ninx-names a")
     text = missing_text(FLAKE, NO_ATTRIBUTE, "inx-names zz")
     assert text.endswith("; it has zz; set user.inx.flake=/etc/nixos#NAME")
+
+
+def test_a_nixos_module_is_told_apart_from_a_set_of_systems() -> None:
+    source, reason = in_file("web", "web")
+    text = missing_text(source, reason, "inx-names imports services boot")
+    assert text == (
+        "/x.nix has no web: it has imports, services, boot, as a NixOS module; name a file with "
+        "systems, such as { web = (import <nixpkgs/nixos> { configuration = /x.nix; }).system; }"
+    )
+    nested, reason = in_file("hosts.web", "web")
+    assert "module" not in missing_text(nested, reason, "inx-names imports boot")
 
 
 def test_names_that_nobody_can_ask_for_are_left_out() -> None:
@@ -61,11 +81,17 @@ def test_names_that_nobody_can_ask_for_are_left_out() -> None:
 
 def test_a_system_that_is_no_system_and_a_flake_without_systems_are_told_apart() -> None:
     text = missing_text(FLAKE, NO_ATTRIBUTE, "inx-names wbe")
-    assert text == "nixosConfigurations.wbe of /etc/nixos has no config.system.build.toplevel"
+    assert text.startswith(
+        "nixosConfigurations.wbe of /etc/nixos has no config.system.build.toplevel: make it by "
+    )
     none = f"error: {NO_ATTRIBUTE}"
-    assert missing_text(FLAKE, NO_ATTRIBUTE, none) == "/etc/nixos has no nixosConfigurations"
+    define = "define nixosConfigurations.wbe in its outputs, or name another flake"
+    text = missing_text(FLAKE, NO_ATTRIBUTE, none)
+    assert text == f"/etc/nixos has no nixosConfigurations: {define}"
+    text = missing_text(FLAKE, NO_ATTRIBUTE, "\ninx-count 0\n")
+    assert text == f"/etc/nixos has no nixosConfigurations.wbe, and no other one: {define}"
     text = missing_text(FLAKE, NO_ATTRIBUTE, "error: something else")
-    assert text == f"/etc/nixos has no nixosConfigurations.wbe: {NO_ATTRIBUTE}"
+    assert text == UNREADABLE
 
 
 def test_no_token_of_a_reference_is_repeated() -> None:

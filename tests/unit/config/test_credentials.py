@@ -93,7 +93,6 @@ WITHOUT = [
     "github:o/r",
     "github:o/r?dir=x&ref=main&host=github.example.org",
     "git+ssh://git@host/r?ref=main",
-    "ssh://git@host/r",
     "/etc/nixos?dir=web&submodules=1",
     "git+file:///srv/x?rev=0123&narHash=sha256-x=",
     "https://host/x.tar.gz?format=tar&sha=0123",

@@ -69,13 +69,23 @@ def test_an_empty_value_is_as_good_as_none() -> None:
 
 
 def test_keys_of_others_are_not_ours() -> None:
-    keys = {"user.inx": "x", "user.inxy.flake": "x", "user.other": "x", "limits.cpu": "-1"}
+    keys = {"user.inxy.flake": "x", "user.inx2": "x", "user.other": "x", "limits.cpu": "-1"}
     assert parse_spec(keys, "web", "/etc/nixos") == spec()
 
 
 def test_a_key_that_the_sidecar_wrote_asks_for_nothing() -> None:
     keys = {"status": "failed: \n", "status.system": "?", "status.generation": "x"}
     assert spec(**keys) == spec()
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["user.inx", "user.inx-flake", "user.inx_flake", "user.INX.flake", "user.Inx", "user.inx:x"],
+)
+def test_a_key_that_is_nearly_ours_is_refused_like_an_unknown_one(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^unknown key '{key}'; known are flake, "):
+        parse_spec({key: "x"}, "web", "/etc/nixos")
+    assert parse_spec({key: ""}, "web", "/etc/nixos") == spec()
 
 
 @pytest.mark.parametrize("key", ["flak", "Flake", "net.eth0", "status.more", "", "flake "])

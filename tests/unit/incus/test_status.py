@@ -27,8 +27,8 @@ def test_a_status_sets_all_keys() -> None:
 
 
 def test_a_text_is_one_short_line() -> None:
-    text = Status("failed: one\ntwo\x1b[31m " + "word " * 100).config()["user.inx.status"]
-    assert text.startswith("failed: one two?[31m word") and 300 < len(text) <= 400
+    text = Status("failed: one\ntwo\x1b[31m " + "word " * 300).config()["user.inx.status"]
+    assert text.startswith("failed: one two?[31m word") and 700 < len(text) <= 800
 
 
 def test_a_note_is_added_in_parentheses() -> None:
@@ -40,10 +40,17 @@ def test_a_note_is_added_in_parentheses() -> None:
 
 def test_an_isolated_container_reads_no_store_path_in_the_text() -> None:
     config = Status(f"failed: no {SYSTEM}", SYSTEM).config()
-    visible = visible_config(config, f"kept {SYSTEM}", isolated=True)
-    assert visible["user.inx.status"] == "failed: no /nix/store/... (kept /nix/store/...)"
+    visible = visible_config(config, f"kept {SYSTEM}", isolated=True, name="p_web")
+    assert visible["user.inx.status"] == (
+        "failed: no /nix/store/... (kept /nix/store/...); 'journalctl INX_INSTANCE=p_web' has the "
+        "names"
+    )
     assert visible["user.inx.status.system"] == SYSTEM, "its own system it knows"
     assert SYSTEM in visible_config(config, "", isolated=False)["user.inx.status"]
+    config = Status("failed: nothing is hidden").config()
+    assert visible_config(config, "", isolated=True, name="web") == config
+    ready = visible_config(Status(f"ready {SYSTEM}").config(), "", isolated=True, name="web")
+    assert ready["user.inx.status"] == "ready /nix/store/..."
 
 
 def test_a_status_is_saved_for_the_next_sidecar(

@@ -1,0 +1,62 @@
+"""Why a build failed, and the way out: what an error says after the source."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from inx_sidecar.base.errors import one_line
+from inx_sidecar.base.process import Completed
+from inx_sidecar.builds.build_user import Evaluator
+from inx_sidecar.builds.builder import Builder, directory_of, repository_of, server_of
+from inx_sidecar.builds.failure_advice import advice
+from inx_sidecar.builds.failure_reason import failure_of
+from inx_sidecar.builds.missing_attribute import is_missing, missing_text, names_command
+from inx_sidecar.config.credentials import redact
+from inx_sidecar.config.spec import Flake, NixFile, Source
+
+# Half of what an error may have: the source comes before, and the log behind.
+_REASON_MAX = 450
+
+
+async def explain(
+    source: Source,
+    seen: Source,
+    evaluator: Evaluator,
+    done: Completed,
+    log: str,
+    ask: Callable[[list[str]], Awaitable[Completed]],
+) -> str:
+    """The sentence for a build of `source` that ended as `done`; `seen` is the source by the path
+    that the build saw, `log` the file that has all output, if any. `ask` runs a command as the
+    build did."""
+    failure = failure_of(done)
+    reason = failure.reason
+    if is_missing(source, reason):
+        names = await ask(names_command(seen, reason))
+        return redact(missing_text(source, reason, names.output))
+    found = advice(reason, done.output, builder_of(source, seen, evaluator))
+    short = one_line(redact(reason), _REASON_MAX)
+    if not found:
+        rest = f"; {log} has the rest" if log else ""
+        return f"{short}{failure.details}{rest}"
+    if found.startswith(reason):
+        return f"{short}{failure.details}{redact(found.removeprefix(reason))}"
+    return redact(found)
+
+
+def builder_of(source: Source, seen: Source, evaluator: Evaluator) -> Builder:
+    """Who evaluates `source`; `seen` is it by the path that the build sees."""
+    user, real = evaluator.user, evaluator.source
+    builder = Builder(
+        user.name, user.home, bool(evaluator.doubt), source=source, owner=evaluator.owner
+    )
+    if isinstance(real, Flake) and isinstance(seen, Flake):
+        return replace(
+            builder,
+            repository=repository_of(real.ref),
+            directory=directory_of(real.ref),
+            seen=directory_of(seen.ref),
+            server=server_of(real.ref),
+        )
+    if isinstance(real, NixFile) and isinstance(seen, NixFile):
+        return replace(builder, directory=real.path, seen=seen.path)
+    return builder

@@ -119,3 +119,13 @@ def daemon_limits_dir(uuid: str) -> str:
 
 def build_unit(uuid: str) -> str:
     return f"inx-build-{uuid}.service"
+
+
+def fetch_unit(uuid: str) -> str:
+    """The service that fetches what an instance names. The pattern of `build_unit` covers it."""
+    return f"inx-build-{uuid}-fetch.service"
+
+
+def missing_file(uuid: str) -> str:
+    """Which store paths that the instance names are lost on this host."""
+    return f"{state_dir(uuid)}/missing.json"

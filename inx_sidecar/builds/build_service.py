@@ -20,7 +20,7 @@ from inx_sidecar.config.spec import Flake, Source
 _PASSED_ON: Final = (
     "NIX_PATH", "NIX_SSL_CERT_FILE", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
-_SANDBOX: Final = (
+SANDBOX: Final = (
     "NoNewPrivileges=yes", "PrivateDevices=yes", "ProtectSystem=yes", "ProtectKernelTunables=yes",
     "ProtectKernelModules=yes", "ProtectControlGroups=yes", "RestrictSUIDSGID=yes",
     "LockPersonality=yes", "UMask=0022",
@@ -85,7 +85,7 @@ class BuildService:
     def command_line(self, command: list[str], settings: Settings) -> list[str]:
         """`command` as a service that ends with it."""
         properties = [
-            *_SANDBOX,
+            *SANDBOX,
             *self._user_properties(),
             f"MemoryMax={settings.build_memory_max}",
             f"RuntimeMaxSec={settings.build_timeout}",

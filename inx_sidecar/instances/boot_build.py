@@ -15,13 +15,13 @@ from inx_sidecar.incus.status import Status, StatusWriter
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
+from inx_sidecar.instances.obtain_system import change_of, obtain_system
 from inx_sidecar.instances.plan import Boot, Build, boot_fallback
 from inx_sidecar.instances.retries import BuildPauses
 from inx_sidecar.instances.sealing import with_all_seals
 from inx_sidecar.instances.starting import Starter
 from inx_sidecar.instances.status_text import BUG, UNMAPPED, building_text, fallback_text
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.nix.generation_changes import Append
 from inx_sidecar.roots.system_roots import add_system_roots
 
 
@@ -105,11 +105,8 @@ class BootBuilder:
     async def _built(self, deployment: Deployment, plan: Build, console: bootstrap.Console) -> Boot:
         """What to boot: the system that was built, or the fallback if the build failed."""
         instance, spec = deployment.instance, deployment.spec
-        request = build.BuildRequest(
-            instance.uuid, instance.name, spec.source, plan.missing, deployment.settings
-        )
         try:
-            system = await build.build_in_slot(self._slots, request, console.print)
+            system = await obtain_system(self._slots, deployment, plan, console.print)
         except InxError as error:
             now = asyncio.get_running_loop().time()
             self._pauses.failed(instance.uuid, deployment.digest, str(error), now)
@@ -120,7 +117,7 @@ class BootBuilder:
             return Boot(system, plan.fallback, str(error))
         self._pauses.forget(instance.uuid)
         console.print(f"inx: starting {system}")
-        change = Append(system, plan.fingerprint, spec.keep)
+        change = change_of(plan, system, spec.keep)
         return Boot(system, change, fallback=plan.fallback)
 
     async def _let_init_boot_or_fall_back(

@@ -27,6 +27,7 @@ from inx_sidecar.nix.store_paths import check_toplevel, resolve_toplevel, valid_
 from inx_sidecar.roots.system_roots import add_system_roots
 
 _INCLUDE: Final = "user.inx.store.include"
+_NOT_SEALED: Final = "an isolated instance has only the generations that this host has given to it"
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,14 @@ def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
     present = trusted_generations(every, instance)
     # With `activate=test`, a restart boots the current generation.
     keep_current = spec.activate == "test" and not running
-    plan = choose_plan(
-        spec, present, instance.name, valid_paths, resolve_toplevel, keep_current=keep_current
-    )
+    try:
+        plan = choose_plan(
+            spec, present, instance.name, valid_paths, resolve_toplevel, keep_current=keep_current
+        )
+    except SystemMissingError as error:
+        if spec.generation in every.links.keys() - present.links.keys():
+            raise SystemMissingError(f"{error}; {_NOT_SEALED}") from None
+        raise
     digest = _digest(spec, instance.name)
     return Deployment(instance, spec, present, every, plan, settings, digest, running)
 
@@ -111,7 +117,7 @@ def check_deployment(deployment: Deployment) -> None:
             f"{_INCLUDE} of {name!r} names {path}, which is not in the store; fetch it by "
             f"'{command}', or take it from the key"
         )
-    if isinstance(plan, Build) and plan.fallback is None:
+    if isinstance(plan, Build) and plan.fallback is None and plan.choice is None:
         deployment.settings.check_allowed(spec.source)
     if isinstance(plan, Boot):
         check_toplevel(plan.system, f"the system of {name!r}")

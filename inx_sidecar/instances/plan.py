@@ -32,11 +32,14 @@ class Build:
 
     `missing` is a store path of the system that is not valid: a fetch is tried before a build.
     `fallback` is a generation that can be booted if the build fails.
+    `choice` is the generation whose system `missing` is: then nothing is built, and this generation
+    is booted.
     """
 
     fingerprint: str
     missing: str | None = None
     fallback: Select | None = None
+    choice: Select | None = None
 
     def describe(self) -> str:
         return f"fetch {self.missing}" if self.missing else "build"
@@ -117,9 +120,7 @@ def _plan_pinned(
             f"user.inx.generation is {number}, but {instance!r} has no such generation (it has "
             f"{have}); unset the key to start the newest"
         )
+    choice = Select(number, pinned=True)
     if system not in valid({system}):
-        raise SystemMissingError(
-            f"generation {number} of {instance!r} is {system}, which is not in the store; fetch "
-            f"it, as by 'nix-store --realise {system}', or unset user.inx.generation"
-        )
-    return _boot_generation(Select(number, pinned=True), present)
+        return Build("", missing=system, choice=choice)
+    return _boot_generation(choice, present)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.storage import names_full_storage
-from inx_sidecar.builds import build
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance
@@ -21,6 +20,7 @@ from inx_sidecar.incus.status import BUILDING, StatusWriter
 from inx_sidecar.instances.activate_update import activate_update, undo_generation
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.instance_state import InstanceState
+from inx_sidecar.instances.obtain_system import change_of, obtain_system
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.instances.rollout import Turn, held_text, queued_text
 from inx_sidecar.instances.sealing import trusted_generations
@@ -174,13 +174,10 @@ class Updater:
         self._publish(instance, BUILDING)
         journal = instance_log(instance.lxc_name)
         journal.info("%s", plan.describe())
-        request = build.BuildRequest(
-            instance.uuid, instance.name, deployment.spec.source, plan.missing, deployment.settings
+        system = await obtain_system(
+            self._slots, deployment, plan, lambda line: journal.info("%s", line)
         )
-        system = await build.build_in_slot(
-            self._slots, request, lambda line: journal.info("%s", line)
-        )
-        return system, Append(system, plan.fingerprint, keep=None)
+        return system, change_of(plan, system, keep=None)
 
     def _record(self, state: InstanceState, deployment: Deployment, text: str) -> None:
         """The spec was carried out, or has failed: an update with the same spec does nothing."""

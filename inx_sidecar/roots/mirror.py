@@ -31,6 +31,7 @@ from inx_sidecar.roots.link_roots import (
 )
 from inx_sidecar.roots.look_times import LookTimes
 from inx_sidecar.roots.lost_roots import LostRoots
+from inx_sidecar.roots.missing_record import MISSING_MAX
 from inx_sidecar.roots.registrations import Registrations
 
 _NOWHERE: Final[frozenset[str]] = frozenset()
@@ -65,6 +66,8 @@ class Mirror:
         self._lost = LostRoots(uuid, self._log)
         self._held: set[str] = set()
         self._compared = False
+        # The roots that the last comparison could not make: their store paths are not valid.
+        self.absent: Mapping[str, str] = {}
         # What was registered since the last comparison began.
         self._added: set[str] = set()
 
@@ -163,6 +166,7 @@ class Mirror:
         half_full = len(marks) * 2 > self.most
         wanted: dict[str, str] = {}
         gone: dict[str, str] = {}
+        absent: dict[str, str] = {}
         looked = 0
         for batch in batches(marks):
             async with self._lock:
@@ -179,7 +183,7 @@ class Mirror:
                     if not holds and link.sure:
                         gone[name] = text
                     self._away.remember(name, link)
-                await self._add(roots, texts, room=2 * self.most - len(wanted))
+                absent |= await self._add(roots, texts, room=2 * self.most - len(wanted))
                 if not self._compared:
                     # A sidecar before this one may have died after it made a root, and before it
                     # told a collection of it.
@@ -193,12 +197,14 @@ class Mirror:
                 for root, path in roots.items()
                 if root in present or len(wanted) < 2 * self.most
             }
+        self.absent = absent
         return wanted, gone
 
     async def _add(
         self, wanted: Mapping[str, str], texts: Mapping[str, str], room: int | None = None
-    ) -> None:
-        """Add the roots `wanted`, at most `room` of them."""
+    ) -> dict[str, str]:
+        """Add the roots `wanted`, at most `room` of them. Returns some of those that are not in
+        the store."""
         valid = valid_paths(wanted.values())
         # A path may lead elsewhere in each mount namespace, and a container can make any number.
         limit = 2 * self.most if room is None else max(0, room)
@@ -214,6 +220,8 @@ class Mirror:
         )
         self._held |= roots.keys()
         await self._lost.find(new)
+        absent = (item for item in wanted.items() if item[1] not in valid)
+        return dict(islice(absent, MISSING_MAX))
 
     async def _forget(self, gone: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
         """Remove the registrations of the paths in `gone`. Then look a second time, and restore the

@@ -7,7 +7,7 @@ making one, and every copy and snapshot has been read: it may name what another 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from inx_sidecar.base import paths
@@ -29,6 +29,7 @@ from inx_sidecar.roots.initial_roots import InitialRoots
 from inx_sidecar.roots.inventory import Inventory, ListedInstance, take_inventory
 from inx_sidecar.roots.link_roots import LINKS
 from inx_sidecar.roots.mirror import Mirror
+from inx_sidecar.roots.missing_paths import MissingPaths
 from inx_sidecar.roots.registration_watch import RegistrationWatch
 from inx_sidecar.roots.repeat_temp_roots import repeat_temp_roots
 from inx_sidecar.roots.stopped_instances import StoppedInstances
@@ -69,6 +70,7 @@ class RootReconciler:
         self._complaints = ComparisonErrors(self._show_complaint)
         self._initial = InitialRoots(gc, self._complaints, self._runs)
         self._stopped = StoppedInstances(gc)
+        self._missing = MissingPaths(gc, statuses)
         self._tasks: set[asyncio.Task[None]] = set()
         # First comparisons of instances that have just started, with their uuids.
         self._imports: dict[asyncio.Task[None], str] = {}
@@ -88,7 +90,9 @@ class RootReconciler:
     def begin(self) -> None:
         """Called once the instances that run are known."""
         running = {(mirror.lxc_name, mirror.uuid) for mirror in self._watch.mirrors}
-        self._spawn(repeat_temp_roots(self._gc, running))
+        task = asyncio.create_task(repeat_temp_roots(self._gc, running))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def instance_started(self, instance: Instance, running: Running) -> None:
         """From now on the links of the instance are mirrored."""
@@ -107,6 +111,7 @@ class RootReconciler:
     async def instance_stopped(self, instance: Instance) -> None:
         """Root what was registered last; it is looked up in the root file system."""
         self._watch.end(instance.uuid)
+        self._missing.end(instance.uuid)
         self._instances.pop(instance.uuid, None)
         await self._stopped.add_registered(instance.lxc_name, instance.uuid, instance.rootfs)
 
@@ -174,6 +179,7 @@ class RootReconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._missing.close()
         await self._watch.close()
         self._gc.close()
 
@@ -225,8 +231,11 @@ class RootReconciler:
         return task
 
     async def _compare_one(self, mirror: Mirror, inventory: Inventory | None) -> None:
+        instance = self._instances.get(mirror.uuid)
         try:
-            await compare_running(self._gc, mirror, self._instances.get(mirror.uuid), inventory)
+            await compare_running(self._gc, mirror, instance, inventory)
+            if instance is not None and self._watch.get(mirror.uuid) is mirror:
+                self._missing.compared(instance, mirror)
         except InstanceError as error:
             log.debug("%s", error)  # the container ended meanwhile
         except (InxError, OSError) as error:
@@ -263,6 +272,7 @@ class RootReconciler:
             if mirror is not None:
                 await mirror.compare(None)
                 mirror.imported = True
+                self._missing.ready(instance.uuid)
             direct_roots.make_directory(*owner, LINKS)
         except (InxError, OSError) as error:
             instance_log(instance.lxc_name).error("%s", error)
@@ -288,8 +298,3 @@ class RootReconciler:
     def _runs(self, item: ListedInstance) -> bool:
         mirror = self._watch.get(item.uuid)
         return mirror is not None and mirror.lxc_name == item.lxc_name
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

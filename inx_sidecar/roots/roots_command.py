@@ -15,6 +15,7 @@ from inx_sidecar.nix.store_paths import CLOSURE_QUERY
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.lineage import COPIED
 from inx_sidecar.roots.link_roots import LINKS, parse_root_name
+from inx_sidecar.roots.missing_record import MissingRecord
 from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, snapshot_name
 
 _SIZE = CLOSURE_QUERY.format("?") + "select sum(narSize) from ValidPaths where id in closure"
@@ -76,7 +77,11 @@ def read(instance: str | None, tell: Callable[[str], None] = lambda _: None) -> 
 def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
     place = direct_roots.directory(lxc_name, uuid)
     present = direct_roots.read(place)
-    names = {parse_root_name(root)[0] for root in present if root.startswith(LINKS)}
+    record = MissingRecord.load(uuid)
+    lost = (
+        {root: path for root, path in record.lost.items() if root not in present} if record else {}
+    )
+    names = {parse_root_name(root)[0] for root in {**present, **lost} if root.startswith(LINKS)}
     texts = indirect_roots.read(uuid, names)
     sizes: dict[str, int | None] = {}
     for root, path in sorted(present.items()):
@@ -87,6 +92,9 @@ def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
         except FileNotFoundError:
             continue  # dropped meanwhile
         yield Root(lxc_name, uuid, int(age), sizes[path], path, _held_by(root, texts))
+    for root, path in sorted(lost.items()):
+        age = max(0.0, time.time() - record.tried) if record else 0.0
+        yield Root(lxc_name, uuid, int(age), None, path, _held_by(root, texts))
 
 
 def _held_by(root: str, texts: dict[str, str]) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from support.disposable import Host
+from support.gc import assert_kept, build, run_inside, said_inside
 from support.incus import Incus
+from support.services import PROGRAM, journal, restart_sidecar, sync
 
 pytestmark = pytest.mark.life
 
@@ -136,7 +138,7 @@ def refused(there: Incus, name: str) -> str:
     return str(logged)
 
 
-def test_a_binary_cache_gives_the_system_though_its_flake_is_not_there(
+def test_a_binary_cache_gives_all_generations_though_their_flake_is_not_there(
     incus: Incus, there: Incus
 ) -> None:
     name, (one, two) = two_generations(incus)
@@ -145,22 +147,82 @@ def test_a_binary_cache_gives_the_system_though_its_flake_is_not_there(
         there.start(name)
         runs(there, name, two, "two")
         assert history(there, name) == ["1", "2 (current)"]
-        assert roots(there, name).keys() == {"booted-system", "system-2"}
-
-        # The first generation is known, but its system is nowhere.
-        there.set(name, "user.inx.generation=1")
-        said = there.wait_status(name, "failed: ")
-        assert f"generation 1 of '{name}' is {one}, which is not in the store; fetch it" in said
-        assert said.endswith("; generation 2 runs on")
-        there.host.run(["nix-store", "--realise", one])
-        there("restart", "-f", name)
-        runs(there, name, one, "one", "1")
-        there("config", "unset", name, "user.inx.generation")
-        runs(there, name, two, "two")
-        assert roots(there, name).keys() >= {"system-1", "system-2"}
+        there.eventually(lambda: "system-1" in roots(there, name), there.story)
+    assert roots(there, name).keys() == {"booted-system", "system-1", "system-2"}
+    there.set(name, "user.inx.generation=1")
+    runs(there, name, one, "one", "1")
+    there("config", "unset", name, "user.inx.generation")
+    runs(there, name, two, "two")
     there("restart", "-f", name)
     runs(there, name, two, "two")
     assert history(there, name) == ["1", "2 (current)"]
+
+
+def test_what_was_built_inside_follows_from_a_cache_or_is_named(incus: Incus, there: Incus) -> None:
+    name = incus.launch(flake=f"{source(incus, 'one')}#web")
+    system = incus.get(name, "user.inx.status.system")
+    kept = build(incus, name, "kept", link="/root/kept")
+    lost = build(incus, name, "lost", link="/root/lost")
+    later = build(incus, name, "later", link="/root/later")
+    # A derivation is never built, although the store of the second host has all that it needs.
+    run_inside(
+        incus,
+        name,
+        'nix-instantiate --add-root /root/drv --expr "$EXPR"; readlink /root/drv',
+        thing="built",
+    )
+    derivation = said_inside(incus, name)
+    output = incus.host.run(["nix-store", "-q", "--outputs", derivation]).stdout.strip()
+    with cache(incus, there, system, kept, derivation):
+        moved(incus, there, name, system, kept, lost, later, derivation)
+        there.start(name)
+        said = there.wait_status(name, "ready .*lost")
+        links = "2 store paths that it links are lost (2 fetched), see 'inx-sidecar roots"
+        assert said == f"ready ({links} {name}')"
+        assert holds(there, derivation) and not holds(there, output)
+        there.inside(name, "grep kept /root/kept")
+        assert_kept(there, kept, derivation)
+        listed = there.host.run([PROGRAM, "roots", name]).stdout.splitlines()
+        named = {tuple(line.split()[2:]) for line in listed if " lost " in line}
+        assert named == {("lost", later, "/root/later"), ("lost", lost, "/root/lost")}, listed
+        assert f"{name}: lost: '/root/lost' -> {lost}" in journal(there.host, name)
+        assert f"{name}: fetched: '/root/kept' -> {kept}" in journal(there.host, name)
+
+        # One comes by another way, the other one is not wanted any more.
+        incus.host.run([*NIX, "copy", "--to", f"file://{CACHE}?compression=none", later])
+        carry(incus, there, CACHE)
+        there.host.run(["nix-store", "--realise", later])
+        sync(there.host)
+        assert_kept(there, later)
+        there.wait_status(name, "ready .1 store path that it links is lost")
+        restart_sidecar(there.host)
+        there.wait_status(name, "ready .1 store path that it links is lost")
+        there.run(name, "rm", "/root/lost")
+        sync(there.host)
+        there.wait_status(name, "ready$")
+    assert "lost" not in there.host.run([PROGRAM, "roots", name]).stdout
+
+
+def test_a_chosen_generation_is_fetched_and_never_built(incus: Incus, there: Incus) -> None:
+    """The source gives another system by now."""
+    name, (one, two) = two_generations(incus)
+    incus.set(name, "user.inx.generation=1")
+    incus.wait_generation(name, "1")
+    moved(incus, there, name, one, two)
+    carry(incus, there, f"/srv/{incus.prefix}")
+    there.start(name)
+    said = there.wait_status(name, "failed: ")
+    there.wait_state(name, "STOPPED")
+    assert f"generation 1 of '{name}' is {one}, which is not in the store; copy it" in said
+    assert not holds(there, two)
+    with cache(incus, there, one):
+        there.set(name, "user.inx.update=again")
+        there.start(name)
+        runs(there, name, one, "one", "1")
+    there("config", "unset", name, "user.inx.generation")
+    there("config", "unset", name, "user.inx.update")
+    there.set(name, "user.inx.update=2")
+    runs(there, name, two, "two")
 
 
 def test_a_snapshot_and_a_copy_bring_their_systems(incus: Incus, there: Incus) -> None:

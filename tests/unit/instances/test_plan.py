@@ -188,9 +188,9 @@ def test_a_pinned_generation_that_does_not_exist_is_an_error_that_lists_the_gene
         plan(pinned_to(1), Generations())
 
 
-def test_a_pinned_generation_that_was_collected_is_an_error() -> None:
-    with pytest.raises(SystemMissingError, match=r"generation 1 of 'web' is .*-one, which is no"):
-        plan(pinned_to(1), three(), valid={TWO, THREE})
+def test_a_pinned_generation_that_is_missing_is_fetched_and_never_built() -> None:
+    wanted = Build("", missing=ONE, choice=Select(1, pinned=True))
+    assert plan(pinned_to(1), three(), valid={TWO, THREE}) == wanted
 
 
 def test_a_released_pin_boots_the_newest_generation() -> None:

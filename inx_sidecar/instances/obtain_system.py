@@ -1,0 +1,39 @@
+"""Get the system that a plan needs and the store lacks: fetched, or built from its source."""
+
+from collections.abc import Callable
+
+from inx_sidecar.base.errors import BuildError, SystemMissingError
+from inx_sidecar.builds.build import BuildRequest, build_in_slot
+from inx_sidecar.builds.build_slots import BuildSlots
+from inx_sidecar.config.spec import System
+from inx_sidecar.instances.deployment import Deployment
+from inx_sidecar.instances.plan import Build
+from inx_sidecar.nix.generation_changes import Append, Select
+
+
+async def obtain_system(
+    slots: BuildSlots, deployment: Deployment, plan: Build, say: Callable[[str], None]
+) -> str:
+    """The store path of the system, once a slot is free; `say` receives the lines of Nix.
+
+    BuildError if it cannot be built; SystemMissingError if a generation was chosen, and its system
+    cannot be fetched: its source may give another system by now.
+    """
+    instance, source = deployment.instance, deployment.spec.source
+    if plan.choice is not None and plan.missing is not None:
+        source = System(plan.missing)
+    request = BuildRequest(instance.uuid, instance.name, source, plan.missing, deployment.settings)
+    try:
+        return await build_in_slot(slots, request, say)
+    except BuildError as error:
+        if plan.choice is None:
+            raise
+        raise SystemMissingError(
+            f"generation {plan.choice.number} of {instance.name!r} is {plan.missing}, which is not "
+            f"in the store; copy it to this host, or unset user.inx.generation ({error})"
+        ) from None
+
+
+def change_of(plan: Build, system: str, keep: int | None) -> Select | Append:
+    """What makes `system` the current generation. With `keep`, the oldest ones are removed."""
+    return plan.choice or Append(system, plan.fingerprint, keep)

@@ -16,6 +16,10 @@ from inx_sidecar.base.errors import InxError
 
 _SECONDS: Final = 60.0
 _ETAG: Final = "etag"
+# Members of a cluster ask each other as this client: the answer is about the asked member alone
+# (internal/server/cluster/request/clienttype.go). A filter or a target of a list does not do that:
+# Incus asks all members first, or ignores it.
+_AS_MEMBER: Final = "incus-cluster-notifier"
 # Fields of a member that a request may set (shared/api, ClusterMemberPut).
 _MEMBER_SETTABLE: Final = ("config", "description", "failure_domain", "groups", "roles")
 
@@ -71,12 +75,13 @@ async def list_storage_pools() -> list[Mapping[str, Any]]:
     return list(answer["metadata"])
 
 
-async def list_instances() -> list[Mapping[str, Any]]:
+async def list_instances(*, own: bool = False) -> list[Mapping[str, Any]]:
     """All instances of all projects and members, without their state.
 
-    Those of members that answer have their expanded configuration.
+    Those of members that answer have their expanded configuration. With `own`, those of this member
+    alone. Incus answers that also while it starts, and then may leave out instances.
     """
-    answer = await _request("GET", "/1.0/instances?recursion=1&all-projects=true")
+    answer = await _request("GET", "/1.0/instances?recursion=1&all-projects=true", own=own)
     return list(answer["metadata"])
 
 
@@ -108,9 +113,10 @@ async def get_image(project: str, fingerprint: str) -> Mapping[str, Any]:
     return dict((await _request("GET", f"/1.0/images/{where}"))["metadata"])
 
 
-async def list_operations() -> list[Mapping[str, Any]]:
-    """The operations of all projects and members that have not ended."""
-    answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true")
+async def list_operations(*, own: bool = False) -> list[Mapping[str, Any]]:
+    """The operations of all projects and members that have not ended; with `own`, those of this
+    member alone."""
+    answer = await _request("GET", "/1.0/operations?recursion=1&all-projects=true", own=own)
     operations = answer["metadata"] or {}
     return [
         operation
@@ -197,23 +203,36 @@ async def _wait_operation(operation: str, seconds: float) -> Mapping[str, Any]:
     return dict(ended)
 
 
+def _member(name: str) -> str:
+    return f"/1.0/cluster/members/{quote(name, safe='')}"
+
+
 def _instance(project: str, name: str, part: str = "") -> str:
     """The URL of an instance, or of a `part` of it, as "/state"."""
     return f"/1.0/instances/{quote(name, safe='')}{part}?project={quote(project, safe='')}"
 
 
 async def _request(
-    method: str, url: str, body: object = None, *, seconds: float = _SECONDS, etag: str = ""
+    method: str,
+    url: str,
+    body: object = None,
+    *,
+    seconds: float = _SECONDS,
+    etag: str = "",
+    own: bool = False,
 ) -> dict[str, Any]:
     """The answer, with the ETag of what it describes.
 
-    With `etag`, Incus refuses the request (412) if the object has another ETag by now. IncusError
-    if Incus refuses the request, or does not answer within `seconds`.
+    With `etag`, Incus refuses the request (412) if the object has another ETag by now. With `own`,
+    the answer is about this member of the cluster alone. IncusError if Incus refuses the request,
+    or does not answer within `seconds`.
     """
     content = b"" if body is None else json.dumps(body).encode()
     headers = [("Host", "incus"), ("Connection", "close"), ("Content-Length", str(len(content)))]
     if etag:
         headers.append(("If-Match", etag))
+    if own:
+        headers.append(("User-Agent", _AS_MEMBER))
     try:
         async with asyncio.timeout(seconds):
             request = h11.Request(method=method, target=url, headers=headers)

@@ -6,6 +6,7 @@ member that does not answer, it leaves out `expanded_config` and `expanded_devic
 
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from inx_sidecar.incus import api
@@ -44,10 +45,23 @@ async def members_with_inx() -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class _Identity:
+    """Who answers: the name of this host in its cluster, or "", and the process of Incus."""
+
+    member: str
+    pid: int
+
+
+async def _identity() -> _Identity:
+    environment = (await api.get_server())["environment"]
+    member = str(environment["server_name"]) if environment.get("server_clustered") else ""
+    return _Identity(member, int(environment.get("server_pid", 0)))
+
+
 async def this_member() -> str:
     """The name of this host in its cluster, or "" if Incus is not clustered."""
-    environment = (await api.get_server())["environment"]
-    return str(environment["server_name"]) if environment.get("server_clustered") else ""
+    return (await _identity()).member
 
 
 def is_here(described: Mapping[str, Any], member: str) -> bool:
@@ -63,25 +77,28 @@ def may_be_here(location: str, member: str) -> bool:
 async def list_own_instances() -> list[Mapping[str, Any]]:
     """The instances on this host, of all projects, with their expanded configuration.
 
-    IncusError also if the name of this host changed meanwhile: its instances would seem to be
-    elsewhere.
+    In a cluster, no other member is asked. IncusError also if Incus was started anew meanwhile: as
+    it starts, it may leave out instances. The same if this host has got another name: its instances
+    would seem to be elsewhere.
     """
-    before = await this_member()
-    listed = await api.list_instances()
-    if any(instance.get("location", "") not in _NOWHERE for instance in listed):
-        if not before or before != await this_member():
-            raise api.IncusError("this host has just got another name in its cluster; look again")
-    return [instance for instance in listed if is_here(instance, before)]
+    before = await _identity()
+    listed = await api.list_instances(own=bool(before.member))
+    elsewhere = any(instance.get("location", "") not in _NOWHERE for instance in listed)
+    changed = bool(before.member or elsewhere) and before != await _identity()
+    if changed or (elsewhere and not before.member):
+        raise api.IncusError(
+            "Incus was started anew, or this host has got another name in its cluster; look again"
+        )
+    return [instance for instance in listed if is_here(instance, before.member)]
 
 
 async def is_creating() -> bool:
     """Whether Incus runs an operation on this host that may create, copy, move or snapshot an
     instance: each one that is not known to do something else."""
-    operations = await api.list_operations()
     member = await this_member()
     return any(
         operation["class"] == "task"
-        and is_here(operation, member)
+        and (not member or is_here(operation, member))
         and not operation["description"].startswith(_NOT_CREATING)
-        for operation in operations
+        for operation in await api.list_operations(own=bool(member))
     )

@@ -1,7 +1,8 @@
 """In a cluster, Incus lists what is on all members."""
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -10,23 +11,33 @@ from inx_sidecar.incus import api, members
 
 
 def answer(
-    monkeypatch: pytest.MonkeyPatch, names: list[str], listed: list[dict[str, Any]] | None = None
-) -> None:
-    """Incus gives one of `names` after the other as its name, and `listed` for every list."""
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    listed: list[dict[str, Any]] | None = None,
+    pids: Iterable[int] = itertools.repeat(7),
+) -> list[bool]:
+    """Incus gives one of `names` after the other as its name, and `listed` for every list. Returns,
+    as they come, whether only this member is asked for a list."""
+    asked_alone: list[bool] = []
+    each_pid = iter(pids)
 
-    def gives(value: Callable[[], object]) -> Callable[[], Any]:
-        async def answered() -> object:
+    def gives(value: Callable[[], object]) -> Callable[..., Any]:
+        async def answered(*, own: bool | None = None) -> object:
+            if own is not None:
+                asked_alone.append(own)
             return value()
 
         return answered
 
     def server() -> dict[str, Any]:
         name = names.pop(0) if len(names) > 1 else names[0]
-        return {"environment": {"server_name": name, "server_clustered": bool(name)}}
+        environment = {"server_name": name, "server_pid": next(each_pid)}
+        return {"environment": {**environment, "server_clustered": bool(name)}}
 
     monkeypatch.setattr(api, "get_server", gives(server))
     monkeypatch.setattr(api, "list_instances", gives(lambda: listed))
     monkeypatch.setattr(api, "list_operations", gives(lambda: listed))
+    return asked_alone
 
 
 def at(*locations: str) -> list[dict[str, Any]]:
@@ -52,6 +63,23 @@ def test_nothing_is_elsewhere_only_because_this_host_was_renamed(
 ) -> None:
     with pytest.raises(api.IncusError, match="another name"):
         own(monkeypatch, names, at("b"))
+
+
+def test_only_this_member_is_asked_and_only_in_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_alone = answer(monkeypatch, ["b"], [])
+    asyncio.run(members.list_own_instances())
+    asyncio.run(members.is_creating())
+    assert asked_alone == [True, True]
+    asked_alone = answer(monkeypatch, [""], [])
+    asyncio.run(members.list_own_instances())
+    asyncio.run(members.is_creating())
+    assert asked_alone == [False, False]
+
+
+def test_a_list_of_an_incus_that_starts_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, ["b"], [], pids=[7, 8])
+    with pytest.raises(api.IncusError, match="started anew"):
+        asyncio.run(members.list_own_instances())
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,22 @@ async def _check(as_json: bool) -> bool:
 
 
 @main.command()
+@click.argument("instance")
+@click.option("--project", default="default", show_default=True, help="The project of INSTANCE.")
+@click.option("--update", help="The value of user.inx.update to wait for; else the present one.")
+@click.option("--timeout", type=float, help="Give up after so many seconds.")
+def wait(instance: str, project: str, update: str | None, timeout: float | None) -> None:
+    """Wait until inx has dealt with INSTANCE; exit status 0 if it is ready."""
+    _only_root()
+    from inx_sidecar.incus import update_wait
+
+    with _report_errors("inx: error: "):
+        end = asyncio.run(update_wait.wait(project, instance, update, timeout))
+    click.echo(f"{instance}: {end.sentence}", err=not end.is_ready)
+    sys.exit(0 if end.is_ready else 1)
+
+
+@main.command()
 @click.argument("file", default=paths.DECLARED)
 def converge(file: str) -> None:
     """Make instances what FILE declares; without, /etc/inx/instances.json."""

@@ -242,7 +242,9 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.keep": _check_number(1, 1000),
     "user.inx.order": _check_number(0, 999_999_999),
 }
-_WRITTEN_BY_INX: Final = re.compile(r"user\.inx\.(status(\.system|\.generation)?|sealed|declared)")
+_WRITTEN_BY_INX: Final = re.compile(
+    r"user\.inx\.(status(\.system|\.generation|\.update)?|sealed|declared)"
+)
 
 
 def _known_keys() -> str:

@@ -41,6 +41,9 @@ class Running:
     `visible_systems`: the systems whose closures an isolated container sees.
     `spec_digest`: the digest of the last spec that was carried out, or that failed.
     `status_text`: the status that this spec left.
+    `update`: the value of user.inx.update that was dealt with last, as `update_key.shown` gives it;
+    None if not known.
+    `boot_text`: what the status says instead of `status_text` as long as the system is not up.
     `attempted_digest`: the digest of a spec whose activation began and did not succeed.
     `undo`: the profile to restore if the generation that was made last never becomes active.
     `claims`: static addresses of the instance, each with the network that it is on.
@@ -59,6 +62,8 @@ class Running:
     visible_systems: tuple[str, ...] = ()
     spec_digest: str = ""
     status_text: str = ""
+    update: str | None = None
+    boot_text: str = ""
     attempted_digest: str = ""
     undo: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()

@@ -8,21 +8,20 @@ backup.yaml; then the repeated write brings that file back.
 
 import asyncio
 import contextlib
-import json
-import os
 from dataclasses import dataclass
 from typing import Final
 
-from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError, one_line
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
+from inx_sidecar.incus import saved_status
 from inx_sidecar.incus.instance import SEALED, Instance
+from inx_sidecar.incus.update_key import DEALT_WITH, PENDING, asked_now
 from inx_sidecar.nix.store_paths import redact_store_paths
 
 _TEXT_KEY: Final = "user.inx.status"
-# The text while a build runs, and after a stop that ended the build.
-BUILDING: Final = "building"
+# The texts while a build runs, and while a system boots; and after a stop that ended the build.
+BUILDING, STARTING = "building", "starting"
 INTERRUPTED: Final = "failed: it stopped while its system was built; start it to build again"
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
 _TEXT_MAX: Final = 800
@@ -36,8 +35,10 @@ _LAST_RETRY_SECONDS: Final = 300.0
 _AFTER_REFUSAL_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 2.0
-# Incus refuses other requests for an instance while it handles a write.
-_DELAY_SECONDS: Final = 1.0
+# Incus refuses other requests for an instance while it handles a write. A look at the instance has
+# waited before (BURST_SECONDS in instances/retries): the status says within a second of a change
+# that it is dealt with.
+_DELAY_SECONDS: Final = 0.3
 _NOT_FOUND: Final = 404
 
 _Key = tuple[str, str]
@@ -48,17 +49,22 @@ class Status:
     """One line on the state of an instance, and the system and generation that it is about.
 
     `sealed`: the generations have seals of this instance, which the key SEALED then says.
+    `update`: the value of user.inx.update that was dealt with, as `update_key.shown` gives it; None
+    leaves the key as it is.
     """
 
     text: str
     system: str = ""
     generation: int | None = None
     sealed: bool = False
+    update: str | None = None
 
     def config(self) -> dict[str, str]:
         """The status keys with their values; "" unsets a key."""
         number = "" if self.generation is None else str(self.generation)
-        return dict(zip(_KEYS, (one_line(self.text, _TEXT_MAX), self.system, number), strict=True))
+        values = one_line(self.text, _TEXT_MAX), self.system, number
+        dealt_with = {} if self.update is None else {DEALT_WITH: self.update}
+        return dict(zip(_KEYS, values, strict=True)) | dealt_with
 
 
 def visible_config(
@@ -119,7 +125,7 @@ class StatusWriter:
         """`instance` has just been read from Incus: the status in its configuration is what Incus
         has."""
         if _key(instance) not in self._tasks:
-            known = {key: instance.config.get(key, "") for key in (*_KEYS, SEALED)}
+            known = {key: instance.config.get(key, "") for key in (*_KEYS, DEALT_WITH, SEALED)}
             self._last[_key(instance)] = known
 
     def text_of(self, instance: Instance) -> str:
@@ -127,7 +133,7 @@ class StatusWriter:
         return self._last.get(_key(instance), {}).get(_TEXT_KEY, "")
 
     def amend_text(self, instance: Instance, text: str) -> bool:
-        """Write `text` a second later, and leave the system and the generation as they are; False
+        """Write `text` a moment later, and leave the system and the generation as they are; False
         if Incus has the text."""
         return self._enqueue(instance, {_TEXT_KEY: one_line(text, _TEXT_MAX)}, _DELAY_SECONDS)
 
@@ -140,7 +146,7 @@ class StatusWriter:
     def publish(self, instance: Instance, status: Status, *, delayed: bool = False) -> None:
         """Write `status` as soon as Incus accepts it.
 
-        With `delayed`, a second later: a user who has just changed the instance's configuration may
+        With `delayed`, a moment later: a user who has just changed the instance's configuration may
         send Incus another request for it.
         """
         self.save_for_successor(instance, status)
@@ -158,35 +164,47 @@ class StatusWriter:
     def set_system(self, instance: Instance, status: Status) -> bool:
         """Replace system and generation of the status that was saved last by those of `status`;
         False if they are the same, or none was saved."""
-        saved = _load_saved(instance.uuid)
+        saved = saved_status.load(instance.uuid)
         if saved is None:
             return False
         config = saved | {key: status.config()[key] for key in _KEYS if key != _TEXT_KEY}
         if config == saved:
             return False
-        _save(instance.uuid, config)
+        saved_status.save(instance.uuid, config)
         self._enqueue(instance, config)
         return True
 
+    def replace_text(self, instance: Instance, before: str, text: str, update: str | None) -> None:
+        """Let the status that was saved last say `text`, and which `update` was dealt with, if its
+        text is `before`."""
+        saved = saved_status.load(instance.uuid)
+        if saved is not None and saved[_TEXT_KEY] == one_line(before, _TEXT_MAX):
+            config = saved | {_TEXT_KEY: one_line(text, _TEXT_MAX)}
+            config |= {} if update is None else {DEALT_WITH: update}
+            saved_status.save(instance.uuid, config)
+            self._enqueue(instance, config)
+
     def save_for_successor(self, instance: Instance, status: Status) -> None:
         """Save `status`; the next sidecar publishes it if this one ends before it does."""
-        _save(instance.uuid, _config(instance, status))
+        saved_status.save(instance.uuid, _config(instance, status))
 
     def publish_refusal(self, instance: Instance, error: InxError) -> None:
         """Write that a hook refused the start of `instance`, after Incus has undone the start."""
-        status = Status(f"failed: {error}")
+        status = Status(f"failed: {error}", update=asked_now(instance.config))
         self.save_for_successor(instance, status)
         self._enqueue(instance, status.config(), _AFTER_REFUSAL_SECONDS)
 
-    def publish_interruption(self, instance: Instance) -> None:
-        """The instance stops: its status does not go on to say that a build runs."""
-        config = _load_saved(instance.uuid)
-        if config is not None and config[_TEXT_KEY] == BUILDING:
-            self._enqueue(instance, config | {_TEXT_KEY: INTERRUPTED})
+    def publish_interruption(self, instance: Instance, left: str) -> None:
+        """The instance stops: its status does not go on to say that it builds or boots. `left` is
+        the text of an instance that has booted."""
+        config = saved_status.load(instance.uuid)
+        if config is not None and config[_TEXT_KEY].startswith(PENDING):
+            starts = config[_TEXT_KEY] == STARTING and left
+            self._enqueue(instance, config | {_TEXT_KEY: left if starts else INTERRUPTED})
 
     def publish_saved(self, instance: Instance) -> None:
         """Write the status that was saved last, perhaps by the previous sidecar."""
-        config = _load_saved(instance.uuid)
+        config = saved_status.load(instance.uuid)
         if config is not None:
             self._enqueue(instance, config)
 
@@ -205,7 +223,7 @@ class StatusWriter:
         if last | config == last:
             return False
         self._last[key] = last | config
-        self._wanted[key] = (instance, config)
+        self._wanted[key] = (instance, self._unwritten(key) | config)
         if key in self._news:
             self._news[key].set()
         if key not in self._tasks:
@@ -229,13 +247,18 @@ class StatusWriter:
                         instance_log(instance.lxc_name).debug("no status: %s", error)
                         self._last.pop(key, None)  # Incus does not have it
                         continue
-                    self._wanted.setdefault(key, (instance, config))
+                    newer = self._wanted.get(key, (instance, config))[0]
+                    self._wanted[key] = (newer, config | self._unwritten(key))
                     await self._wait_for_news(key, retry)
                     waited += retry
                     retry = next_retry(retry, waited)
         finally:
             del self._tasks[key]
             self._news.pop(key, None)
+
+    def _unwritten(self, key: _Key) -> dict[str, str]:
+        """The keys that wait to be written: a newer status need not have all of them."""
+        return self._wanted[key][1] if key in self._wanted else {}
 
     async def _wait_for_news(self, key: _Key, seconds: float) -> None:
         """Wait `seconds` before the next attempt; a newer status is tried at once."""
@@ -252,21 +275,3 @@ def _key(instance: Instance) -> _Key:
 
 def _config(instance: Instance, status: Status) -> dict[str, str]:
     return status.config() | ({SEALED: instance.uuid} if status.sealed else {})
-
-
-def _save(uuid: str, config: dict[str, str]) -> None:
-    path = f"{paths.run_dir(uuid)}/status.json"
-    try:
-        with open(f"{path}.new", "w") as file:
-            json.dump(config, file)
-        os.rename(f"{path}.new", path)
-    except FileNotFoundError:
-        pass  # the start was refused before the instance's directory was made
-
-
-def _load_saved(uuid: str) -> dict[str, str] | None:
-    try:
-        with open(f"{paths.run_dir(uuid)}/status.json") as file:
-            return dict(json.load(file))
-    except (OSError, ValueError):
-        return None

@@ -12,6 +12,7 @@ from inx_sidecar.container.files import write_generation
 from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.status import Status, StatusWriter
+from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
@@ -97,7 +98,7 @@ class BootBuilder:
             await self._fail(instance, console, error)
         except Exception:
             instance_log(instance.lxc_name).exception("the build ended in a bug")
-            await self._statuses.publish_and_wait(instance, Status(f"failed: {BUG}"))
+            await self._statuses.publish_and_wait(instance, _failure(instance, BUG))
             console.failed(BUG)
         finally:
             console.close()
@@ -164,8 +165,12 @@ class BootBuilder:
         """Tell the reason, then let the init end, which stops the instance."""
         log_failure(instance.facts, error)
         # Before the instance ends: Incus stops an instance slowly while its status is written.
-        await self._statuses.publish_and_wait(instance, Status(f"failed: {error}"))
+        await self._statuses.publish_and_wait(instance, _failure(instance, str(error)))
         console.failed(str(error))
+
+
+def _failure(instance: Instance, reason: str) -> Status:
+    return Status(f"failed: {reason}", update=asked_now(instance.config))
 
 
 def console_of(instance: Instance) -> bootstrap.Console:

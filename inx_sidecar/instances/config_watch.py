@@ -18,7 +18,7 @@ from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
 from inx_sidecar.incus.instance import Instance, LxcFacts, parse_instance
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import BUILDING
+from inx_sidecar.incus.update_key import PENDING
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.instances.missing_hooks import (
     lacks_hooks,
@@ -137,7 +137,7 @@ class ConfigWatch:
             may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))
             # A later change of a failed one is found by what it is now.
             status = api["expanded_config"].get("user.inx.status", "")
-            told = status.startswith(BUILDING) or is_failed(status)
+            told = status.startswith(PENDING) or is_failed(status)
             if may_lack or told or running_instance(api) is not None:
                 self._look_at(api["project"], api["name"])
 

@@ -26,6 +26,7 @@ from inx_sidecar.incus.instance import Instance, LxcFacts, read_instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.instances.boot_build import BootBuilder
+from inx_sidecar.instances.boot_status import BootStatus
 from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
 from inx_sidecar.instances.daemon_starts import DaemonStarts
 from inx_sidecar.instances.deployment import deploy
@@ -60,12 +61,13 @@ class Lifecycle:
         self._gc = GcClient()
         slots = BuildSlots()
         self._systems = SystemWatch(self._look_at_system)
+        self._boots = BootStatus(self._statuses)
         self.reconciler = RootReconciler(
             self._gc, self._statuses, self._forget, lambda uuid: self._state_of(uuid).daemon,
             self._systems.settle,
         )  # fmt: skip
         compare_soon = self.reconciler.compare_soon
-        self._starter = Starter(self._gc, self._statuses, compare_soon, self._systems.begin)
+        self._starter = Starter(self._gc, self._statuses, compare_soon, self._boots_now)
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
         self.daemons = DaemonStarts()
@@ -119,8 +121,10 @@ class Lifecycle:
                 return  # pre-start has refused this one; the other one goes on
             self._statuses.pause_writes(instance)
             self._systems.end(instance.uuid)
+            self._boots.end(instance.uuid)
             await state.cancel_build()
-            self._statuses.publish_interruption(instance)
+            running = Running.read(instance.uuid)
+            self._statuses.publish_interruption(instance, running.status_text if running else "")
             state.container_ended()
             state.deployment = None
             self._without_backup.discard(instance.uuid)
@@ -168,6 +172,10 @@ class Lifecycle:
             return True
         return await self._updater.update(state, instance, turn)
 
+    def _boots_now(self, instance: Instance) -> None:
+        self._systems.begin(instance)
+        self._boots.begin(instance)
+
     async def _look_at_system(self, instance: Instance, inotify: INotify | None) -> Look:
         """Called when the links inside may have changed. The status that an activation by inx gives
         comes at its end; nothing waits for that here, least of all a collection."""
@@ -175,7 +183,10 @@ class Lifecycle:
         tell = not state.activating
         if not tell and state.build is not None:
             state.build.add_done_callback(lambda _: self._systems.ask(instance.uuid))
-        return await look_at_system(self._gc, self._statuses, instance, inotify, tell=tell)
+        look = await look_at_system(self._gc, self._statuses, instance, inotify, tell=tell)
+        if look.booted and tell:
+            self._boots.is_up(instance)
+        return look
 
     def tell_stopped(
         self, instance: Instance, problem: str, *, has_hooks: bool, by_itself: bool
@@ -237,6 +248,7 @@ class Lifecycle:
             else:
                 self._statuses.publish_saved(instance)
                 self._systems.begin(instance, ran=True)
+                self._boots.begin(instance)
                 bootstrap.remove_stale_console(uuid)
         instance_log(facts.lxc_name).info("taken over")
 
@@ -249,6 +261,7 @@ class Lifecycle:
         await self._take_overs.close()
         await self.reconciler.close()
         await self._systems.close()
+        self._boots.close()
         await self.daemons.close()
         for state in list(self._states.values()):
             await state.cancel_build()
@@ -265,6 +278,7 @@ class Lifecycle:
             if Running.load(uuid) or (rootfs and os.path.exists(rootfs)):
                 return  # an instance has this uuid again, as after an import
             self._systems.end(uuid)
+            self._boots.end(uuid)
             await state.cancel_build()
             state.container_ended()
             shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)

@@ -16,7 +16,8 @@ from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus import last_known
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import Status, StatusWriter
+from inx_sidecar.incus.status import STARTING, Status, StatusWriter
+from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.conflicts import check_addresses
 from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setups
 from inx_sidecar.instances.failure_log import log_failure
@@ -152,14 +153,19 @@ class Starter:
         for former in (ACTIVE, NEXT, CURRENT):
             direct_roots.drop_if_there(instance.lxc_name, instance.uuid, former)
         self._compare_soon()
-        text = fallback_text(boot, deployment.present) or ready_text(mapped=state.mapped)
+        failed, update = fallback_text(boot, deployment.present), asked_now(instance.config)
+        text = failed or ready_text(mapped=state.mapped)
         Running.amend(
             instance.uuid, mapped=state.mapped, booted=boot.system,
             profile_system=after.system or "", visible_systems=(boot.system,),
-            spec_digest=deployment.digest, status_text=text, sealed=True,
+            spec_digest=deployment.digest, status_text=text, sealed=True, update=update,
+            boot_text=STARTING,
         )  # fmt: skip
         self._booted(instance)
-        return Status(text, boot.system, generation_of(boot.system, after), sealed=True)
+        number = generation_of(boot.system, after)
+        if failed:
+            return Status(failed, boot.system, number, sealed=True, update=update)
+        return Status(STARTING, boot.system, number, sealed=True)
 
     @names_full_storage
     async def _attach(self, container: Container, deployment: Deployment) -> bool:

@@ -5,6 +5,7 @@ from typing import Final
 from inx_sidecar.base.errors import one_line
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import Status
+from inx_sidecar.incus.update_key import PENDING
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.nix.generation_changes import Select
 from inx_sidecar.nix.generations import Generations
@@ -39,6 +40,20 @@ def fallback_text(boot: Boot, present: Generations) -> str:
     return f"failed: {_bounded(boot.fallback_reason)}; started generation {number}"
 
 
+def late_text(name: str, seconds: float) -> str:
+    """The text of instance `name`, whose system is not up after `seconds`."""
+    return (
+        f"failed: its system is not up after {seconds:.0f} s, as /run/current-system is not there; "
+        f"see 'incus console {name} --show-log'"
+    )
+
+
+def shown_text(running: Running) -> str:
+    """What the last spec left, once the system is up; a failure is told at once."""
+    failed = running.status_text.startswith("failed")
+    return running.status_text if failed else running.boot_text or running.status_text
+
+
 def failed_update_text(reason: str, present: Generations, running: Running | None) -> str:
     """The text of an update that failed; it names the generation that still runs, if any."""
     number = None if running is None else running_status("", present, running).generation
@@ -51,7 +66,8 @@ def running_status(text: str, present: Generations, running: Running) -> Status:
     selected another generation since."""
     unchanged = present.system in (None, running.profile_system)
     system = running.current or (running.system if unchanged else present.system)
-    return Status(text, system or "", generation_of(system, present), running.sealed)
+    update = None if text.startswith(PENDING) else running.update
+    return Status(text, system or "", generation_of(system, present), running.sealed, update)
 
 
 def generation_of(system: str | None, present: Generations) -> int | None:

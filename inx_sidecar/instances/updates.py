@@ -17,6 +17,7 @@ from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import BUILDING, StatusWriter
+from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.activate_update import activate_update, undo_generation
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.instance_state import InstanceState
@@ -29,6 +30,7 @@ from inx_sidecar.instances.status_text import (
     failed_update_text,
     ready_text,
     running_status,
+    shown_text,
 )
 from inx_sidecar.instances.update_decision import UpdateStep, update_needed
 from inx_sidecar.nix import generations
@@ -70,7 +72,7 @@ class Updater:
             if state.activating:
                 return False
             await state.cancel_build()
-            self._publish(instance, _failed(instance, error))
+            self._publish_end(instance, _failed(instance, error))
             raise
         if state.activating:
             return False
@@ -88,7 +90,7 @@ class Updater:
         state.deployment = deployment
         match step:
             case UpdateStep.NOTHING:
-                self._publish(instance, running.status_text)
+                self._publish_end(instance, shown_text(running))
             case UpdateStep.RECORD:
                 self._record(state, deployment, _fallback_failure(deployment))
             case UpdateStep.DEPLOY:
@@ -134,6 +136,8 @@ class Updater:
             system, change = await self._system_and_change(deployment)
             state.activating = True
             text = await activate_update(self._gc, state, deployment, system, change)
+            if deployment.spec.activate in ("switch", "test"):
+                Running.amend(instance.uuid, boot_text="")  # switching waits until it is up
             present = generations.read(instance.rootfs, instance.name)
             await system_roots.add_system_roots(self._gc, instance, present, None)
             direct_roots.drop_if_there(*owner, system_roots.NEXT)
@@ -144,7 +148,7 @@ class Updater:
         except InxError as error:
             instance_log(instance.lxc_name).error("%s", error)
             if isinstance(error, IncusError):  # the update is tried again once Incus answers
-                self._publish(instance, _failed(instance, error))
+                self._publish_end(instance, _failed(instance, error))
             else:
                 self._record(state, deployment, _failed(instance, error))
         except Exception:
@@ -153,7 +157,7 @@ class Updater:
         except asyncio.CancelledError:
             running = Running.load(instance.uuid)
             if running is not None:
-                self._publish(instance, running.status_text)  # instead of "building"
+                self._publish(instance, shown_text(running))  # instead of "building"
             raise
         finally:
             state.activating = False
@@ -189,8 +193,17 @@ class Updater:
                 spec_digest=deployment.digest,
                 status_text=text,
                 profile_system=_present(instance).system or "",
+                update=asked_now(instance.config),
             )
-            self._publish(instance, text)
+            running = Running.load(instance.uuid)
+            self._publish(instance, shown_text(running) if running else text)
+
+    def _publish_end(self, instance: Instance, text: str) -> None:
+        """As `_publish`; the value of user.inx.update is dealt with."""
+        running, asked = Running.load(instance.uuid), asked_now(instance.config)
+        if running is not None and running.update != asked:
+            Running.amend(instance.uuid, update=asked)
+        self._publish(instance, text)
 
     def _publish(self, instance: Instance, text: str) -> None:
         running = Running.load(instance.uuid)

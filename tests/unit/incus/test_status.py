@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base import paths
-from inx_sidecar.incus import api, status
+from inx_sidecar.incus import api, saved_status, status
 from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance, LxcFacts
 from inx_sidecar.incus.status import Status, StatusWriter, next_retry, visible_config
@@ -58,13 +58,13 @@ def test_a_status_is_saved_for_the_next_sidecar(
 ) -> None:
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
     config = Status("building").config()
-    status._save("uuid", config)
-    assert status._load_saved("uuid") is None, "a refused start has no directory"
+    saved_status.save("uuid", config)
+    assert saved_status.load("uuid") is None, "a refused start has no directory"
     (tmp_path / "uuid").mkdir()
-    status._save("uuid", config)
-    assert status._load_saved("uuid") == config
+    saved_status.save("uuid", config)
+    assert saved_status.load("uuid") == config
     (tmp_path / "uuid/status.json").write_text("{")
-    assert status._load_saved("uuid") is None
+    assert saved_status.load("uuid") is None
 
 
 def test_another_system_changes_the_status_that_was_saved_once(
@@ -155,3 +155,32 @@ def test_a_status_that_incus_did_not_take_is_written_when_it_is_published_again(
 
     asyncio.run(main())
     assert texts == ["ready", "ready"], "again after the refusal, and not after the success"
+
+
+def test_a_key_that_a_newer_status_lacks_is_written_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A build that begins at once does not hide which update was dealt with before."""
+    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
+    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    written: list[Mapping[str, str]] = []
+    refusals = [IncusError("busy", 400)]
+
+    async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
+        if refusals:
+            statuses.publish(instance, Status("building"))
+            raise refusals.pop()
+        written.append(config)
+
+    monkeypatch.setattr(api, "set_config", set_config)
+    statuses = StatusWriter()
+
+    async def main() -> None:
+        statuses.publish(instance, Status("starting"))
+        statuses.publish(instance, Status("ready", SYSTEM, 1, sealed=True, update="1"))
+        await asyncio.gather(*statuses._tasks.values())
+
+    asyncio.run(main())
+    [one] = written
+    assert (one["user.inx.status"], one["user.inx.status.update"]) == ("building", "1")
+    assert one["user.inx.sealed"] == "uuid"

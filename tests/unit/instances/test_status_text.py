@@ -14,8 +14,10 @@ from inx_sidecar.instances.status_text import (
     failed_update_text,
     fallback_text,
     generation_of,
+    late_text,
     ready_text,
     running_status,
+    shown_text,
 )
 from inx_sidecar.nix.generation_changes import Append, Select
 from inx_sidecar.nix.generations import Generations
@@ -87,3 +89,20 @@ def test_a_start_that_falls_back_names_the_generation_that_it_boots() -> None:
     assert fallback_text(Boot(TWO, None, "no"), PRESENT) == "failed: no; started generation 2"
     appended = Boot(TRIAL, Append(TRIAL, "x", 5), "no")
     assert fallback_text(appended, PRESENT) == "failed: no; started generation 2"
+
+
+def test_a_system_that_boots_is_starting_and_a_failure_is_told_at_once() -> None:
+    boots = replace(RUNNING, boot_text="starting", status_text="ready")
+    assert shown_text(boots) == "starting"
+    assert shown_text(replace(boots, boot_text="")) == "ready"
+    failed = "failed: no luck; started generation 1"
+    assert shown_text(replace(boots, status_text=failed)) == failed
+    assert "web" in late_text("web", 120) and late_text("web", 120).startswith("failed: ")
+
+
+def test_only_the_end_of_an_update_says_which_one_was_dealt_with() -> None:
+    second = replace(RUNNING, update="2")
+    assert running_status("ready", PRESENT, second).update == "2"
+    assert running_status("failed: no luck", PRESENT, second).update == "2"
+    for text in "building", "building 1/2", "queued: builds of a run", "starting":
+        assert running_status(text, PRESENT, second).update is None

@@ -54,7 +54,8 @@ def test_an_end_of_pid_1_is_told_with_the_place_of_the_reason(present: str) -> N
 def test_no_build_runs_for_an_instance_that_is_stopped() -> None:
     """As in a copy, or after a new name that came before the status was written."""
     assert text("building") == INTERRUPTED and text(INTERRUPTED) == INTERRUPTED
-    assert text("building (a note)") == INTERRUPTED
+    assert text("building (a note)") == text("building 1/2, x") == INTERRUPTED
+    assert text("queued: builds of a run") == INTERRUPTED and text("starting") == ""
     assert text("ready") == "ready"
 
 

@@ -1,0 +1,60 @@
+"""An instance is `starting` until its system is up: until /run/current-system exists inside.
+
+The activation of NixOS makes that link at its end, and `incus exec` finds commands through it. No
+system is waited for without end.
+"""
+
+import asyncio
+from typing import Final
+
+from inx_sidecar.incus.instance import Instance
+from inx_sidecar.incus.running_record import Running
+from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.instances.status_text import late_text, shown_text
+
+_SECONDS: Final = 120.0
+
+
+class BootStatus:
+    """Ends the status `starting` of each instance, with one write."""
+
+    def __init__(self, statuses: StatusWriter) -> None:
+        self._statuses = statuses
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def begin(self, instance: Instance) -> None:
+        """`instance` boots a system now, or did so when the last sidecar ended."""
+        self.end(instance.uuid)
+        running = Running.load(instance.uuid)
+        if running is not None and running.boot_text:
+            loop = asyncio.get_running_loop()
+            self._timers[instance.uuid] = loop.call_later(_SECONDS, self._is_late, instance)
+
+    def end(self, uuid: str) -> None:
+        timer = self._timers.pop(uuid, None)
+        if timer is not None:
+            timer.cancel()
+
+    def close(self) -> None:
+        for uuid in list(self._timers):
+            self.end(uuid)
+
+    def is_up(self, instance: Instance) -> None:
+        """The system inside is up: from now on, the status says what the start gave."""
+        running = Running.load(instance.uuid)
+        if running is not None and running.boot_text:
+            self.end(instance.uuid)
+            self._change(instance, running.boot_text, "")
+
+    def _is_late(self, instance: Instance) -> None:
+        self._timers.pop(instance.uuid, None)
+        running = Running.load(instance.uuid)
+        if running is not None and running.boot_text:
+            self._change(instance, running.boot_text, late_text(instance.name, _SECONDS))
+
+    def _change(self, instance: Instance, before: str, after: str) -> None:
+        """The status of an update that builds meanwhile stays."""
+        Running.amend(instance.uuid, boot_text=after)
+        running = Running.load(instance.uuid)
+        if running is not None:
+            self._statuses.replace_text(instance, before, shown_text(running), running.update)

@@ -12,6 +12,8 @@ from typing import Final
 from inx_sidecar.base.errors import UnsupportedError
 
 _LINE_MAX: Final = 1 << 13
+# A line that is read as more than one may be so long.
+_READ_LINE_MAX: Final = 1 << 18
 # Lines are taken at this rate at most: a program may print any number, and whoever reads a line
 # needs time.
 _LINES_AT_ONCE: Final = 50
@@ -47,8 +49,10 @@ async def run(
     argv: Sequence[str],
     *,
     on_line: Callable[[str], None] | None = None,
+    read: Callable[[str], list[str]] | None = None,
 ) -> Completed:
-    """Run `argv` to its end. `on_line` gets each line of output as it comes.
+    """Run `argv` to its end. `on_line` gets each line of output as it comes. With `read`, the lines
+    are those that it gives for a line of output.
 
     When this task is cancelled, the program is killed. UnsupportedError if it is not installed.
     """
@@ -59,20 +63,25 @@ async def run(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
-        limit=_LINE_MAX,
+        limit=_LINE_MAX if read is None else _READ_LINE_MAX,
     )
     assert process.stdout is not None
     last: deque[str] = deque(maxlen=_LINES_KEPT)
     count = 0
     try:
         while raw := await _read_line(process.stdout):
-            count += 1
-            if count % _LINES_AT_ONCE == 0:
+            text = raw.decode(errors="replace").rstrip("\n")
+            lines = [text] if read is None else read(text)
+            count += not lines
+            for line in lines:
+                if on_line is not None:
+                    on_line(line)
+                last.append(line)
+                count += 1
+                if count % _LINES_AT_ONCE == 0:
+                    await asyncio.sleep(_SECONDS_FOR_THEM)
+            if not lines and count % _LINES_AT_ONCE == 0:
                 await asyncio.sleep(_SECONDS_FOR_THEM)
-            line = raw.decode(errors="replace").rstrip("\n")
-            if on_line is not None:
-                on_line(line)
-            last.append(line)
         status = await process.wait()
     except BaseException:
         # The process is not waited for: asyncio would also wait for every process that holds the

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -13,29 +13,20 @@ from inx_sidecar.base.errors import BuildError
 from inx_sidecar.base.process import Completed, run
 from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds import build_counts
+from inx_sidecar.builds.build_request import BuildRequest, Listener
 from inx_sidecar.builds.build_service import BuildService
-from inx_sidecar.builds.build_slots import BuildSlots
+from inx_sidecar.builds.build_slots import BuildSlots, queue_text
 from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
 from inx_sidecar.builds.explanation import explain
 from inx_sidecar.builds.missing_attribute import SECONDS
+from inx_sidecar.builds.nix_log import NixLog, Progress
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, Source, System
 from inx_sidecar.nix.store_paths import STORE_PATH, check_toplevel, valid_paths
 
 _LOG_MAX_BYTES: Final = 16 << 20
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What to build for instance `name`. If `missing`, a store path, is given, a
-    fetch of it is tried before `source` is built."""
-
-    uuid: str
-    name: str
-    source: Source
-    missing: str | None
-    settings: Settings
+_LOG_FORMAT: Final = ("--log-format", "internal-json")
 
 
 @dataclass(frozen=True)
@@ -46,9 +37,7 @@ class Chosen:
     refusal: str = ""
 
 
-async def build_in_slot(
-    slots: BuildSlots, request: BuildRequest, say: Callable[[str], None]
-) -> str:
+async def build_in_slot(slots: BuildSlots, request: BuildRequest, listener: Listener) -> str:
     """As `build`, once there is a free slot for who evaluates. When this task is cancelled, the
     build is stopped.
 
@@ -56,34 +45,37 @@ async def build_in_slot(
     enough builds, the slot is given back for another one.
     """
     with build_counts.counted(request.uuid):
-        return await _build_in_slot(slots, request, say)
+        return await _build_in_slot(slots, request, listener)
 
 
-async def _build_in_slot(
-    slots: BuildSlots, request: BuildRequest, say: Callable[[str], None]
-) -> str:
+async def _build_in_slot(slots: BuildSlots, request: BuildRequest, listener: Listener) -> str:
     limit = request.settings.max_builds
     owner: str | None = None
+
+    def waits() -> None:
+        listener.report(queue_text(slots.holders(owner, limit), request.project))
+
     while True:
         if slots.taken >= limit:
-            say(f"inx: waiting for other builds ({limit} at a time)")
+            listener.say(f"inx: waiting for other builds ({limit} at a time)")
         elif not slots.has_room(owner, limit):
-            say(f"inx: waiting for other builds as {owner} (not all {limit} for one user)")
-        async with slots.take(limit, owner) as slot:
+            listener.say(f"inx: waiting for other builds as {owner} (not all {limit} for one user)")
+        holder = request.project, request.name
+        async with slots.take(limit, owner, holder=holder, waits=waits) as slot:
             try:
                 request.settings.check_allowed(request.source)
                 chosen = await _choose_evaluator(request)
                 owner = slot_owner(chosen.evaluator)
                 if slot.give_to(owner):
-                    return await build(request, chosen, say)
+                    return await build(request, chosen, listener)
             except asyncio.CancelledError:
                 await stop(request.uuid)
                 raise
 
 
 @names_full_storage
-async def build(request: BuildRequest, chosen: Chosen, say: Callable[[str], None]) -> str:
-    """The store path of the system; `say` receives each line that Nix prints.
+async def build(request: BuildRequest, chosen: Chosen, listener: Listener) -> str:
+    """The store path of the system.
 
     The link in the build directory roots the system until `remove_build_directory` is called.
     BuildError with one sentence of why if the build fails.
@@ -91,7 +83,7 @@ async def build(request: BuildRequest, chosen: Chosen, say: Callable[[str], None
     uuid, source, missing, settings = (
         request.uuid, request.source, request.missing, request.settings,
     )  # fmt: skip
-    failed = _failed(request)
+    failed, say, begin = _failed(request), listener.say, time.monotonic()
     evaluator, refusal = chosen.evaluator, chosen.refusal
     await stop(uuid)
     await remove_build_directory(uuid)
@@ -101,6 +93,7 @@ async def build(request: BuildRequest, chosen: Chosen, say: Callable[[str], None
         f"inx: building the system of {request.name!r} from {source}"
         + (alone or f" as {evaluator.user.name}")
     )
+    listener.report(Progress().text())
     with _open_log(uuid) as log:
 
         def record(line: str) -> None:
@@ -115,10 +108,21 @@ async def build(request: BuildRequest, chosen: Chosen, say: Callable[[str], None
             for number, command in enumerate(attempts):
                 if number:
                     record(f"inx: {missing} cannot be fetched; building {source}")
-                done = await run(service.command_line(command, settings), on_line=record)
+                nix = NixLog(names=request.names)
+
+                def read(line: str, nix: NixLog = nix) -> list[str]:
+                    lines = nix.read(line)
+                    listener.report(nix.progress.text(names=request.names))
+                    return lines
+
+                argv = service.command_line(command, settings)
+                done = await run(argv, on_line=record, read=read)
+                seconds = time.monotonic() - begin
                 if done.status == 0:
+                    say(f"inx: done in {seconds:.0f} s, {nix.progress.done}")
                     return _result(service.link, request)
                 limit = await _exceeded_limit(uuid, settings)
+            say(f"inx: failed after {seconds:.0f} s, {nix.progress.done}")
             if not refusal:
                 kept = "" if log.name == os.devnull else str(log.name)
                 reason = limit or await _reason(request, service, evaluator, done, kept)
@@ -157,18 +161,19 @@ def commands(
     lock = [] if write_lock else ["--no-write-lock-file"]
     attempts = []
     if missing is not None:
-        attempts.append(["nix-store", "--realise", "--add-root", link, "--", missing])
+        attempts.append(["nix-store", "--realise", *_LOG_FORMAT, "--add-root", link, "--", missing])
     match source:
         case Flake():
             attempts.append(
                 ["nix", "--extra-experimental-features", "nix-command flakes",
-                 "build", "--log-format", "raw-with-logs", "--no-accept-flake-config",
+                 "build", *_LOG_FORMAT, "--no-accept-flake-config",
                  *lock, "--out-link", link, "--", source.installable()]
             )  # fmt: skip
         case NixFile():
             attempts.append(
-                ["nix-build", "--out-link", link, "--attr", source.attr, "--", source.path]
-            )
+                ["nix-build", *_LOG_FORMAT, "--out-link", link,
+                 "--attr", source.attr, "--", source.path]
+            )  # fmt: skip
     return attempts
 
 

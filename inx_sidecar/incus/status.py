@@ -39,6 +39,8 @@ _PAUSE_SECONDS: Final = 2.0
 # waited before (BURST_SECONDS in instances/retries): the status says within a second of a change
 # that it is dealt with.
 _DELAY_SECONDS: Final = 0.3
+# A system that is up soon gets one status.
+_STARTING_SECONDS: Final = 0.7
 _NOT_FOUND: Final = 404
 
 _Key = tuple[str, str]
@@ -151,7 +153,8 @@ class StatusWriter:
         """
         self.save_for_successor(instance, status)
         config = _config(instance, status)
-        self._enqueue(instance, config, _DELAY_SECONDS if delayed else 0.0)
+        soon = _STARTING_SECONDS if status.text == STARTING else 0.0
+        self._enqueue(instance, config, _DELAY_SECONDS if delayed else soon)
 
     def set_note(self, instance: Instance, subject: str, text: str) -> None:
         """Add `text` to every status of `instance`, in place of what was noted on `subject` before;
@@ -233,7 +236,10 @@ class StatusWriter:
     async def _write_wanted(self, key: _Key, delay: float) -> None:
         retry, waited = _FIRST_RETRY_SECONDS, 0.0
         try:
-            await asyncio.sleep(delay)
+            if self._wanted[key][1].get(_TEXT_KEY) == STARTING:
+                await self._wait_for_news(key, delay)
+            else:
+                await asyncio.sleep(delay)
             while key in self._wanted:
                 if key in self._paused:
                     await self._paused[key].wait()

@@ -106,16 +106,22 @@ class BootBuilder:
     async def _built(self, deployment: Deployment, plan: Build, console: bootstrap.Console) -> Boot:
         """What to boot: the system that was built, or the fallback if the build failed."""
         instance, spec = deployment.instance, deployment.spec
+        journal, begin = instance_log(instance.lxc_name), asyncio.get_running_loop().time()
         try:
-            system = await obtain_system(self._slots, deployment, plan, console.print)
+            system = await obtain_system(
+                self._slots, deployment, plan, console.print,
+                lambda text: self._statuses.publish(instance, Status(text)), building_text(),
+            )  # fmt: skip
         except InxError as error:
             now = asyncio.get_running_loop().time()
+            journal.info("its build failed after %.0f s", now - begin)
             self._pauses.failed(instance.uuid, deployment.digest, str(error), now)
             if plan.fallback is None:
                 raise
             log_failure(instance.facts, error)
             system = deployment.present.links[plan.fallback.number]
             return Boot(system, plan.fallback, str(error))
+        journal.info("built in %.0f s", asyncio.get_running_loop().time() - begin)
         self._pauses.forget(instance.uuid)
         console.print(f"inx: starting {system}")
         change = change_of(plan, system, spec.keep)

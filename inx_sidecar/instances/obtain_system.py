@@ -3,18 +3,22 @@
 from collections.abc import Callable
 
 from inx_sidecar.base.errors import BuildError, SystemMissingError
-from inx_sidecar.builds.build import BuildRequest, build_in_slot
+from inx_sidecar.builds.build import build_in_slot
+from inx_sidecar.builds.build_request import BuildRequest, Listener
 from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.config.spec import System
+from inx_sidecar.instances.build_status import BuildStatus
 from inx_sidecar.instances.deployment import Deployment
 from inx_sidecar.instances.plan import Build
 from inx_sidecar.nix.generation_changes import Append, Select
 
 
 async def obtain_system(
-    slots: BuildSlots, deployment: Deployment, plan: Build, say: Callable[[str], None]
-) -> str:
-    """The store path of the system, once a slot is free; `say` receives the lines of Nix.
+    slots: BuildSlots, deployment: Deployment, plan: Build,
+    say: Callable[[str], None], publish: Callable[[str], None], shown: str,
+) -> str:  # fmt: skip
+    """The store path of the system, once a slot is free; `say` receives the lines of Nix, and
+    `publish` the texts of the status, which says `shown` already.
 
     BuildError if it cannot be built; SystemMissingError if a generation was chosen, and its system
     cannot be fetched: its source may give another system by now.
@@ -22,9 +26,13 @@ async def obtain_system(
     instance, source = deployment.instance, deployment.spec.source
     if plan.choice is not None and plan.missing is not None:
         source = System(plan.missing)
-    request = BuildRequest(instance.uuid, instance.name, source, plan.missing, deployment.settings)
+    request = BuildRequest(
+        instance.uuid, instance.name, source, plan.missing, deployment.settings,
+        instance.project, not instance.isolated,
+    )  # fmt: skip
+    status = BuildStatus(publish, shown)
     try:
-        return await build_in_slot(slots, request, say)
+        return await build_in_slot(slots, request, Listener(say, status.report))
     except BuildError as error:
         if plan.choice is None:
             raise
@@ -32,6 +40,8 @@ async def obtain_system(
             f"generation {plan.choice.number} of {instance.name!r} is {plan.missing}, which is not "
             f"in the store; copy it to this host, or unset user.inx.generation ({error})"
         ) from None
+    finally:
+        status.close()
 
 
 def change_of(plan: Build, system: str, keep: int | None) -> Select | Append:

@@ -37,7 +37,7 @@ _LONGEST_CHANGED_SECONDS: Final = 60.0
 _PATIENCE_SECONDS: Final = 5.0
 # No event tells when a system that boots has mounted /run. So it is looked at after these pauses,
 # until it is there. The status is `starting` so long.
-_BOOT_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_BOOT_SECONDS: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 log = logging.getLogger(__name__)
 

@@ -179,8 +179,9 @@ class Updater:
         journal = instance_log(instance.lxc_name)
         journal.info("%s", plan.describe())
         system = await obtain_system(
-            self._slots, deployment, plan, lambda line: journal.info("%s", line)
-        )
+            self._slots, deployment, plan, lambda line: journal.info("%s", line),
+            lambda text: self._publish(instance, text), BUILDING,
+        )  # fmt: skip
         return system, change_of(plan, system, keep=None)
 
     def _record(self, state: InstanceState, deployment: Deployment, text: str) -> None:

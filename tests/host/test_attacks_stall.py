@@ -33,7 +33,7 @@ def test_a_file_system_that_never_answers_delays_no_other_instance(
     )
     name = incus.init(file=f"{flake}/gated.nix", attr="held")
     incus.start(name)
-    incus.wait_status(name, "building$")
+    incus.wait_status(name, "building")
     incus("exec", name, "--", "/dev/.inx/busybox", "mkdir", "-p", "/nix/var/nix/profiles")
     with stalled(incus, name, "/nix/var/nix/profiles") as requests:
         host.sh(f": >{gate}")

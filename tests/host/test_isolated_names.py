@@ -99,7 +99,7 @@ class Gate:
         """Until the build has named the path and waits."""
         log = f"/var/log/inx/{self.incus.uuid(name)}.build.log"
         asked = ["grep", "-q", f"needs {self.secret}", log]
-        self.incus.wait_status(name, "building$")
+        self.incus.wait_status(name, "building")
         self.incus.eventually(
             lambda: self.incus.host.run(asked, check=False).returncode == 0, self.incus.story
         )

@@ -170,7 +170,7 @@ def test_a_slow_rebuild_of_the_same_system_ends_with_its_status(incus: Incus) ->
     incus.set(name, f"user.inx.flake={slow(incus, 1.5, same=True)}#web")
     incus.start(name)
     wait_build(incus, name)
-    incus.wait_status(name, "building$")
+    incus.wait_status(name, "building")
     incus.wait_ready(name)
     assert incus.get(name, "user.inx.status.system") == system
 

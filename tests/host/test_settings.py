@@ -165,7 +165,7 @@ def test_builds_beyond_the_limit_wait_and_say_so(
         lambda: incus.console(second),
     )
     assert not is_active(host, f"inx-build-{incus.uuid(second)}.service")
-    incus.wait_status(second, "building")
+    incus.wait_status(second, f"queued: the build of {first} runs$")
     incus.wait_ready(first)
     incus.wait_ready(second)
 

@@ -101,7 +101,7 @@ def test_an_update_that_a_stop_ended_is_not_called_building(incus: Incus) -> Non
     endless(incus)
     bump(incus, name)
     wait_build(incus, name)
-    incus.wait_status(name, "building$")
+    incus.wait_status(name, "building")
     incus("stop", "-f", name)
     incus.wait_status(name, "failed: it stopped while its system was built")
     assert incus.get(name, "user.inx.status.generation") == "1"

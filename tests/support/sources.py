@@ -79,5 +79,5 @@ def start_building(incus: Incus, flake: str, *args: str) -> str:
     name = incus.init(*args, flake=f"{flake}#web")
     incus.start(name)
     wait_build(incus, name)
-    incus.wait_status(name, "building$")
+    incus.wait_status(name, "building")
     return name

@@ -24,11 +24,14 @@ def test_a_flake_is_built_by_nix_build() -> None:
 
 def test_a_file_is_built_without_flakes() -> None:
     found = commands(NixFile("/srv/x.nix", "hosts.web", attr_given=True), None, LINK)
-    assert found == [["nix-build", "--out-link", LINK, "--attr", "hosts.web", "--", "/srv/x.nix"]]
+    log = ["--log-format", "internal-json"]
+    given = ["--out-link", LINK, "--attr", "hosts.web", "--", "/srv/x.nix"]
+    assert found == [["nix-build", *log, *given]]
 
 
 def test_a_missing_system_is_fetched_before_it_is_built() -> None:
-    fetch = ["nix-store", "--realise", "--add-root", LINK, "--", MISSING]
+    log = ["--log-format", "internal-json"]
+    fetch = ["nix-store", "--realise", *log, "--add-root", LINK, "--", MISSING]
     found = commands(NixFile("/srv/x.nix", "web", attr_given=False), MISSING, LINK)
     assert found[0] == fetch and found[1][0] == "nix-build"
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from random import Random
 
 import pytest
 
-from inx_sidecar.builds.build_slots import TRUSTED, BuildSlots
+from inx_sidecar.builds.build_slots import TRUSTED, BuildSlots, queue_text
 from inx_sidecar.builds.build_user import BuildUser, Evaluator, slot_owner
 from inx_sidecar.config.spec import Flake, System
 
@@ -120,3 +120,39 @@ def test_who_is_the_owner_of_a_slot() -> None:
     # All sources that nobody owns alone: who can write one can write two.
     assert slot_owner(Evaluator(BUILD_USER, FLAKE, doubt="x")) == "a user without rights"
     assert slot_owner(Evaluator(BUILD_USER, System("/nix/store/x"))) == TRUSTED
+
+
+def test_who_waits_knows_for_whom() -> None:
+    told: list[str] = []
+
+    async def main() -> None:
+        slots = BuildSlots()
+
+        def waits() -> None:
+            told.append(queue_text(slots.holders("alice", 2), "default"))
+
+        async with slots.take(2, "alice", holder=("default", "a")) as slot:
+            async with slots.take(2, TRUSTED, holder=("default", "b")):
+                waiting = asyncio.create_task(one(slots, waits))
+                await asyncio.sleep(0)
+            while len(told) < 2:
+                await asyncio.sleep(0)
+            assert slot.owner == "alice" and not waiting.done()
+        await waiting
+        assert slots.taken == 0
+
+    async def one(slots: BuildSlots, waits: Callable[[], None]) -> None:
+        async with slots.take(2, "alice", holder=("default", "c"), waits=waits):
+            pass
+
+    asyncio.run(main())
+    assert told == ["queued: builds of a, b run", "queued: the build of a runs"]
+
+
+def test_the_instances_of_other_projects_have_no_name() -> None:
+    mine, other = [("default", name) for name in "abcde"], ("other", "secret")
+    assert queue_text(mine[:1], "default") == "queued: the build of a runs"
+    assert queue_text(mine, "default") == "queued: builds of a, b, c and 2 more run"
+    assert queue_text([other, *mine[:1]], "default") == "queued: builds of a and 1 more run"
+    assert queue_text([other], "default") == "queued: another build runs"
+    assert queue_text([other] * 2, "default") == "queued: 2 other builds run"

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError, MountError, UnsupportedError, one_line
 from inx_sidecar.builds import local_source, shared_places
 from inx_sidecar.builds.build_slots import TRUSTED
@@ -47,8 +48,8 @@ class Evaluator:
 
     `is_owner`: `user` alone has made the source. `doubt` says why nobody is its owner, though it
     lies on this host. Then `user` lends only its groups to a user of this build alone, and git may
-    use `repositories`, which are somebody else's. `owner` is then the name of the user to whom the
-    directory belongs, or empty.
+    use `repositories`, which are somebody else's. `directory` is the highest directory on this host
+    that is read, or empty, and `owner` the name of the user to whom it belongs, or empty.
     """
 
     user: BuildUser
@@ -56,6 +57,7 @@ class Evaluator:
     is_owner: bool = False
     doubt: str = ""
     repositories: tuple[str, ...] = ()
+    directory: str = ""
     owner: str = ""
 
 
@@ -110,13 +112,18 @@ def evaluator_for(
             source,
             doubt=doubt,
             repositories=looked.repositories,
+            directory=looked.directory,
             owner=_name_of(looked.directory_owner),
         )
     try:
-        return Evaluator(_user(pwd.getpwuid(owner)), source, is_owner=True)
+        user = _user(pwd.getpwuid(owner))
+        return Evaluator(user, source, is_owner=True, directory=looked.directory)
     except KeyError:
         raise UnsupportedError(
-            one_line(f"there is no user {owner}, who owns {looked.directory}, to build as")
+            one_line(
+                f"there is no user {owner}, who owns {looked.directory}, to build as: give the "
+                "directory to a user of this host"
+            )
         ) from None
 
 
@@ -193,7 +200,10 @@ def build_user(settings: Settings) -> BuildUser:
     try:
         return _user(pwd.getpwnam(settings.build_user))
     except KeyError:
-        raise UnsupportedError(f"there is no user {settings.build_user}, to build as") from None
+        raise UnsupportedError(
+            f"there is no user {settings.build_user}, to build as: make the user, or change "
+            f"build_user in {paths.CONFIG}"
+        ) from None
 
 
 def _name_of(uid: int) -> str:

@@ -22,8 +22,9 @@ class Builder:
     """Who evaluates: the user `name`, with the home directory `home`; `alone` if only the groups
     are those of `name`.
 
-    `source` is what the operator named. `directory` is where it lies on this host, or empty, with
-    the last step if it is a file; `owner` is the user who owns it, or empty if none is known.
+    `source` is what the operator named. `directory` is where it lies on this host, or empty;
+    `owner` is the user who owns that, or empty if none is known. `file` is a Nix file, as the build
+    sees it, or empty.
     `repository` is the directory of git that is evaluated, or empty. `seen` is the path of
     `directory` or `repository` as the build sees it, if that is another. `server` is whom git asks
     for the source over http, or empty.
@@ -38,6 +39,7 @@ class Builder:
     source: Source | None = None
     directory: str = ""
     owner: str = ""
+    file: str = ""
 
     def has(self, repository: str) -> bool:
         """Whether `repository` is the one that is evaluated, as git or Nix names it."""

@@ -1,5 +1,6 @@
 """Why a build failed, and the way out: what an error says after the source."""
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -58,5 +59,11 @@ def builder_of(source: Source, seen: Source, evaluator: Evaluator) -> Builder:
             server=server_of(real.ref),
         )
     if isinstance(real, NixFile) and isinstance(seen, NixFile):
-        return replace(builder, directory=real.path, seen=seen.path)
+        is_directory = real.path == evaluator.directory
+        return replace(
+            builder,
+            directory=evaluator.directory,
+            seen=seen.path if is_directory else os.path.dirname(seen.path),
+            file=f"{seen.path}/default.nix" if is_directory else seen.path,
+        )
     return builder

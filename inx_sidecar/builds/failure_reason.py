@@ -22,6 +22,7 @@ _EXPLAINED: Final = re.compile(r"(?:Reason|Hint|(?:Required|Current|Available) [
 _AT: Final = re.compile(r" *at (?P<file>\S.{0,500}):(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9}):")
 _LOG_LINES: Final = re.compile(r"last [0-9]+ log lines:", re.IGNORECASE)
 _SUGGESTION: Final = re.compile(r"Did you mean .{1,150}\?")
+_DISK_FULL: Final = "note: build failure may have been caused by lack of free disk space"
 _SAID_ERROR: Final = re.compile(r"\berror ?:", re.IGNORECASE)
 # Nix copies a source to the store; its own name there says nothing to whoever wrote it.
 _OF_SOURCE: Final = re.compile(r"/nix/store/[0-9a-z]{32}-source/")
@@ -61,7 +62,8 @@ def failure_of(done: Completed) -> Failure:
     builders = [each for each in errors if _BUILDER.search(each.reason)]
     causes = [each for each in errors if not _DEPENDENT.search(each.reason)]
     if errors and "interrupted by the user" not in errors[-1].reason:
-        return (builders or causes or errors)[-1]
+        error = (builders or causes or errors)[-1]
+        return Failure(error.reason.rstrip(".:;"), _details(error))
     if errors or done.status in _KILLED or done.status < 0:
         return Failure(_ENDED_FROM_OUTSIDE)
     lines = [line for line in done.output.splitlines() if line.strip()]
@@ -85,9 +87,18 @@ def shortened(text: str, most: int = _PART_MAX) -> str:
     return line[: most + 1].rpartition(" ")[0] + " ..." if " " in line[:most] else ""
 
 
-def _errors(lines: Sequence[str]) -> Iterator[Failure]:
-    """Each error in the output. An error has the position that follows it, or, without one, that of
-    the last step of the trace before it."""
+@dataclass(frozen=True)
+class _Error:
+    """An error in the output; `more` are the lines that belong to it, and `place` is the position
+    of the last step of the trace before it, if any."""
+
+    reason: str
+    more: Sequence[str]
+    place: str
+
+
+def _errors(lines: Sequence[str]) -> Iterator[_Error]:
+    """Each error in the output."""
     place = ""
     for number, line in enumerate(lines):
         if line and not line.startswith(" "):
@@ -95,7 +106,8 @@ def _errors(lines: Sequence[str]) -> Iterator[Failure]:
         if at := _AT.fullmatch(line[:_LINE_MAX]):
             place = _place(at)
         elif found := _ERROR.match(line):
-            yield _error(found["text"], _more(lines, number + 1), place)
+            more = _more(lines, number + 1)
+            yield _Error(_reason(found["text"], more), more, place)
 
 
 def _more(lines: Sequence[str], begin: int) -> list[str]:
@@ -108,40 +120,45 @@ def _more(lines: Sequence[str], begin: int) -> list[str]:
     return found
 
 
-def _error(first: str, more: list[str], place: str) -> Failure:
-    explained, message, log, suggestion = [], list[str](), list[str](), ""
-    in_message = True
-    for line in more:
-        text = " ".join(line.split())
-        if at := _AT.fullmatch(line):
-            place, in_message = _place(at), False
-        elif _EXPLAINED.fullmatch(text):
-            explained.append(text)
-        elif _LOG_LINES.fullmatch(text):
-            in_message = False
-        elif text.startswith("> "):
-            log.append(text.removeprefix("> "))
-        elif found := _SUGGESTION.fullmatch(text):
-            suggestion = found[0]
-        elif in_message and text:
-            message.append(text)
+def _reason(first: str, more: Sequence[str]) -> str:
     reason = " ".join(first.split())
     if archive := _ARCHIVE.match(reason):
         reason = archive[1]
         if reason.count(")") > reason.count("("):
             reason = reason.removesuffix(")")
+    explained = [each for each in map(str.strip, more) if _EXPLAINED.fullmatch(each)]
     if explained:
-        reason = "; ".join([reason.rstrip("."), *explained])
+        return "; ".join([reason.rstrip("."), *(" ".join(each.split()) for each in explained)])
+    return reason
+
+
+def _details(error: _Error) -> str:
+    message, log, suggestion, place = list[str](), list[str](), "", error.place
+    in_message = True
+    for line in error.more:
+        text = " ".join(line.split())
+        if at := _AT.fullmatch(line):
+            place, in_message = _place(at), False
+        elif _LOG_LINES.fullmatch(text):
+            in_message = False
+        elif text.startswith("> "):
+            log.append(text.removeprefix("> "))
+        elif found := _SUGGESTION.fullmatch(text):
+            suggestion = shortened(found[0])
+        elif text == _DISK_FULL:
+            suggestion = "there may be no space left, as 'df -h /nix /tmp' shows"
+        elif in_message and text:
+            message.append(text)
     details = ""
-    if reason.endswith(":") and message:
+    if error.reason.endswith(":") and message:
         details = f": {shortened(' '.join(message)).rstrip('.:;')}"
     if place:
         details += f" at {place}"
     if suggestion:
-        details += f"; {shortened(suggestion)}"
+        details += f"; {suggestion}"
     if said := _last_said(log):
         details += f"; its log says: {said}"
-    return Failure(reason.rstrip(".:;"), details)
+    return details
 
 
 def _place(at: re.Match[str]) -> str:

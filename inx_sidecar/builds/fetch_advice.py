@@ -15,7 +15,8 @@ FETCH: Final = re.compile(
     , re.MULTILINE | re.IGNORECASE,
 )  # fmt: skip
 _GIT_SAID: Final = re.compile(
-    r"^(?:error: )?cannot run ssh: (?P<ssh>No such file or directory|Permission denied)$"
+    r"^error: executing ['\"](?P<no_git>git)['\"]: No such file or directory$"
+    r"|^(?:error: )?cannot run ssh: (?P<ssh>No such file or directory|Permission denied)$"
     r"|^(?:[\w.-]{1,100}@[\w.:-]{1,200}: )?(?P<key>Permission denied \(publickey)"
     r"|^(?P<host>Host key verification failed)"
     r"|^ERROR: (?P<missing>Repository not found)"
@@ -101,6 +102,8 @@ def _http_advice(reason: str, code: str, builder: Builder) -> str:
 def _git_advice(said: re.Match[str], builder: Builder) -> str:
     """The first thing that git or ssh said: what follows is only its consequence."""
     name, home, line = builder.name, builder.home, said[0].removeprefix("fatal: ")
+    if said["no_git"]:
+        return "git is not installed, or not in the PATH of inx-sidecar.service: install git"
     if said["ssh"]:
         return f"git cannot run ssh ({said['ssh']}): install ssh, on Debian openssh-client"
     if said["missing"] or _NOT_FOUND.match(line):

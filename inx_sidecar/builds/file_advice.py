@@ -23,7 +23,10 @@ _NIX_LOCK: Final = "nix --extra-experimental-features 'nix-command flakes' flake
 
 
 def file_advice(reason: str, output: str, builder: Builder) -> str:
-    """A sentence in place of `reason`; empty if nothing is known."""
+    """A sentence in place of `reason`; empty if nothing is known.
+
+    Nobody is told to open a file that lies outside the source: the source may ask for any.
+    """
     if _FULL.fullmatch(reason):
         return (
             f"{reason}; make space: 'df -h /nix /tmp' shows where, and 'nix-collect-garbage' "
@@ -47,8 +50,8 @@ def file_advice(reason: str, output: str, builder: Builder) -> str:
         if not builder.directory:
             return ""
         return (
-            f"{_reader(builder)} may not read {path}, which is not in {builder.directory}: copy "
-            "what is needed there"
+            f"{_reader(builder)} may not read {path}, which is not in {builder.directory}: change "
+            "what the source reads"
         )
     look = f"; 'namei -l {shlex.quote(own)}' shows who may" if PLAIN_PATH.fullmatch(own) else ""
     return f"{_reader(builder)} may not read {own}: {_permit(builder)}{look}"

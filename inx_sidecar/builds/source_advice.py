@@ -79,8 +79,8 @@ def _flake_advice(reason: str, output: str, flake: Flake) -> str:
         return f"a flake has no search path for <{name}>: name it in inputs of flake.nix"
     if reason.endswith(_NO_IMPURE):
         return (
-            f"{reason.removesuffix(_NO_IMPURE)}: a flake reads its own files and its inputs, so "
-            "copy the file into the flake"
+            f"{reason.removesuffix(_NO_IMPURE)}: a flake reads its own files and its inputs alone; "
+            "change what it reads"
         )
     if reason == "attribute 'currentSystem' missing":
         return 'a flake has no builtins.currentSystem: write the system, as "x86_64-linux"'
@@ -121,7 +121,7 @@ def _file_advice(reason: str, output: str, file: NixFile, builder: Builder) -> s
             f"inx-sidecar' and restart it, or import it by its path"
         )
     found = _ARGUMENT.match(reason)
-    if found and _is_called_alone(output, builder.seen or builder.directory):
+    if found and _is_called_alone(output, builder.file):
         argument = found["called"] or found["top"]
         return (
             f"{file.path} is a function that needs {argument!r}, as a NixOS module: name a file "

@@ -96,7 +96,9 @@ def load_settings(path: str = paths.CONFIG) -> Settings:
     except FileNotFoundError:
         return Settings()
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {reason_of(error)}") from None
+        raise ConfigError(
+            f"{path}: {reason_of(error)}; it must be a file of TOML, with lines as max_builds = 2"
+        ) from None
     known = sorted(field.name for field in fields(Settings))
     for name, value in table.items():
         if name not in known:

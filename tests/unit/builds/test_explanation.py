@@ -46,7 +46,8 @@ def fetched(ref: str) -> Case:
 
 def file(path: str, user: BuildUser = ROOT, attr: str = "web") -> Case:
     source = NixFile(path, attr, attr_given=True)
-    return source, Evaluator(user, source)
+    directory = path.rpartition("/")[0] if path.endswith(".nix") else path
+    return source, Evaluator(user, source, directory=directory)
 
 
 OUTPUTS: Final = {version: parts(version) for version in ("2.26", "2.34")}
@@ -103,8 +104,8 @@ def test_an_output_of_nix_becomes_one_sentence(name: str) -> None:
 def test_every_output_has_its_sentence() -> None:
     assert set(EXPLAINED) == {name for found in OUTPUTS.values() for name in found}
     ways_out = (
-        "set ", "make ", "copy", "put ", "correct", "write ", "let ", "run ", "name ", "define ",
-        "look at ", "needs its password", f"{LOG} has the rest", "it must be ",
+        "set ", "make ", "copy", "change ", "put ", "correct", "write ", "let ", "run ", "name ",
+        "define ", "look at ", "needs its password", f"{LOG} has the rest", "it must be ",
     )  # fmt: skip
     for name, text in EXPLAINED.items():
         for sentence in text.splitlines():
@@ -183,7 +184,7 @@ def test_a_suggestion_of_nix_is_repeated() -> None:
         (
             "access to absolute path '/etc/x' is forbidden in pure evaluation mode (use '--impure' "
             "to override)",
-            "so copy the file into the flake",
+            "; change what it reads",
         ),
         (
             "experimental Nix feature 'pipe-operators' is disabled; add '--extra-experimental-x'",
@@ -232,10 +233,18 @@ def test_a_function_that_fails_somewhere_is_no_module() -> None:
         assert said(output, file("/srv/x.nix")).startswith(f"{reason} at /srv/")
 
 
+def test_a_file_beside_a_nix_file_belongs_to_the_source() -> None:
+    refused = "error: opening file '/srv/a/lib.nix': Permission denied\n"
+    text = said(refused, file("/srv/a/x.nix", ALICE))
+    assert text.startswith("alice may not read /srv/a/lib.nix: let alice enter each directory")
+
+
 @pytest.mark.parametrize("path", ["/etc/shadow", "/srv/x/../../etc/shadow", "/srv/xy"])
 def test_nobody_is_told_to_open_what_the_source_names_elsewhere(path: str) -> None:
     text = said(f"error: opening file '{path}': Permission denied\n", flake("x", ALICE))
-    assert text == f"alice may not read {path}, which is not in /srv/x: copy what is needed there"
+    assert (
+        text == f"alice may not read {path}, which is not in /srv/x: change what the source reads"
+    )
     thrown = (
         f"error:\n       … while calling the 'throw' builtin\n\n       error: opening file "
         f"'{path}': Permission denied\n"

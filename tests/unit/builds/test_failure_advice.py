@@ -239,6 +239,9 @@ def test_ssh_is_missing_by_an_error_of_the_system_alone() -> None:
     ("output", "text"),
     [
         (SSH, "git cannot run ssh (No such file or directory): install ssh"),
+        ("error: executing 'git': No such file or directory\n", "not in the PATH of inx-sidecar"),
+        ("ERROR: Repository not found.\nfatal: Could not read from remote\n", "if it is private"),
+        ("fatal: '/x' does not appear to be a git repository\n", "; correct the reference"),
         (KEY, "(Permission denied (publickey)): put a key into /var/lib/inx-build/.ssh"),
         (USERNAME, "https://github.com asks inx-build for a password: put it into"),
         ("Host key verification failed.\n", "/var/lib/inx-build/.ssh/known_hosts"),

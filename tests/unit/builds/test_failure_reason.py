@@ -1,9 +1,11 @@
 """One sentence gives the reason of a failed build."""
 
+import time
+
 import pytest
 
 from inx_sidecar.base.process import Completed
-from inx_sidecar.builds.failure_reason import failure_reason
+from inx_sidecar.builds.failure_reason import failure_of, failure_reason
 
 pytestmark = pytest.mark.main
 
@@ -202,3 +204,24 @@ error: Cannot build '{DRV}-b.drv'.
     assert reason(output) == (
         f"Cannot build '{DRV}-a.drv'; Reason: builder failed with exit code 3"
     )
+
+
+def test_a_builder_that_may_have_found_no_space_says_so() -> None:
+    """As Nix 2.18 to 2.34 add it (cleanupDecideWhetherDiskFull in libstore)."""
+    output = f"""error: builder for '{DRV}-a.drv' failed with exit code 1;
+       last 1 log lines:
+       > tar: write error
+       note: build failure may have been caused by lack of free disk space
+"""
+    details = failure_of(Completed(("nix", "build"), 1, output)).details
+    assert "'df -h /nix /tmp'" in details and details.endswith("; its log says: tar: write error")
+
+
+@pytest.mark.parametrize("begin", ["error: a:", "       at ", "       > ", "       b", "error: @:"])
+def test_a_long_output_takes_no_long_time(begin: str) -> None:
+    """The event loop waits meanwhile. base.process keeps 200 lines of 8 KiB."""
+    long = begin + "x:1 @" * 1600
+    started = time.monotonic()
+    for lines in ([long] * 200, ["error: a:", *[long] * 199], ["error: a:", long] * 100):
+        failure_of(Completed(("nix", "build"), 1, "\n".join(lines)))
+    assert time.monotonic() - started < 2

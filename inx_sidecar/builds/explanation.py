@@ -9,7 +9,7 @@ from inx_sidecar.base.process import Completed
 from inx_sidecar.builds.build_user import Evaluator
 from inx_sidecar.builds.builder import Builder, directory_of, repository_of, server_of
 from inx_sidecar.builds.failure_advice import advice
-from inx_sidecar.builds.failure_reason import failure_of
+from inx_sidecar.builds.failure_reason import OF_SOURCE, failure_of
 from inx_sidecar.builds.missing_attribute import is_missing, missing_text, names_command
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.spec import Flake, NixFile, Source
@@ -35,7 +35,7 @@ async def explain(
         names = await ask(names_command(seen, reason))
         return redact(missing_text(source, reason, names.output))
     found = advice(reason, done.output, builder_of(source, seen, evaluator))
-    short = one_line(redact(reason), _REASON_MAX)
+    short = OF_SOURCE.sub("", one_line(redact(reason), _REASON_MAX))
     if not found:
         rest = f"; {log} has the rest" if log else ""
         return f"{short}{failure.details}{rest}"

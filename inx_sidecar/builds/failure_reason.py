@@ -25,7 +25,7 @@ _SUGGESTION: Final = re.compile(r"Did you mean .{1,150}\?")
 _DISK_FULL: Final = "note: build failure may have been caused by lack of free disk space"
 _SAID_ERROR: Final = re.compile(r"\berror ?:", re.IGNORECASE)
 # Nix copies a source to the store; its own name there says nothing to whoever wrote it.
-_OF_SOURCE: Final = re.compile(r"/nix/store/[0-9a-z]{32}-source/")
+OF_SOURCE: Final = re.compile(r"/nix/store/[0-9a-z]{32}-source/")
 _INTERNAL: Final = re.compile(r"«[^»]*internal»|«(?:none|string)")
 _ARCHIVE: Final = re.compile(r"Failed to open archive \(Source threw exception: error: (.*)")
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -165,7 +165,7 @@ def _place(at: re.Match[str]) -> str:
     """The position as FILE:LINE:COLUMN; empty if it is in Nix itself."""
     if _INTERNAL.match(at["file"]):
         return ""
-    file = shortened(_OF_SOURCE.sub("", at["file"]))
+    file = shortened(OF_SOURCE.sub("", at["file"]))
     return f"{file}:{at['line']}:{at['column']}" if file else ""
 
 

@@ -15,6 +15,7 @@ ABSOLUTE: Final = "an absolute path, as 'realpath PATH' prints it"
 _RELATIVE: Final = re.compile(
     r"(?:path:)?(?:\.{1,2}|[~$][^/#?]*)(?:[/#?]|$)|(?:path|git\+file):(?://)?(?!/)"
 )
+_LENGTH_MAX: Final = 1500
 _QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d"
 # As 'nix build' and a manual name an output; inx adds the rest.
 _OUTPUT: Final = re.compile(
@@ -56,7 +57,7 @@ def reference_hint(value: str) -> str:
     """
     if _RELATIVE.match(value):
         return ABSOLUTE
-    if has_credentials(value):
+    if len(value) > _LENGTH_MAX or has_credentials(value):
         return ""
     if (plain := value.strip(_QUOTES)) and plain == value[1:-1]:
         return f"the same without quotes, {plain}"

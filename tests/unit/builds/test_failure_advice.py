@@ -10,6 +10,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.builds import failure_advice
 from inx_sidecar.builds.builder import Builder, repository_of, server_of
 from inx_sidecar.builds.failure_advice import advice
+from inx_sidecar.config.spec import Flake
 
 pytestmark = pytest.mark.main
 
@@ -264,6 +265,29 @@ def test_another_machine_and_a_refused_download_have_a_way_out() -> None:
     assert said(url, builder=BUILD_USER).startswith(
         f"{url}; correct the reference, or if it is private, inx-build needs"
     )
+
+
+@pytest.mark.parametrize(
+    ("ref", "way_out"),
+    [
+        (
+            "github:o/r",
+            "put 'access-tokens = github.com=TOKEN' into /var/lib/inx-build/.config/nix/",
+        ),
+        ("gitlab:o/r", "'access-tokens = gitlab.com=TOKEN'"),
+        ("github:o/r?host=h", "inx-build needs its password or token, see 'Private sources'"),
+        ("https://h/x.tar.gz", "inx-build needs its password or token, see 'Private sources'"),
+    ],
+)
+def test_it_is_said_where_a_token_goes(ref: str, way_out: str) -> None:
+    builder = replace(BUILD_USER, source=Flake(ref, "web", attr_given=True))
+    for code in (401, 403, 404):
+        reason = f"unable to download 'https://h/x': HTTP error {code}"
+        assert way_out in said(reason, builder=builder)
+    alone = said(reason, builder=replace(builder, alone=True))
+    assert "let one user alone own the source" in alone and "TOKEN" not in alone
+    busy = said("unable to download 'https://h/x': HTTP error 503", builder=builder)
+    assert busy.endswith("; the server is busy: set user.inx.update later to try again")
 
 
 def test_a_long_output_takes_no_long_time() -> None:

@@ -38,6 +38,7 @@ _BROWSER: Final = re.compile(
     r"(?:/(?:-/)?(?:tree|blob|src/branch)/(?P<branch>[\w.-]+)(?:/(?P<dir>[\w./-]*?))?)?/?",
     re.ASCII,
 )
+_SYSTEM: Final = re.compile(r"/nix/store/[0-9a-z]{32}-nixos-system-[^/?]*")
 _FORGES: Final = {"github.com": "github", "gitlab.com": "gitlab"}
 _CLONE: Final = re.compile(r"https?://[^?]+\.git/?")
 _GIT: Final = re.compile(r"git:(?=[a-z]+://)")
@@ -70,6 +71,8 @@ def reference_hint(value: str) -> str:
         return f"an absolute path, /{value}"
     if place.startswith(("/", "path:", "git+file:")) and place.endswith("/flake.nix"):
         return f"the directory of the flake, {place.removesuffix('/flake.nix') + tail}"
+    if _SYSTEM.fullmatch(place):
+        return "a flake; a system that is built goes into user.inx.system"
     if (file := _FILE.fullmatch(place)) and not _ARCHIVE.search(place):
         return f"the path alone, {file['path'] + tail}"
     if found := _SCP.fullmatch(ref):

@@ -75,6 +75,7 @@ def test_another_output_is_refused(attribute: str) -> None:
         ("github:o#web", "github:OWNER/REPO or github:OWNER/REPO#ATTR"),
         ('"/etc/nixos#web"', "/etc/nixos#web"),
         ("\u201c/etc/nixos\u201d", "/etc/nixos"),
+        (f"/nix/store/{'0' * 32}-nixos-system-web-1", "built goes into user.inx.system"),
         ("$HOME/nixos", "an absolute path, as 'realpath PATH' prints it"),
         ("~/nixos", "an absolute path, as 'realpath PATH' prints it"),
     ],
@@ -84,7 +85,7 @@ def test_a_reference_of_another_tool_is_answered_by_that_of_nix(value: str, bett
         check_flake("user.inx.flake", value)
     allowed = str(caught.value).partition("; allowed: ")[2]
     assert allowed.endswith(better), allowed
-    if not re.search("PATH|OWNER", better):
+    if not re.search("PATH|OWNER|system", better):
         assert check_flake("user.inx.flake", better) == better
 
 

@@ -11,6 +11,7 @@ from inx_sidecar.incus.status import Status
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.instances.status_text import (
     UNMAPPED,
+    building_text,
     failed_update_text,
     fallback_text,
     generation_of,
@@ -106,3 +107,16 @@ def test_only_the_end_of_an_update_says_which_one_was_dealt_with() -> None:
     assert running_status("failed: no luck", PRESENT, second).update == "2"
     for text in "building", "building 1/2", "queued: builds of a run", "starting":
         assert running_status(text, PRESENT, second).update is None
+
+
+def test_a_long_reason_hides_nothing_that_follows() -> None:
+    """Others may have written any part of it, and Status cuts a text at its end."""
+    reason = "word " * 500
+    boot = Boot(ONE, Select(1, pinned=False), fallback_reason=reason)
+    texts = {
+        failed_update_text(reason, PRESENT, RUNNING): "; generation 2 runs on",
+        fallback_text(boot, PRESENT): "; started generation 1",
+        building_text(4.0, reason): " if user.inx.update is another text",
+    }
+    for text, end in texts.items():
+        assert Status(text).config()["user.inx.status"].endswith(end)

@@ -27,6 +27,7 @@ from inx_sidecar.nix.store_paths import STORE_PATH, check_toplevel, valid_paths
 
 _LOG_MAX_BYTES: Final = 16 << 20
 _LOG_FORMAT: Final = ("--log-format", "internal-json")
+_SOURCE_MAX: Final = 200
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ async def _choose_evaluator(request: BuildRequest) -> Chosen:
 
 
 def _failed(request: BuildRequest) -> str:
-    return f"cannot build the system of {request.name!r} from {request.source}"
+    source = str(request.source)  # its reason has to be read, too
+    shown = source if len(source) <= _SOURCE_MAX else source[:_SOURCE_MAX] + "..."
+    return f"cannot build the system of {request.name!r} from {shown}"
 
 
 def commands(

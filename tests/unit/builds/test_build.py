@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base import paths
-from inx_sidecar.builds.build import _open_log, commands
+from inx_sidecar.builds.build import BuildRequest, _failed, _open_log, commands
+from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
@@ -46,6 +47,13 @@ def test_a_doubtful_flake_is_built_without_writing_a_lock_file() -> None:
     found = commands(flake, None, LINK, write_lock=False)
     assert "--no-write-lock-file" in found[0][: found[0].index("--")]
     assert "--no-write-lock-file" not in commands(flake, None, LINK)[0]
+
+
+def test_a_long_source_leaves_room_for_the_reason() -> None:
+    source = Flake("github:o/" + "x" * 1000, "web", attr_given=True)
+    text = _failed(BuildRequest("uuid", "web", source, None, Settings()))
+    assert text.startswith("cannot build the system of 'web' from github:o/xxx")
+    assert text.endswith("...") and len(text) < 300
 
 
 def test_a_build_needs_no_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -157,7 +157,8 @@ def wait_idle(incus: Incus) -> None:
     """Wait until Incus runs no operation: the sidecar drops no root before that."""
 
     def holds() -> bool:
-        found = incus.json("query", "/1.0/operations?recursion=1&all-projects=true")
+        told = incus("query", "/1.0/operations?recursion=1&all-projects=true").stdout
+        found = json.loads(told or "{}")  # nothing is printed if there is no operation at all
         tasks = [each for kind in found.values() for each in kind if each["class"] == "task"]
         return not [each for each in tasks if each["status_code"] < 200]
 

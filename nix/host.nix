@@ -31,7 +31,10 @@ let
   unit = more: { stopIfChanged = false; } // more;
 in
 {
-  imports = [ ./containers.nix ];
+  imports = [
+    ./containers.nix
+    ./members.nix
+  ];
 
   options.virtualisation.inx = {
     enable = lib.mkEnableOption "NixOS containers on Incus that share this host's Nix store";

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -18,6 +19,7 @@ from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots, queue_text
 from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
 from inx_sidecar.builds.explanation import explain
+from inx_sidecar.builds.fetch import fetch_options
 from inx_sidecar.builds.missing_attribute import SECONDS
 from inx_sidecar.builds.nix_log import NixLog, Progress
 from inx_sidecar.config.credentials import redact
@@ -104,7 +106,8 @@ async def build(request: BuildRequest, chosen: Chosen, listener: Listener) -> st
                     log.write(f"{line}\n".encode(errors="replace"))
             say(line)
 
-        attempts = commands(service.source(), missing, service.link, write_lock=not alone)
+        options = await fetch_options() if missing else ()
+        attempts = commands(service.source(), missing, service.link, options, write_lock=not alone)
         with service.environment():
             for number, command in enumerate(attempts):
                 if number:
@@ -154,9 +157,15 @@ def _failed(request: BuildRequest) -> str:
 
 
 def commands(
-    source: Source, missing: str | None, link: str, *, write_lock: bool = True
+    source: Source,
+    missing: str | None,
+    link: str,
+    options: Iterable[str] = (),
+    *,
+    write_lock: bool = True,
 ) -> list[list[str]]:
-    """The commands to try, in order, to make `link` lead to the system.
+    """The commands to try, in order, to make `link` lead to the system. `options` are for a
+    fetch.
 
     Without `write_lock`, Nix does not complete the lock file of a flake: it would follow a link
     that somebody put in the place of that file, and call git.
@@ -164,7 +173,8 @@ def commands(
     lock = [] if write_lock else ["--no-write-lock-file"]
     attempts = []
     if missing is not None:
-        attempts.append(["nix-store", "--realise", *_LOG_FORMAT, "--add-root", link, "--", missing])
+        fetch = ["nix-store", "--realise", *_LOG_FORMAT, *options, "--add-root", link]
+        attempts.append([*fetch, "--", missing])
     match source:
         case Flake():
             attempts.append(

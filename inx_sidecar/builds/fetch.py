@@ -5,19 +5,22 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
+from urllib.parse import urlsplit
 
 from inx_sidecar.base import paths
+from inx_sidecar.base.errors import UnsupportedError
 from inx_sidecar.base.process import find_program, run
 from inx_sidecar.builds.build_service import SANDBOX
 from inx_sidecar.builds.build_user import build_user
 from inx_sidecar.builds.failure_reason import failure_reason
 from inx_sidecar.config.settings import Settings
+from inx_sidecar.nix import host_settings
 
 # Nix takes a store path without "^" for the path itself, also that of a derivation: it fetches the
 # path, and builds nothing (libcmd/installable-derived-path.cc, InstallableDerivedPath::parse).
 _COMMAND: Final = (
     "nix", "--extra-experimental-features", "nix-command", "build", "--no-link", "--keep-going",
-    "--log-format", "raw", "--",
+    "--log-format", "raw",
 )  # fmt: skip
 
 # The last line of Nix, after the reasons.
@@ -49,7 +52,9 @@ async def fetch(uuid: str, wanted: Iterable[str], settings: Settings) -> str:
         f"--unit={paths.fetch_unit(uuid)}",
         *(f"--property={text}" for text in properties),
         *(f"--setenv={name}={value}" for name, value in variables.items()),
-        "--", find_program(_COMMAND[0]), *_COMMAND[1:], *wanted,
+        "--", find_program(_COMMAND[0]), *_COMMAND[1:],
+        # systemd takes "$" for a variable and "$$" for "$".
+        *(word.replace("$", "$$") for word in await fetch_options()), "--", *wanted,
     ]  # fmt: skip
     try:
         done = await run(command)
@@ -59,3 +64,33 @@ async def fetch(uuid: str, wanted: Iterable[str], settings: Settings) -> str:
     if done.status == 0:
         return ""
     return failure_reason(replace(done, output=_SUMMARY.sub("", done.output)))
+
+
+async def fetch_options() -> list[str]:
+    """The options of a Nix client that let it ask all substituters; see `options_for`."""
+    try:
+        return options_for((await host_settings.read()).get("trusted-substituters", ""))
+    except UnsupportedError:
+        return options_for("")
+
+
+def options_for(trusted: str) -> list[str]:
+    """As `fetch_options`, for the setting trusted-substituters.
+
+    Nix asks these only if a client says so, and so no build waits for one that is away, such as
+    another member of a cluster. One that does not answer is passed over (--fallback). Every user
+    sees a command line: so a URL with a password is left out.
+    """
+    urls = " ".join(url for url in trusted.split() if not _has_password(url))
+    return ["--fallback", *(["--option", "extra-substituters", urls] if urls else [])]
+
+
+def _has_password(url: str) -> bool:
+    """Whether the URL of a store may have a password or a token: ssh://USER@HOST has none."""
+    try:
+        parts = urlsplit(url)
+        return parts.password is not None or (
+            "@" in parts.netloc and parts.scheme not in ("ssh", "ssh-ng")
+        )
+    except ValueError:
+        return True

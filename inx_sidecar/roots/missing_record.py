@@ -67,13 +67,11 @@ class MissingRecord:
         count = len({path for root, path in self.lost.items() if root.startswith(LINKS)})
         if not count:
             return ""
-        are_lost = (
-            "1 store path that it links is"
-            if count == 1
-            else f"{count} store paths that it links are"
-        )
         came = f" ({self.fetched} fetched)" if self.fetched else ""
-        return f"{are_lost} lost{came}, see 'inx-sidecar roots {lxc_name}'"
+        where = f"{came}, see 'inx-sidecar roots {lxc_name}'"
+        if count == 1:
+            return f"1 store path that it links is lost{where}"
+        return f"{count} store paths that it links are lost{where}"
 
 
 def roots_to_try(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from support.disposable import Host
-from support.gc import assert_kept, build, run_inside, said_inside
+from support.gc import add_to_store, assert_kept, build, run_inside, said_inside
 from support.incus import Incus
 from support.services import PROGRAM, journal, restart_sidecar, sync
+
+from inx_sidecar.links.indirect_roots import name_of
 
 pytestmark = pytest.mark.life
 
@@ -277,12 +279,20 @@ def test_with_neither_it_says_so_and_starts_once_the_flake_is_there(
 def test_an_isolated_instance_is_built_from_its_source_whatever_its_links_say(
     incus: Incus, there: Incus
 ) -> None:
-    """Neither a seal of the first host nor a system that the second holds makes it start."""
+    """Neither a seal of the first host nor a system that the second holds makes it start, and what
+    it names, as if it had registered that, is not fetched."""
     name, (one, two) = two_generations(incus, store="isolated")
+    secret = add_to_store(incus, "secret")
+    auto = f"/nix/var/nix/gcroots/auto/{name_of('/root/secret')}"
+    incus.sh(
+        name,
+        f"""ln -s {secret} /root/secret; mkdir -p {os.path.dirname(auto)}
+            ln -s /root/secret {auto}""",
+    )
     forged = there.host.run(["nix-build", "/etc/nixos", "-A", "second", "-o", "/srv/forged"])
     system = forged.stdout.strip()
-    with cache(incus, there, one, two):
-        moved(incus, there, name, one, two)
+    with cache(incus, there, one, two, secret):
+        moved(incus, there, name, one, two, secret)
         there.host.run(["nix-store", "--realise", one])
         assert "cannot build the system" in refused(there, name)
         assert not holds(there, two)
@@ -292,6 +302,8 @@ def test_an_isolated_instance_is_built_from_its_source_whatever_its_links_say(
         shown = there.host.run(["ls", f"/proc/{there.pid(name)}/root/nix/store"]).stdout.split()
         needed = there.host.run(["nix-store", "-qR", two]).stdout.split()
         assert sorted(f"/nix/store/{entry}" for entry in shown) == sorted(needed)
+        assert not holds(there, secret)
+        assert there.status(name) == "ready"
 
         # Made up before it left.
         incus.sh(

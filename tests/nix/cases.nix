@@ -43,6 +43,20 @@ in
     ];
   };
 
+  members = lib.recursiveUpdate enabled {
+    networking.hostName = "host1";
+    virtualisation.inx.members = {
+      host1 = {
+        address = "192.0.2.1";
+        publicKey = "ssh-ed25519 AAAAone root@host1";
+      };
+      host2 = {
+        address = "192.0.2.2";
+        publicKey = "ssh-ed25519 AAAAtwo";
+      };
+    };
+  };
+
   # tests/nix/example.json is the declaration of this configuration.
   example = {
     virtualisation.inx = {

@@ -41,6 +41,12 @@ let
       tmpfiles = config.systemd.tmpfiles.rules;
       users = lib.attrNames config.users.users;
       inherit (config.virtualisation.incus) enable preseed;
+      ssh = lib.optionalAttrs config.nix.sshServe.enable {
+        serve = config.nix.sshServe;
+        caches = config.nix.settings.trusted-substituters;
+        allowed = config.nix.settings.extra-allowed-users;
+        inherit (config.programs.ssh) knownHosts extraConfig;
+      };
     };
 
   container =

@@ -143,7 +143,7 @@ def test_the_settings_are_equal_to_those_of_the_sidecar_and_of_docs(host: Host) 
 
 
 def test_nix_can_parse_the_blocks_of_the_pages(host: Host) -> None:
-    assert len(blocks()) == 3
+    assert len(blocks()) == 4
     for block in blocks():
         host.run(["nix-instantiate", "--parse", "-"], input=f"{{ inx }}: {block}")
 
@@ -182,6 +182,27 @@ def test_enable_sets_up_the_whole_host(evaluate: Any) -> None:
     )
     assert plain["firewall"]["incusbr0"]["allowedUDPPorts"] == [53, 67, 547]
     assert plain["users"] == ["inx-build"]
+
+
+def test_members_read_the_stores_of_each_other(evaluate: Any) -> None:
+    """As the commands of docs/cluster.md, which a test runs, do on Debian."""
+    page = pages.section("docs/cluster.md", "Members as caches")
+    found = evaluate("members")
+    assert found["wrong"] == []
+    key = "ssh-ed25519 AAAAtwo"
+    assert found["ssh"]["serve"] == {
+        "enable": True, "keys": [key], "protocol": "ssh", "write": False
+    }  # fmt: skip
+    assert found["ssh"]["knownHosts"] == {"inx-host2": {"publicKey": key}}
+    (url,) = found["ssh"]["caches"]
+    assert url.replace("host2", "host1") in page
+    lines = found["ssh"]["extraConfig"].replace("host2", "host1").replace("192.0.2.2", "192.0.2.1")
+    assert {line.strip() for line in lines.splitlines()} <= {
+        line.strip() for line in page.splitlines()
+    }
+    stranger = "(import /root/inx/tests/nix/cases.nix { lib = import <nixpkgs/lib>; }).members"
+    (wrong,) = evaluate("", f'{stranger} // {{ networking.hostName = "host3"; }}')["wrong"]
+    assert wrong.startswith("virtualisation.inx.members has no host3, which is the networking.hos")
 
 
 def test_the_units_of_the_package_are_started_and_restarted_in_place(evaluate: Any) -> None:
@@ -339,7 +360,10 @@ def test_chosen_ids_are_those_keys_that_the_version_of_incus_takes(
 
 
 def test_the_examples_of_the_page_give_what_the_page_says(evaluate: Any) -> None:
-    _, container, declared = blocks()
+    _, members, container, declared = blocks()
+    host = '{ virtualisation.inx.enable = true; networking.hostName = "host1"; }'
+    cluster = evaluate("page", f"{{ imports = [ ({members}) {host} ]; }}")
+    assert cluster["wrong"] == [] and len(cluster["ssh"]["serve"]["keys"]) == 1
     inside = evaluate("inside", f"let inx.nixosModules.container = {{ }}; in {container}")
     assert inside["wrong"] == []
     enabled = f"{{ imports = [ ({declared}) {{ virtualisation.inx.enable = true; }} ]; }}"

@@ -81,6 +81,10 @@ class Cluster:
         tool(["ip", "-netns", self.namespace, *words])
 
 
+def address_of(cluster: Cluster, host: Host) -> str:
+    return _address(cluster.members.index(host))
+
+
 def _address(number: int) -> str:
     return f"10.99.0.{number + 1}"
 

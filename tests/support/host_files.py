@@ -22,13 +22,14 @@ OPTIONS = ["--variant=minbase", '--aptopt=Acquire::Check-Valid-Until "false"']
 PACKAGES = (
     "systemd systemd-sysv dbus udev procps kmod iproute2 iputils-ping ca-certificates curl git "
     "attr xz-utils incus-base incus-client lxcfs dnsmasq-base uidmap nix-bin nix-setup-systemd "
-    "python3 python3-venv busybox-static"
+    "python3 python3-venv busybox-static openssh-server"
 ).split()
 # The tree has no name and no network configuration of this machine. systemd replaces an empty
-# machine-id at the first boot of each host.
+# machine-id at the first boot of each host. A test that needs a server for SSH makes its keys.
 CUSTOMISE = """
 echo "substituters =" >>"$1/etc/nix/nix.conf"
-rm -f "$1/etc/resolv.conf" "$1/etc/hostname"
+rm -f "$1/etc/resolv.conf" "$1/etc/hostname" "$1"/etc/ssh/ssh_host_*
+systemctl --root="$1" --quiet disable ssh.service ssh.socket
 : >"$1/etc/machine-id"
 """
 # Programs that this machine needs, and their Debian packages. mmdebstrap reads the keys of the

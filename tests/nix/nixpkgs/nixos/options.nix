@@ -86,6 +86,16 @@ in
         name = "nix";
         version = "2.31.2";
       };
+      # nixos/modules/services/misc/nix-ssh-serve.nix
+      sshServe = {
+        enable = option types.bool false;
+        keys = option (types.listOf types.str) [ ];
+        protocol = option (types.enum [
+          "ssh"
+          "ssh-ng"
+        ]) "ssh";
+        write = option types.bool false;
+      };
       settings = option (types.submodule {
         freeformType = any;
         options.allowed-users = option (types.listOf types.str) [ "*" ];
@@ -94,7 +104,13 @@ in
 
     nixpkgs.hostPlatform = option types.unspecified null;
 
-    programs.ssh.package = option types.unspecified { name = "openssh"; };
+    programs.ssh = {
+      extraConfig = option types.lines "";
+      knownHosts = option (closed {
+        publicKey = option (types.nullOr types.str) null;
+      }) { };
+      package = option types.unspecified { name = "openssh"; };
+    };
 
     services = option any { };
 

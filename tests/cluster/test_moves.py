@@ -1,0 +1,162 @@
+"""An instance that moves takes along its system, its generations and what was built inside."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from support.cluster import Cluster, address_of
+from support.gc import (
+    STATE,
+    assert_kept,
+    build,
+    collect_when_idle,
+    in_store,
+    names_with_roots,
+)
+from support.incus import POOL, Incus
+from support.pages import blocks
+from support.services import check, journal, sync
+
+pytestmark = pytest.mark.cluster
+
+PAGE = "docs/cluster.md"
+
+
+@pytest.fixture(scope="module")
+def caches(cluster: Cluster) -> None:
+    """What docs/cluster.md says on members as caches is done on each member."""
+    once, each = [
+        block.text
+        for block in blocks(PAGE)
+        if (block.heading, block.language) == ("Members as caches", "sh")
+    ]
+    keys = [
+        host.sh(
+            """ssh-keygen -A >/dev/null; systemctl restart ssh
+               cut -d ' ' -f 1,2 /etc/ssh/ssh_host_ed25519_key.pub"""
+        ).stdout.strip()
+        for host in cluster.members
+    ]
+    for host in cluster.members:
+        host.sh(once)
+        for other, key in zip(cluster.members, keys, strict=True):
+            if other is not host:
+                text = each.replace("ssh-ed25519 AAAA...", key).replace("host1", other.name)
+                host.sh(text.replace("192.0.2.1", address_of(cluster, other)))
+
+
+def launch(incus: Incus, suffix: str = "", **config: str) -> str:
+    """Launch an instance on the member that `incus` is of, whose flake no other member has."""
+    flake = incus.flake(greeting=f"one of {incus.prefix} {suffix}", directory=f"/srv/{suffix}")
+    return incus.launch(
+        "--target", incus.host.name, name=incus.name(suffix), flake=f"{flake}#web", **config
+    )
+
+
+def member_of(members: list[Incus], name: str) -> Incus:
+    """The member that has the instance now."""
+    (found,) = [m for m in members if m.host.name == members[0].info(name)["location"]]
+    return found
+
+
+def assert_let_go(incus: Incus, name: str, uuid: str) -> None:
+    """The member keeps neither roots nor state of the instance."""
+    incus.eventually(lambda: names_with_roots(incus.host, uuid) == [], incus.story)
+    left = f"ls -d {STATE}/{uuid} /run/inx/{uuid} 2>/dev/null || :"
+    incus.eventually(lambda: not incus.host.sh(left).stdout, incus.story)
+
+
+def test_the_former_member_gives_what_the_instance_needs(
+    caches: None, members: list[Incus]
+) -> None:
+    a, b = members[:2]
+    name = launch(a, "web")
+    uuid = a.uuid(name)
+    one = a.get(name, "user.inx.status.system")
+    kept, lost = build(a, name, "kept", link="/root/kept"), build(a, name, "lost", link="/root/x")
+    a.flake(greeting="two", directory="/srv/web")
+    a.set(name, "user.inx.update=2")
+    a.wait_generation(name, "2")
+    two = a.get(name, "user.inx.status.system")
+    a("stop", "-f", name)
+    a("move", name, "--target", b.host.name)
+    assert_let_go(a, name, uuid)
+    a.lose(lost)
+    assert not [path for path in (one, two, kept) if in_store(b.host, path)]
+    b.start(name)
+    b.wait_ready(name)
+    said = b.wait_status(name, "ready .*lost")
+    assert said.startswith("ready (1 store path that it links is lost (2 fetched)"), said
+    assert b.get(name, "user.inx.status.system") == two
+    assert f"{name}: lost: '/root/x' -> {lost}" in journal(b.host, name)
+    b.run(name, "grep", "kept", "/root/kept")
+    for incus in (a, b):
+        collect_when_idle(incus)
+    assert_kept(b, one, two, kept)
+    b.set(name, "user.inx.generation=1")
+    b.eventually(lambda: b.get(name, "user.inx.status.system") == one, b.story)
+
+
+def test_an_evacuation_and_a_restoration_carry_all_and_leave_nothing(
+    caches: None, members: list[Incus]
+) -> None:
+    a = members[0]
+    name, vault = launch(a, "moving"), launch(a, "vault", store="isolated")
+    uuids = [a.uuid(name), a.uuid(vault)]
+    system = a.get(name, "user.inx.status.system")
+    kept = build(a, name, "kept")
+    for host in (member.host for member in members[1:]):
+        host.push(a.host.root, ["srv/vault"], "/")  # it is built anew on another host
+    a("cluster", "evacuate", a.host.name, "--force")
+    try:
+        there = member_of(members, name)
+        assert there is not a and member_of(members, vault) is not a
+        there.wait_ready(name)
+        member_of(members, vault).wait_ready(vault)
+        assert there.get(name, "user.inx.status.system") == system
+        there.eventually(lambda: in_store(there.host, kept), there.story)
+        for uuid in uuids:
+            assert_let_go(a, name, uuid)
+        collect_when_idle(a)
+        assert not in_store(a.host, kept) and not in_store(a.host, system)
+        sync(there.host)
+        assert_kept(there, system, kept)
+    finally:
+        a("cluster", "restore", a.host.name, "--force")
+    assert member_of(members, name) is a
+    a.wait_ready(name)
+    a.wait_ready(vault)
+    a.eventually(lambda: in_store(a.host, kept), a.story)
+    assert_let_go(there, name, uuids[0])
+    assert_kept(a, system, kept)
+    assert [check(member.host) for member in members] == [(0, [])] * len(members)
+
+
+def test_a_member_that_dies_during_a_move_takes_nothing_with_it(
+    members: list[Incus],
+) -> None:
+    """Its Incus and its sidecar are killed while it gets the files. Incus fails the move, and
+    leaves a part of the files on that member."""
+    a, b = members[:2]
+    name, other = launch(a, "web"), launch(b, "other")
+    uuid = a.uuid(name)
+    kept, others = build(a, name, "kept"), build(b, other, "others")
+    a.sh(name, "head -c 300000000 /dev/urandom >/root/big")
+    a("stop", "-f", name)
+    dies = f"""
+        until [ -e {POOL}/{name} ]; do sleep 0.01; done
+        systemctl kill --signal=KILL incus.service inx-sidecar.service
+    """
+    with ThreadPoolExecutor() as threads:
+        moving = threads.submit(a, "move", name, "--target", b.host.name, check=False)
+        b.host.sh(dies)
+        assert moving.result().returncode != 0
+    b.eventually(lambda: check(b.host) == (0, []), lambda: str(check(b.host)))
+    assert member_of(members, name) is a
+    for incus in (a, b):
+        sync(incus.host)
+        collect_when_idle(incus)
+    assert in_store(a.host, kept) and in_store(b.host, others)
+    a.start(name)
+    a.wait_ready(name)
+    a.run(name, "grep", "kept", "/root/link")
+    assert names_with_roots(b.host, uuid) == []

@@ -84,6 +84,7 @@ async def serve(listener: socket.socket) -> None:
         tasks = [
             asyncio.create_task(lifecycle.reconciler.keep_comparing()),
             asyncio.create_task(config_watch.follow()),
+            asyncio.create_task(lifecycle.cluster.keep_looking()),
             asyncio.create_task(send_keep_alives()),
             asyncio.create_task(metrics.keep_writing()),
         ]

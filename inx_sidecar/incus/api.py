@@ -50,17 +50,30 @@ async def list_members() -> list[Mapping[str, Any]]:
     return list(answer["metadata"])
 
 
-async def set_member_config(member: str, key: str, value: str) -> None:
-    """Set a key of the configuration of a member of the cluster; the rest stays as it is.
+async def get_member(member: str) -> Mapping[str, Any]:
+    """A member of the cluster, with its configuration."""
+    return dict((await _request("GET", _member(member)))["metadata"])
+
+
+async def set_member_config(member: str, config: Mapping[str, str]) -> None:
+    """Set the keys of `config` in the configuration of a member of the cluster, and unset those
+    whose value is ""; the rest stays as it is.
 
     IncusError with code 412 if the member was changed meanwhile.
     """
-    url = f"/1.0/cluster/members/{quote(member, safe='')}"
-    answer = await _request("GET", url)
+    answer = await _request("GET", _member(member))
     found, etag = answer["metadata"], str(answer[_ETAG])
     body = {field: found[field] for field in _MEMBER_SETTABLE if field in found}
-    body["config"] = {**(found.get("config") or {}), key: value}
-    await _wait_answer(await _request("PUT", url, body, etag=etag))
+    wanted = {**(found.get("config") or {}), **config}
+    body["config"] = {key: value for key, value in wanted.items() if value}
+    await _wait_answer(await _request("PUT", _member(member), body, etag=etag))
+
+
+async def get_network(project: str, name: str, member: str) -> Mapping[str, Any]:
+    """A network as it is on the member, also one of the host that Incus does not manage."""
+    url = f"/1.0/networks/{quote(name, safe='')}?project={quote(project, safe='')}"
+    answer = await _request("GET", f"{url}&target={quote(member, safe='')}")
+    return dict(answer["metadata"])
 
 
 async def list_profiles() -> list[Mapping[str, Any]]:

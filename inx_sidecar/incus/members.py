@@ -27,12 +27,13 @@ _NOT_CREATING: Final = (
 )
 
 
-async def announce(member: str) -> None:
-    """Tell the other members that this one, `member`, has inx, and which version, if they do not
-    know it. IncusError also if the member was changed meanwhile."""
-    version = importlib.metadata.version("inx")
-    if (await members_with_inx()).get(member) != version:
-        await api.set_member_config(member, KEY, version)
+async def announce(member: str, more: Mapping[str, str]) -> None:
+    """Tell the other members that this one, `member`, has inx, and which version, and the keys of
+    `more`, if they do not know it. IncusError also if the member was changed meanwhile."""
+    wanted = {KEY: importlib.metadata.version("inx"), **more}
+    known = (await api.get_member(member)).get("config") or {}
+    if any(known.get(key, "") != value for key, value in wanted.items()):
+        await api.set_member_config(member, wanted)
 
 
 async def members_with_inx() -> dict[str, str]:

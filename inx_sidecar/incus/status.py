@@ -23,6 +23,8 @@ _TEXT_KEY: Final = "user.inx.status"
 # The texts while a build runs, and while a system boots; and after a stop that ended the build.
 BUILDING, STARTING = "building", "starting"
 INTERRUPTED: Final = "failed: it stopped while its system was built; start it to build again"
+# How each status begins that another member of the cluster writes, as there is no inx on this one.
+ELSEWHERE: Final = "failed: no inx on the member "
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
 _TEXT_MAX: Final = 800
 _FIRST_RETRY_SECONDS: Final = 0.1

@@ -6,7 +6,7 @@ An event only says which instance to look at; one task at a time looks at an ins
 import asyncio
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from inx_sidecar.base.errors import ConfigError, InxError
@@ -18,7 +18,9 @@ from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
 from inx_sidecar.incus.instance import Instance, LxcFacts, parse_instance
 from inx_sidecar.incus.running_record import Running
+from inx_sidecar.incus.status import ELSEWHERE
 from inx_sidecar.incus.update_key import PENDING
+from inx_sidecar.instances.cluster_watch import EVERYTHING, MEMBERS
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.instances.missing_hooks import (
     lacks_hooks,
@@ -48,6 +50,11 @@ _CHANGES: Final = (
     "instance-started", "instance-restarted",
 )  # fmt: skip
 
+# A move tells its event before it ends.
+_AFTER_MOVE_SECONDS: Final = (1.0, 5.0, 20.0)
+# This host may have got another name. Other events of a cluster change no instance.
+_RENAMES: Final = ("cluster-enabled", "cluster-disabled", "cluster-member-renamed")
+
 _POWER: Final = "volatile.last_state.power"
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,10 @@ class ConfigWatch:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
         self._changed: set[_Key] = set()
+        # What Incus has listed of an instance, as long as no event tells that it was changed since
+        # the list was asked for. `_told` has the instances that events were about since then.
+        self._listed: dict[_Key, Mapping[str, Any]] = {}
+        self._told: set[_Key] = set()
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
         # Instances that have just stopped, and nobody had asked Incus for that.
         self._ended: set[_Key] = set()
@@ -68,6 +79,7 @@ class ConfigWatch:
         self._rollout = Rollout()
         self._origins = Origins()
         self._member = ""
+        lifecycle.reconciler.on_arrival = self._look_at
 
     async def follow(self) -> None:
         """Follow events until this task is cancelled."""
@@ -77,7 +89,9 @@ class ConfigWatch:
             begin = loop.time()
             try:
                 async for event in listen(_QUIET_SECONDS):
-                    key = affected_by(event, self._member)
+                    self._tell_cluster(event)
+                    elsewhere = self._lifecycle.cluster.placement.may_tell
+                    key = affected_by(event, self._member, elsewhere)
                     if key is not None:
                         if event is not None and event.by_itself:
                             self._ended.add(key)
@@ -96,9 +110,24 @@ class ConfigWatch:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    def _tell_cluster(self, event: Event | None) -> None:
+        """Let the members of the cluster be looked at, if they or networks may have changed."""
+        what = changed_in_cluster(event)
+        if what is not None:
+            self._lifecycle.cluster.look_soon(what)
+        elif event is not None and event.action.startswith("network-"):
+            self._lifecycle.cluster.networks_changed()
+        elif event is not None and event.action == "instance-migrated":
+            if self._lifecycle.cluster.placement.looks_after_others:
+                for seconds in _AFTER_MOVE_SECONDS:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(seconds, self._look_at, event.project, event.name)
+
     def _look_at(self, project: str, name: str) -> None:
         key = project, name
         self._changed.add(key)
+        self._told.add(key)
+        self._listed.pop(key, None)
         if key not in self._tasks:
             self._tasks[key] = task = asyncio.create_task(self._look_while_changed(*key))
             task.add_done_callback(lambda _: self._tasks.pop(key))
@@ -125,21 +154,21 @@ class ConfigWatch:
     async def _look_at_all(self) -> None:
         """Ask Incus once for all instances of this host."""
         self._member = await members.this_member()
-        if self._member:
-            try:
-                await members.announce(self._member)
-            except incus.IncusError as error:
-                log.debug("%s", error)  # the next look tries again; the instances do not wait
         wanted = shipped_raw_lxc()
+        self._told.clear()
         listed = await members.list_own_instances()
         self._expect(list(filter(None, map(running_instance, listed))))
         for api in listed:
             may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))
             # A later change of a failed one is found by what it is now.
-            status = api["expanded_config"].get("user.inx.status", "")
-            told = status.startswith(PENDING) or is_failed(status)
-            if may_lack or told or running_instance(api) is not None:
-                self._look_at(api["project"], api["name"])
+            text = api["expanded_config"].get("user.inx.status", "")
+            is_past = text.startswith((*PENDING, ELSEWHERE)) or is_failed(text)
+            if may_lack or is_past or running_instance(api) is not None:
+                key = api["project"], api["name"]
+                is_newest = key not in self._told
+                self._look_at(*key)
+                if is_newest:
+                    self._listed[key] = api
 
     def _expect(self, running: list[Instance]) -> None:
         """All of them are looked at now. Settings that are wrong fail each update by themselves."""
@@ -165,8 +194,9 @@ class ConfigWatch:
         key = project, name
         by_itself = key in self._ended
         self._ended.discard(key)
-        api = await incus.get_instance(*key)
+        api = self._listed.pop(key, None) or await incus.get_instance(*key)
         if not members.is_here(api, self._member):
+            await self._lifecycle.cluster.placement.tell(api)
             return
         instance = running_instance(api)
         if instance is None:
@@ -215,19 +245,32 @@ class ConfigWatch:
             )
 
 
-def affected_by(event: Event | None, member: str = "") -> _Key | None:
+def affected_by(
+    event: Event | None, member: str = "", elsewhere: Callable[[str], bool] = lambda _: False
+) -> _Key | None:
     """Project and name of the instance that `event` may have changed; two empty texts mean all
     instances, None means no instance. No event means that events may have been lost.
 
     `member` is the name of this host in its cluster, or "". Instances of other members tell events
-    here as well.
+    here as well: `elsewhere` says whether this host looks at those of a location.
     """
-    if event is None or event.action.startswith(("profile-", "project-", "cluster-")):
+    if event is None or event.action.startswith(("profile-", "project-")):
+        return _ALL
+    if event.action in _RENAMES:
         return _ALL
     changed = event.action in _CHANGES or event.by_itself
-    if changed and members.may_be_here(event.location, member):
+    if changed and (members.may_be_here(event.location, member) or elsewhere(event.location)):
         return (event.project, event.name) if event.name else _ALL
     return None
+
+
+def changed_in_cluster(event: Event | None) -> str | None:
+    """What `ClusterWatch.look_soon` has to look at after `event`; None if nothing."""
+    if event is None or event.action in _RENAMES:
+        return EVERYTHING
+    if event.action == "cluster-member-updated":
+        return event.name or MEMBERS
+    return MEMBERS if event.action.startswith("cluster-member-") else None
 
 
 def wish_of(instance: Instance) -> object:

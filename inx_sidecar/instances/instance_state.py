@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from inx_sidecar.base.errors import InxError
@@ -61,3 +62,12 @@ class InstanceState:
             self.build.cancel()
             await asyncio.gather(self.build, return_exceptions=True)
             self.build = None
+
+
+def static_addresses(states: Mapping[str, InstanceState]) -> dict[str, tuple[str, ...]]:
+    """Those of the instances that run, by uuid, each with its network."""
+    return {
+        uuid: tuple(state.claims)
+        for uuid, state in states.items()
+        if state.claims and state.mounted.is_set()
+    }

@@ -27,10 +27,11 @@ from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.instances.boot_build import BootBuilder
 from inx_sidecar.instances.boot_status import BootStatus
+from inx_sidecar.instances.cluster_watch import ClusterWatch
 from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
 from inx_sidecar.instances.daemon_starts import DaemonStarts
 from inx_sidecar.instances.deployment import deploy
-from inx_sidecar.instances.instance_state import InstanceState
+from inx_sidecar.instances.instance_state import InstanceState, static_addresses
 from inx_sidecar.instances.private_directories import make_all_private
 from inx_sidecar.instances.rollout import Turn
 from inx_sidecar.instances.sealing import note_renewed
@@ -67,7 +68,10 @@ class Lifecycle:
             self._systems.settle,
         )  # fmt: skip
         compare_soon = self.reconciler.compare_soon
-        self._starter = Starter(self._gc, self._statuses, compare_soon, self._boots_now)
+        self.cluster = ClusterWatch(self._statuses, lambda: static_addresses(self._states))
+        self._starter = Starter(
+            self._gc, self._statuses, compare_soon, self._boots_now, self.cluster
+        )
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
         self.daemons = DaemonStarts()
@@ -125,6 +129,8 @@ class Lifecycle:
             await state.cancel_build()
             running = Running.read(instance.uuid)
             self._statuses.publish_interruption(instance, running.status_text if running else "")
+            if state.claims:
+                self.cluster.addresses_free(instance)
             state.container_ended()
             state.deployment = None
             self._without_backup.discard(instance.uuid)

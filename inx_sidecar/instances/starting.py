@@ -18,6 +18,7 @@ from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import STARTING, Status, StatusWriter
 from inx_sidecar.incus.update_key import asked_now
+from inx_sidecar.instances.cluster_watch import ClusterWatch
 from inx_sidecar.instances.conflicts import check_addresses
 from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setups
 from inx_sidecar.instances.failure_log import log_failure
@@ -52,11 +53,13 @@ class Starter:
         statuses: StatusWriter,
         compare_soon: Callable[[], None],
         booted: Callable[[Instance], None],
+        cluster: ClusterWatch,
     ) -> None:
         self._gc = gc
         self._statuses = statuses
         self._compare_soon = compare_soon
         self._booted = booted
+        self._cluster = cluster
         # Held from a check of the host's addresses until they are set: two starts could find the
         # same address free.
         self._network_lock = asyncio.Lock()
@@ -71,6 +74,7 @@ class Starter:
         deployment = await deploy(self._gc, instance)
         setups = static_nic_setups(instance, deployment.spec)
         check_addresses(instance, excluded_claims(setups), states)
+        self._cluster.refuse_taken(instance, claims(setups))
         try:
             await network.refuse_conflicts(instance.lxc_name, setups)
         except NetworkError:
@@ -137,6 +141,8 @@ class Starter:
             raise
         state.pid = pid
         state.mounted.set()
+        if state.claims:
+            self._cluster.addresses_taken()
         self._statuses.resume_writes(instance)
         return running
 

@@ -7,7 +7,7 @@ from inx_sidecar.config.disk_paths import check_disks
 from inx_sidecar.config.keys import configured, parse_spec
 from inx_sidecar.config.settings import load_settings
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.status import INTERRUPTED, STARTING
+from inx_sidecar.incus.status import ELSEWHERE, INTERRUPTED, STARTING
 from inx_sidecar.incus.update_key import PENDING
 from inx_sidecar.instances.deployment import static_nic_setups
 from inx_sidecar.instances.instance_state import InstanceState
@@ -62,14 +62,15 @@ def stopped_text(
     """The status of instance `name`, which does not run and has the status `present`.
 
     `problem`: why its next start fails. Without a problem and without hooks, inx has no part in the
-    instance. `by_itself`: it has just stopped, and nobody had asked Incus for that. A status that
-    says why something failed stays. `starts`: a start has begun. A copy, or an instance that got
-    another name as it stopped, may have the status of a build or a start that ended. `changed`: the
-    instance is configured in another way than when it got its status, and does not start.
+    instance. A sentence that another member wrote, as there was no inx here, goes. `by_itself`: it
+    has just stopped, and nobody had asked Incus for that. A status that says why something failed
+    stays. `starts`: a start has begun. A copy, or an instance that got another name as it stopped,
+    may have the status of a build or a start that ended. `changed`: the instance is configured in
+    another way than when it got its status, and does not start.
     """
     if problem:
         return _FAILED + problem
-    if not has_hooks or present.startswith(_FAILED + BEGIN):
+    if not has_hooks or present.startswith((_FAILED + BEGIN, ELSEWHERE)):
         return ""
     if present.startswith(PENDING) and not starts and not by_itself:
         return "" if present.startswith(STARTING) else INTERRUPTED

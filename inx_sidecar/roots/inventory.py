@@ -9,6 +9,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
 from inx_sidecar.incus.instance import SEALED, UUID
+from inx_sidecar.incus.status import ELSEWHERE
 from inx_sidecar.nix.store_paths import split_store_paths
 
 # Name, as LXC has it, and uuid: both, since an import may have the uuid of another instance, and a
@@ -23,7 +24,8 @@ class ListedInstance:
     `ours`: it uses the hooks. `ran`: it, or the instance that it was copied from, ran with inx.
     `include`: the store paths that it shows in addition to its system. `sealed`: the uuid of the
     instance that its generations were given to, "" if that is not known. `image`: the fingerprint
-    of the image that it, or the instance that it was copied from, was made from.
+    of the image that it, or the instance that it was copied from, was made from. `arrived`: it was
+    moved here from a member of the cluster without inx, and its status still says so.
     """
 
     lxc_name: str
@@ -34,6 +36,7 @@ class ListedInstance:
     sealed: str = ""
     image: str = ""
     project: str = "default"
+    arrived: bool = False
 
     @classmethod
     def of(cls, api: Mapping[str, Any]) -> Self:
@@ -49,7 +52,13 @@ class ListedInstance:
             sealed if UUID.fullmatch(sealed) else "",
             config.get("volatile.base_image", ""),
             project,
+            config.get("user.inx.status", "").startswith(ELSEWHERE),
         )
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The project and the name in Incus. No name of an instance has an underscore."""
+        return self.project, self.lxc_name.rpartition("_")[2]
 
     @property
     def owner(self) -> Owner:

@@ -65,6 +65,8 @@ class RootReconciler:
         self._forget_instance = forget
         self._daemon_of = daemon_of
         self._settle = settle
+        # For an instance that `arrived`: Incus tells of a move before it has ended.
+        self.on_arrival: Callable[[str, str], None] = lambda _project, _name: None
         self._instances: dict[str, Instance] = {}
         self._watch = RegistrationWatch(self._add_registered)
         self._complaints = ComparisonErrors(self._show_complaint)
@@ -216,6 +218,8 @@ class RootReconciler:
 
         await asyncio.gather(*(compare(m) for m in mirrors if m.uuid not in self._apart))
         for item in inventory.instances:
+            if item.arrived:
+                self.on_arrival(*item.place)
             if item.ours and not self._runs(item):
                 await self._stopped.compare(item, may_drop)
         if may_drop is not None:

@@ -1,6 +1,7 @@
 """Each member of a cluster serves its own instances, and knows that others are elsewhere."""
 
 import json
+import time
 
 import pytest
 from support.cluster import Cluster
@@ -14,7 +15,7 @@ from support.gc import (
     unlink,
 )
 from support.incus import Incus
-from support.services import check, stopped_sidecar, sync
+from support.services import check, hanging_incus, stopped_sidecar, sync
 
 pytestmark = pytest.mark.cluster
 
@@ -132,3 +133,17 @@ def test_a_member_that_is_away_stops_nothing_on_the_others(
     sync(c.host)
     a.set(away, "user.inx.update=1")
     c.wait_status(away, "ready$")
+
+
+def test_a_comparison_asks_no_other_member(members: list[Incus]) -> None:
+    """Before, each list came from all members: one that hangs held all others for 30 seconds."""
+    a = members[0]
+    let_go = build(a, launch(a), "let-go")
+    others = [incus.host for incus in members[1:]]
+    other = next(h for h in others if "database-leader" not in a.info_of_member(h.name)["roles"])
+    unlink(a, a.name())
+    with hanging_incus(other):
+        began = time.monotonic()
+        sync(a.host)
+        assert time.monotonic() - began < 10
+    assert_gone(a, let_go)

@@ -69,6 +69,16 @@ def stopped_sidecar(host: Host) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def hanging_incus(host: Host) -> Iterator[None]:
+    """incusd answers nobody within the block."""
+    host.run(["systemctl", "kill", "--kill-whom=main", "--signal=STOP", "incus"])
+    try:
+        yield
+    finally:
+        host.run(["systemctl", "kill", "--kill-whom=main", "--signal=CONT", "incus"])
+
+
+@contextlib.contextmanager
 def stopped_nix_daemon(host: Host) -> Iterator[None]:
     """Nothing can be built or evaluated within the block."""
     host.run(["systemctl", "stop", "nix-daemon.socket", "nix-daemon.service"])

@@ -29,6 +29,10 @@ def text(
     )  # fmt: skip
 
 
+def test_a_member_with_inx_removes_what_another_member_wrote_as_there_was_none() -> None:
+    assert text("failed: no inx on the member 'c', so it cannot start there") == ""
+
+
 @pytest.mark.parametrize("present", ["", "ready", "building", "failed: x", f"failed: {HIDDEN}"])
 def test_hooks_that_are_missing_are_told(present: str) -> None:
     assert text(present, HIDDEN, has_hooks=False, by_itself=True) == f"failed: {HIDDEN}"

@@ -36,8 +36,9 @@ _LONGEST_CHANGED_SECONDS: Final = 60.0
 # A collection waits so long for a look. The child of a look ends before.
 _PATIENCE_SECONDS: Final = 5.0
 # No event tells when a system that boots has mounted /run. So it is looked at after these pauses,
-# until it is there. The status is `starting` so long.
+# until it is there, and then seldom. The status is `starting` so long.
 _BOOT_SECONDS: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_NOT_BOOTED_SECONDS: Final = 64.0
 
 log = logging.getLogger(__name__)
 
@@ -206,12 +207,16 @@ class SystemWatch:
 
     def _note(self, watched: _Watched, look: Look, before: int | None) -> None:
         """`before` is the watch of /run before this look."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         if look.changed:
             watched.not_before = now + watched.changes.next_pause(now)
+        uuid = watched.instance.uuid
         if look.booted:
             _cancel_timers(watched)
-        uuid = watched.instance.uuid
+        elif all(timer.when() <= now for timer in watched.timers):
+            _cancel_timers(watched)
+            watched.timers.append(loop.call_later(_NOT_BOOTED_SECONDS, self.ask, uuid))
         if before is not None and before != look.watch:
             self._unwatch(before, uuid)  # another file system is mounted at /run
         watched.run = look.watch

@@ -25,6 +25,7 @@ RUN = {
     (README, "Everyday commands"): "test_everyday_commands",
     ("docs/updates.md", "Update, pin, unpin"): "test_how_to_update",
     ("docs/updates.md", "Many instances"): "test_how_to_update_many",
+    ("docs/updates.md", "Wait for the end"): "test_how_to_wait",
     ("docs/updates.md", "Generations"): "test_what_generations_outlive",
     ("docs/network.md", "Examples"): "test_how_to_connect",
     ("docs/garbage-collection.md", "Look, compare, collect"): "test_what_to_see_of_roots",
@@ -170,6 +171,15 @@ def test_what_to_see_of_roots(incus: Incus, host: Host) -> None:
     assert re.search(root, printed.stdout)
     assert synced.stdout.startswith("compared ")
     assert "store paths deleted" in collected.stdout
+
+
+@pytest.mark.life
+def test_how_to_wait(incus: Incus, host: Host) -> None:
+    incus.launch(name="web", flake=incus.flake(greeting="one") + "#web")
+    incus.flake(greeting="two")
+    (line,) = commands("docs/updates.md", "Wait for the end")
+    assert host.sh(line).stdout == "web: ready\n"
+    assert incus.inside("web", "[ $(cat /etc/greeting) = two ]")
 
 
 @pytest.mark.life

@@ -1,12 +1,12 @@
 """A wait for an update or a start ends when inx has dealt with it, and tells how that went."""
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import CompletedProcess
 
 import pytest
-from support.disposable import Host
+from support.disposable import REPO, Host
 from support.incus import Incus
 from support.running import says
 from support.services import PROGRAM, wait_build
@@ -17,18 +17,26 @@ pytestmark = pytest.mark.life
 DONE = "user.inx.status.update"
 
 
-def waited(host: Host, name: str, *args: str) -> CompletedProcess[str]:
-    return host.run([PROGRAM, "wait", name, "--timeout", "60", *args], check=False)
+def waited(
+    host: Host, name: str, *args: str, act: Callable[[], None] = lambda: None
+) -> CompletedProcess[str]:
+    """How the wait of an administrator ended that begins before `act`, and that of a client of
+    Incus, which ends in the same way."""
+    script = (REPO / "example/wait").read_text()
+    waits = ([PROGRAM, "wait", name, *args], ["bash", "-c", script, "wait", name])
+    with ThreadPoolExecutor(2) as pool:
+        ended = [pool.submit(host.run, ["timeout", "60", *each], check=False) for each in waits]
+        act()
+        own, client = (each.result() for each in ended)
+    assert own.returncode == client.returncode, (own, client)
+    return own
 
 
-def during(host: Host, name: str, update: str, act: Callable[[], None]) -> CompletedProcess[str]:
-    """How a wait for `update` ended that began beside `act`."""
-    ended: list[CompletedProcess[str]] = []
-    waits = threading.Thread(target=lambda: ended.append(waited(host, name, "--update", update)))
-    waits.start()
-    act()
-    waits.join()
-    return ended[0]
+def overtake(incus: Incus, name: str, update: str) -> None:
+    """Ask for another update once a client listens, which has read before what is asked for."""
+    monitor = ["pgrep", "-f", "^incus monitor --type=logging"]
+    incus.eventually(lambda: incus.host.run(monitor, check=False).returncode == 0, incus.story)
+    bump(incus, name, update)
 
 
 def test_a_wait_ends_with_the_update(incus: Incus, host: Host) -> None:
@@ -61,9 +69,9 @@ def test_a_wait_ends_with_the_update(incus: Incus, host: Host) -> None:
     bump(incus, name, "5")
     wait_build(incus, name)
     source(incus, "six")
-    end = during(host, name, "5", lambda: bump(incus, name, "6"))
+    end = waited(host, name, "--update", "5", act=lambda: overtake(incus, name, "6"))
     assert end.returncode == 1 and "'6' by now, and not '5'" in end.stderr
-    assert waited(host, name, "--update", "6").returncode == 0
+    assert host.run([PROGRAM, "wait", name, "--update", "6"]).stdout == f"{name}: ready\n"
     assert incus.get(name, DONE) == "6" and says(incus, name, "six")
 
     incus("stop", "-f", name)

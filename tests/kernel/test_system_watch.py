@@ -228,3 +228,24 @@ def test_changes_of_the_status_have_longer_pauses(
             assert times[2] - times[1] >= 0.6
 
     asyncio.run(main())
+
+
+def test_a_system_that_boots_slowly_is_looked_at_until_it_is_there(
+    unprivileged: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event tells that /run was mounted, however late."""
+    monkeypatch.setattr(system_watch, "_NOT_BOOTED_SECONDS", 0.1)
+
+    def cover() -> None:
+        os.makedirs("/run", exist_ok=True)
+        mount("tmpfs", "/run", "tmpfs", 0)
+        link(ONE)()
+
+    async def main() -> None:
+        async with watching(unprivileged) as (_, looks):
+            await until(partial(more_than, looks, 2))
+            assert set(looks.found) == {""}
+            unprivileged.inside(cover)
+            await until(partial(latest_is, looks, ONE))
+
+    asyncio.run(main())

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.main
 
 SCRIPTS = [
     *sorted((REPO / "hooks").iterdir()),
-    *(REPO / name for name in ("install", "example/run", ".ci/run")),
+    *(REPO / name for name in ("install", "example/run", "example/wait", ".ci/run")),
 ]
 
 

@@ -62,7 +62,7 @@ def test_a_build_tells_how_far_it_is_in_few_writes(incus: Incus, host: Host, sto
     env = {"SEEN": seen, "NAME": name, "PROGRAM": PROGRAM}
     *statuses, counted = host.sh(script, env=env).stdout.splitlines()
     writes, seconds = map(int, counted.split())
-    # `building`, one each two seconds, `starting` and `ready`.
+    # `building`, then one each two seconds, `starting` and `ready`.
     assert writes <= 3 + seconds / 2, (statuses, counted)
     named = "" if store == "isolated" else rf", part-{incus.prefix}-\d+\.0"
     counts = [match[1] for text in statuses if (match := re.fullmatch(

@@ -17,19 +17,35 @@ def test_the_newest_text_is_published_after_a_pause(monkeypatch: pytest.MonkeyPa
     async def main() -> None:
         status = BuildStatus(texts.append, "building")
         status.report("building")
-        assert texts == []
         for number in range(1000):
             status.report(f"building {number}/1000")
-        assert texts == ["building 0/1000"]
-        status.report("building 0/1000")
+        assert texts == []
         await asyncio.sleep(0.4)
-        assert texts == ["building 0/1000"], "a text that is shown already"
+        assert texts == ["building 999/1000"]
+        status.report("building 999/1000")
         status.report("one")
         status.report("two")
+        assert texts[1:] == ["one"]
         status.close()
-        await asyncio.sleep(0.4)
         status.report("three")
         await asyncio.sleep(0.4)
-        assert texts == ["building 0/1000", "one"], "nothing is told after the end"
+        assert texts[1:] == ["one"], "nothing is told after the end"
+
+    asyncio.run(main())
+
+
+def test_the_turn_of_a_build_is_told_at_once() -> None:
+    texts: list[str] = []
+
+    async def main() -> None:
+        status = BuildStatus(texts.append, "building")
+        for text in ("building 0/2", "queued: the build of a runs", "queued: the build of b runs"):
+            status.report(text)
+        assert texts == ["queued: the build of a runs"]
+        status.report("building")
+        assert texts[1:] == ["building"]
+        status.close()
+        status.report("queued: the build of a runs")
+        assert texts[1:] == ["building"]
 
     asyncio.run(main())

@@ -56,7 +56,8 @@ async def _build_in_slot(slots: BuildSlots, request: BuildRequest, listener: Lis
     owner: str | None = None
 
     def waits() -> None:
-        listener.report(queue_text(slots.holders(owner, limit), request.project))
+        of = request.project if request.names else ""
+        listener.report(queue_text(slots.holders(owner, limit), of))
 
     while True:
         if slots.taken >= limit:

@@ -11,7 +11,7 @@ from inx_sidecar.config.spec import Source
 class BuildRequest:
     """What to build for instance `name` of `project`. If `missing`, a store path, is given, a
     fetch of it is tried before `source` is built. `names` says whether the instance may know the
-    names of packages in the store."""
+    names of packages in the store, and of other instances."""
 
     uuid: str
     name: str

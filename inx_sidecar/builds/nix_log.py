@@ -111,7 +111,11 @@ class NixLog:
             case [int(done), int(expected), *_] if 0 <= done <= expected <= _COUNT_MAX:
                 match self._counters.get(number):
                     case 104:
-                        self._progress = replace(self._progress, built=done, builds=expected)
+                        before = self._progress
+                        # Nix 2.34 counts what has just been built also among what is expected.
+                        if done > before.built and expected - done == before.builds - before.built:
+                            expected = before.builds
+                        self._progress = replace(before, built=done, builds=expected)
                     case 103:
                         self._progress = replace(self._progress, fetched=done, fetches=expected)
 

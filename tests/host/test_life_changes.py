@@ -187,6 +187,7 @@ def test_fifty_changes_in_a_row_end_with_the_last_and_lose_nothing(
     assert requests.text and says(incus, name, requests.text)
     links, current = generations(host, pid)
     assert config[f"{STATUS}.generation"] == str(current) and links[current] == system
+    assert config.get(f"{STATUS}.update", "") == config.get("user.inx.update", "")
     incus.eventually(lambda: builds(host) == "", lambda: builds(host))
     incus.eventually(lambda: builders(host) == [], lambda: str(builders(host)))
     assert remembered(incus, name)["undo"] is None

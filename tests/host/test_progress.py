@@ -36,6 +36,7 @@ def many(incus: Incus) -> str:
     )
 
 
+@pytest.mark.sid
 @pytest.mark.parametrize("store", ["shared", "isolated"])
 def test_a_build_tells_how_far_it_is_in_few_writes(incus: Incus, host: Host, store: str) -> None:
     name = incus.init(flake=f"{many(incus)}#web", store=store)

@@ -39,6 +39,7 @@ def overtake(incus: Incus, name: str, update: str) -> None:
     bump(incus, name, update)
 
 
+@pytest.mark.sid
 def test_a_wait_ends_with_the_update(incus: Incus, host: Host) -> None:
     name = launched(incus)
     end = waited(host, name)

@@ -11,39 +11,48 @@ from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.instances.status_text import late_text, shown_text
+from inx_sidecar.instances.system_watch import SystemWatch
 
 _SECONDS: Final = 120.0
 
 
 class BootStatus:
-    """Ends the status `starting` of each instance, with one write."""
+    """Watches the system of each instance by `systems`, and ends its status `starting`, with one
+    write."""
 
-    def __init__(self, statuses: StatusWriter) -> None:
+    def __init__(self, statuses: StatusWriter, systems: SystemWatch) -> None:
         self._statuses = statuses
+        self._systems = systems
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def begin(self, instance: Instance) -> None:
-        """`instance` boots a system now, or did so when the last sidecar ended."""
-        self.end(instance.uuid)
+    def begin(self, instance: Instance, *, ran: bool = False) -> None:
+        """`instance` boots a system now; with `ran`, it has done so before this sidecar began."""
+        self._stop_timer(instance.uuid)
+        self._systems.begin(instance, ran=ran)
         running = Running.load(instance.uuid)
         if running is not None and running.boot_text:
             loop = asyncio.get_running_loop()
             self._timers[instance.uuid] = loop.call_later(_SECONDS, self._is_late, instance)
 
     def end(self, uuid: str) -> None:
+        self._systems.end(uuid)
+        self._stop_timer(uuid)
+
+    def _stop_timer(self, uuid: str) -> None:
         timer = self._timers.pop(uuid, None)
         if timer is not None:
             timer.cancel()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for uuid in list(self._timers):
-            self.end(uuid)
+            self._stop_timer(uuid)
+        await self._systems.close()
 
     def is_up(self, instance: Instance) -> None:
         """The system inside is up: from now on, the status says what the start gave."""
         running = Running.load(instance.uuid)
         if running is not None and running.boot_text:
-            self.end(instance.uuid)
+            self._stop_timer(instance.uuid)
             self._change(instance, running.boot_text, "")
 
     def _is_late(self, instance: Instance) -> None:

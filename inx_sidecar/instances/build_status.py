@@ -1,10 +1,17 @@
-"""The status of an instance while its system is built: at most one write each two seconds."""
+"""The status of an instance while its system is built: at most one write each two seconds.
+
+Incus refuses what a user asks for while it handles a write. So a build that lasts long is told ever
+more seldom, at last each ten seconds.
+"""
 
 import asyncio
 from collections.abc import Callable
 from typing import Final
 
 _SECONDS: Final = 2.0
+_LONGEST_SECONDS: Final = 10.0
+# A pause is this part of the time that the build has taken.
+_PART: Final = 0.1
 _QUEUED: Final = "queued"
 
 
@@ -19,7 +26,8 @@ class BuildStatus:
         self._publish = publish
         self._text = self._shown = shown
         self._timer: asyncio.TimerHandle | None = None
-        self._not_before = asyncio.get_running_loop().time() + _SECONDS
+        self._begin = asyncio.get_running_loop().time()
+        self._not_before = self._begin + _SECONDS
 
     def report(self, text: str) -> None:
         """The status has to say `text` soon, unless another text comes before."""
@@ -47,5 +55,11 @@ class BuildStatus:
         self._cancel()
         if self._text != self._shown:
             self._shown = self._text
-            self._not_before = asyncio.get_running_loop().time() + _SECONDS
+            now = asyncio.get_running_loop().time()
+            self._not_before = now + pause_after(now - self._begin)
             self._publish(self._text)
+
+
+def pause_after(seconds: float) -> float:
+    """The seconds until the next write, for a build that has taken `seconds`."""
+    return max(_SECONDS, min(seconds * _PART, _LONGEST_SECONDS))

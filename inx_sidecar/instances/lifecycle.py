@@ -62,7 +62,7 @@ class Lifecycle:
         self._gc = GcClient()
         slots = BuildSlots()
         self._systems = SystemWatch(self._look_at_system)
-        self._boots = BootStatus(self._statuses)
+        self._boots = BootStatus(self._statuses, self._systems)
         self.reconciler = RootReconciler(
             self._gc, self._statuses, self._forget, lambda uuid: self._state_of(uuid).daemon,
             self._systems.settle,
@@ -70,7 +70,7 @@ class Lifecycle:
         compare_soon = self.reconciler.compare_soon
         self.cluster = ClusterWatch(self._statuses, lambda: static_addresses(self._states))
         self._starter = Starter(
-            self._gc, self._statuses, compare_soon, self._boots_now, self.cluster
+            self._gc, self._statuses, compare_soon, self._boots.begin, self.cluster
         )
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
@@ -124,7 +124,6 @@ class Lifecycle:
             if other_with_uuid(instance) is not None:
                 return  # pre-start has refused this one; the other one goes on
             self._statuses.pause_writes(instance)
-            self._systems.end(instance.uuid)
             self._boots.end(instance.uuid)
             await state.cancel_build()
             running = Running.read(instance.uuid)
@@ -177,10 +176,6 @@ class Lifecycle:
             await self._boot_builder.reconsider(state, instance)
             return True
         return await self._updater.update(state, instance, turn)
-
-    def _boots_now(self, instance: Instance) -> None:
-        self._systems.begin(instance)
-        self._boots.begin(instance)
 
     async def _look_at_system(self, instance: Instance, inotify: INotify | None) -> Look:
         """Called when the links inside may have changed. The status that an activation by inx gives
@@ -253,8 +248,7 @@ class Lifecycle:
                     await self._boot_builder.proceed(state, await deploy(self._gc, instance))
             else:
                 self._statuses.publish_saved(instance)
-                self._systems.begin(instance, ran=True)
-                self._boots.begin(instance)
+                self._boots.begin(instance, ran=True)
                 bootstrap.remove_stale_console(uuid)
         instance_log(facts.lxc_name).info("taken over")
 
@@ -266,8 +260,7 @@ class Lifecycle:
         """Stop the builds; leave everything else as it is for the next sidecar."""
         await self._take_overs.close()
         await self.reconciler.close()
-        await self._systems.close()
-        self._boots.close()
+        await self._boots.close()
         await self.daemons.close()
         for state in list(self._states.values()):
             await state.cancel_build()
@@ -283,7 +276,6 @@ class Lifecycle:
             rootfs = deployment.instance.rootfs if deployment else ""
             if Running.load(uuid) or (rootfs and os.path.exists(rootfs)):
                 return  # an instance has this uuid again, as after an import
-            self._systems.end(uuid)
             self._boots.end(uuid)
             await state.cancel_build()
             state.container_ended()

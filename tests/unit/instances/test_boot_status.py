@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from inotify_simple import INotify
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api
@@ -15,6 +16,8 @@ from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import Status, StatusWriter
 from inx_sidecar.instances import boot_status
 from inx_sidecar.instances.boot_status import BootStatus
+from inx_sidecar.instances.system_look import Look
+from inx_sidecar.instances.system_watch import SystemWatch
 from inx_sidecar.kernel.process_times import process_start_time
 
 pytestmark = pytest.mark.life
@@ -40,6 +43,11 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str
     return found
 
 
+async def look(_: Instance, _inotify: INotify | None) -> Look:
+    """Without an event, the system is not up."""
+    return Look(changed=False, booted=False)
+
+
 def texts(written: list[Mapping[str, str]]) -> list[tuple[str, str | None]]:
     return [(one["user.inx.status"], one.get("user.inx.status.update")) for one in written]
 
@@ -51,7 +59,7 @@ async def settle(statuses: StatusWriter) -> None:
 def test_a_system_that_is_up_soon_gets_one_status(written: list[Mapping[str, str]]) -> None:
     async def main() -> None:
         statuses = StatusWriter()
-        boots = BootStatus(statuses)
+        boots = BootStatus(statuses, SystemWatch(look))
         statuses.publish(WEB, Status("starting", "/system", 1))
         boots.begin(WEB)
         boots.is_up(WEB)
@@ -59,6 +67,7 @@ def test_a_system_that_is_up_soon_gets_one_status(written: list[Mapping[str, str
         boots.is_up(WEB)
         await settle(statuses)
         assert boots._timers == {}
+        await boots.close()
 
     asyncio.run(main())
     assert texts(written) == [("ready", "2")]
@@ -72,7 +81,7 @@ def test_a_system_that_is_late_is_told_and_may_come_up_later(
 
     async def main() -> None:
         statuses = StatusWriter()
-        boots = BootStatus(statuses)
+        boots = BootStatus(statuses, SystemWatch(look))
         statuses.publish(WEB, Status("starting", "/system", 1))
         boots.begin(WEB)
         while len(written) < 2:
@@ -81,7 +90,7 @@ def test_a_system_that_is_late_is_told_and_may_come_up_later(
         boots.begin(WEB)
         boots.is_up(WEB)
         await settle(statuses)
-        boots.close()
+        await boots.close()
 
     asyncio.run(main())
     (first, last), late = (texts(written)[0], texts(written)[2]), texts(written)[1]
@@ -93,11 +102,12 @@ def test_a_system_that_is_late_is_told_and_may_come_up_later(
 def test_a_build_meanwhile_goes_on_to_be_told(written: list[Mapping[str, str]]) -> None:
     async def main() -> None:
         statuses = StatusWriter()
-        boots = BootStatus(statuses)
+        boots = BootStatus(statuses, SystemWatch(look))
         statuses.publish(WEB, Status("building 1/2, x", "/system", 1))
         boots.begin(WEB)
         boots.is_up(WEB)
         await settle(statuses)
+        await boots.close()
 
     asyncio.run(main())
     assert texts(written) == [("building 1/2, x", None)]

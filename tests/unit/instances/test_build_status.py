@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inx_sidecar.instances import build_status
-from inx_sidecar.instances.build_status import BuildStatus
+from inx_sidecar.instances.build_status import BuildStatus, pause_after
 
 pytestmark = pytest.mark.main
 
@@ -49,3 +49,11 @@ def test_the_turn_of_a_build_is_told_at_once() -> None:
         assert texts[1:] == ["building"]
 
     asyncio.run(main())
+
+
+def test_a_build_that_lasts_long_is_told_more_seldom() -> None:
+    assert [pause_after(seconds) for seconds in (0, 20, 50, 100, 10_000)] == [2, 2, 5, 10, 10]
+    now, writes = 0.0, 0
+    while now < 7200:
+        now, writes = now + pause_after(now), writes + 1
+    assert writes < 800

@@ -5,15 +5,20 @@ database cannot be read, as with a new schema, `nix-store` is asked. The caller 
 first, so that no part of the closure is collected before it is used.
 """
 
+import asyncio
 import logging
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
 from inx_sidecar.base.process import run
 from inx_sidecar.nix.store_paths import CLOSURE_QUERY, STORE_PATH
+
+# A container may make a closure of any size.
+_COMPARED_MAX: Final = 100_000
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +37,34 @@ async def closure_of(wanted: Sequence[str]) -> frozenset[str]:
     for path in wanted:
         if path not in found:
             raise SystemMissingError(f"{path} is not in the store")
+    return found
+
+
+async def sizes_of(systems: Sequence[str]) -> list[dict[str, int]]:
+    """The store paths in the closure of each of `systems`, with their sizes in bytes.
+
+    A thread reads them: twenty thousand paths take half a second. SystemMissingError if one of
+    `systems` is not valid; UnsupportedError if the database cannot be read, or a closure has too
+    many paths.
+    """
+    return await asyncio.to_thread(_read_sizes, systems)
+
+
+def _read_sizes(systems: Sequence[str]) -> list[dict[str, int]]:
+    query = CLOSURE_QUERY.format("?") + "select path, narSize from closure join ValidPaths using "
+    found = []
+    try:
+        with closing(sqlite3.connect(f"file:{paths.NIX_DB}?mode=ro", uri=True, timeout=5)) as db:
+            for system in systems:
+                rows = db.execute(f"{query} (id) limit ?", (system, _COMPARED_MAX + 1))
+                found.append({path: size or 0 for path, size in rows})
+    except sqlite3.Error as error:
+        raise UnsupportedError(f"cannot read Nix's database {paths.NIX_DB}: {error}") from None
+    for system, sizes in zip(systems, found, strict=True):
+        if not sizes:
+            raise SystemMissingError(f"{system} is not in the store")
+        if len(sizes) > _COMPARED_MAX:
+            raise UnsupportedError(f"the closure of {system} has over {_COMPARED_MAX} store paths")
     return found
 
 

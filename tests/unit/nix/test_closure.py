@@ -10,8 +10,9 @@ from typing import Final
 import pytest
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.nix.closure import closure_of
+from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
+from inx_sidecar.nix import closure
+from inx_sidecar.nix.closure import closure_of, sizes_of
 
 pytestmark = pytest.mark.isolated
 
@@ -108,3 +109,28 @@ def test_a_path_that_is_not_valid_has_no_closure(
         asyncio.run(closure_of([stored(name) for name in wanted]))
     database.commit()
     assert stored("gone") in asyncio.run(closure_of([stored(name) for name in wanted]))
+
+
+def test_the_sizes_of_closures(database: sqlite3.Connection) -> None:
+    database.execute("update ValidPaths set narSize = 7 where path = ?", (stored("third"),))
+    database.commit()
+    assert asyncio.run(sizes_of([stored("first"), stored("alone")])) == [
+        {stored("first"): 0, stored("second"): 0, stored("third"): 7},
+        {stored("alone"): 0},
+    ]
+    with pytest.raises(SystemMissingError, match=f"^{stored('gone')} is not in the store$"):
+        asyncio.run(sizes_of([stored("first"), stored("gone")]))
+
+
+@pytest.mark.usefixtures("database")
+def test_a_closure_without_end_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closure, "_COMPARED_MAX", 3)
+    assert len(asyncio.run(sizes_of([stored("first")]))[0]) == 3
+    with pytest.raises(UnsupportedError, match=r"deep0 has over 3 store paths$"):
+        asyncio.run(sizes_of([stored("deep0")]))
+
+
+def test_sizes_need_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "NIX_DB", str(tmp_path / "none.sqlite"))
+    with pytest.raises(UnsupportedError, match="cannot read Nix's database"):
+        asyncio.run(sizes_of([stored("first")]))

@@ -8,6 +8,7 @@
   path ? [ ], # directories with programs that take precedence over those of busybox
   activate ? "", # more commands of the activation; _status=N makes it end with exit status N
   switch ? null, # the commands of switch-to-configuration switch|test; null: the activation alone
+  dryActivate ? ":", # the commands of switch-to-configuration dry-activate
   init ? null, # the program that is PID 1 once the system is activated; null: a shell
 }:
 let
@@ -56,7 +57,8 @@ let
       #!${busybox}/bin/sh
       case $1 in
         switch | test) ${if switch == null then "exec ${out}/activate" else switch} ;;
-        boot | dry-activate) ;;
+        dry-activate) ${dryActivate} ;;
+        boot) ;;
         *)
           echo "usage: $0 switch|boot|test|dry-activate" >&2
           exit 1

@@ -34,6 +34,16 @@ let
       printf "Activation script snippet '%s' failed (%s)\n" ${snippetName} $_localstatus
     fi
   '';
+  # The services that run and whose unit files differ.
+  changed = ''
+    export PATH=${out}/sw/bin
+    changed=
+    for unit in ${out}/etc/systemd/system/*.service; do
+      name=''${unit##*/}
+      systemctl is-active --quiet "$name" || continue
+      cmp -s "$unit" "/etc/systemd/system/$name" || changed="$changed $name"
+    done
+  '';
 in
 import ./system.nix {
   inherit deps name version;
@@ -49,13 +59,7 @@ import ./system.nix {
   # What switch-to-configuration of NixOS does, as far as it concerns a system without users that log in: it activates,
   # reloads systemd, applies tmpfiles, restarts services that changed, starts new ones, and reports units that failed.
   switch = ''
-    export PATH=${out}/sw/bin
-    changed=
-    for unit in ${out}/etc/systemd/system/*.service; do
-      name=''${unit##*/}
-      systemctl is-active --quiet "$name" || continue
-      cmp -s "$unit" "/etc/systemd/system/$name" || changed="$changed $name"
-    done
+    ${changed}
     echo "activating the configuration..." >&2
     result=0
     ${out}/activate || {
@@ -67,7 +71,7 @@ import ./system.nix {
     echo "restarting sysinit-reactivation.target" >&2
     systemd-tmpfiles --create --remove --exclude-prefix=/dev
     if [ -n "$changed" ]; then
-      echo "restarting the following units:$changed" >&2
+      echo "restarting the following units: $(echo $changed | sed 's/ /, /g')" >&2
       systemctl restart $changed || result=4
     fi
     systemctl start multi-user.target || result=4
@@ -78,6 +82,14 @@ import ./system.nix {
       result=4
     fi
     exit $result
+  '';
+
+  dryActivate = ''
+    ${changed}
+    echo "would activate the configuration..." >&2
+    if [ -n "$changed" ]; then
+      echo "would restart the following units: $(echo $changed | sed 's/ /, /g')" >&2
+    fi
   '';
 
   init = "${systemd}/usr/lib/systemd/systemd";

@@ -104,6 +104,10 @@ def build_log(uuid: str) -> str:
     return f"{LOG}/{uuid}.build.log"
 
 
+def change_log(uuid: str) -> str:
+    return f"{LOG}/{uuid}.changes"
+
+
 def daemon_socket_unit(uuid: str) -> str:
     return f"inx-nix-daemon@{uuid}.socket"
 

@@ -13,7 +13,7 @@ from inx_sidecar.base.errors import ConfigError, not_allowed, quoted
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.nic_keys import NIC_KEY, parse_nics
 from inx_sidecar.config.reference_hints import ABSOLUTE, plain_attribute, reference_hint
-from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
+from inx_sidecar.config.spec import TRIES, Flake, InstanceSpec, NixFile, Source, System
 from inx_sidecar.nix.store_paths import STORE_PATH, split_store_paths
 
 PREFIX: Final = "user.inx."
@@ -238,12 +238,12 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.daemon": _check_one_of("true", "false"),
     "user.inx.generation": _check_number(1, 999_999_999),
     "user.inx.update": _accept_any,
-    "user.inx.activate": _check_one_of("switch", "boot", "test", "none"),
+    "user.inx.activate": _check_one_of("switch", "boot", "test", "none", *TRIES),
     "user.inx.keep": _check_number(1, 1000),
     "user.inx.order": _check_number(0, 999_999_999),
 }
 _WRITTEN_BY_INX: Final = re.compile(
-    r"user\.inx\.(status(\.system|\.generation|\.update)?|sealed|declared)"
+    r"user\.inx\.(status(\.(system|generation|update|changes))?|sealed|declared)"
 )
 
 

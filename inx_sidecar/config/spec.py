@@ -3,9 +3,13 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.nic_keys import Nic
+
+# Values of `activate` with which a system is only tried: nothing is made current.
+TRIES: Final = ("build", "dry-activate")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class InstanceSpec:
     `keep`: how many generations remain.
     `daemon`: whether the instance has a Nix daemon; None if the key is not set.
     `included`: the store paths that an isolated container sees besides its systems.
-    `activate`: what a change does while the instance runs: switch, boot, test or none.
+    `activate`: what a change does while the instance runs: switch, boot, test, none or one of
+    TRIES.
     """
 
     source: Source
@@ -123,6 +128,17 @@ class InstanceSpec:
         """
         identity = f"system {resolved}" if isinstance(self.source, System) else self.source_identity
         return hashlib.sha256(f"{identity}\0{self.update}".encode()).hexdigest()[:32]
+
+    @property
+    def wish(self) -> str:
+        """A digest of the system that is asked for, whatever is done with it. The files of the
+        source, and what a link leads to, have no part in it."""
+        wanted = f"{self.source_identity}\0{self.update}\0{self.generation}"
+        return hashlib.sha256(wanted.encode()).hexdigest()[:32]
+
+    @property
+    def only_tries(self) -> bool:
+        return self.activate in TRIES
 
     @property
     def source_identity(self) -> str:

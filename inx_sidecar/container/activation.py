@@ -17,6 +17,7 @@ _TOLERATED: Final = {
     4: "some units failed",
     100: "it takes a restart of the instance to switch",
 }
+_NEEDS_RESTART: Final = 100
 # What switch-to-configuration, in Perl or Rust, and the activation script print of failures
 # (nixpkgs, nixos/modules/system/activation).
 _FAILED: Final = (
@@ -30,6 +31,15 @@ _LESS: Final = (
     re.compile(r"(Failed to run activate script|Failed to install bootloader)"),
     re.compile(r"(Pre-switch checks failed|Could not acquire lock|Unable to list users .+)"),
 )
+# What they do with units, and would do with dry-activate.
+_UNITS: Final = (
+    re.compile(r"((?:would )?(?:NOT )?[a-z]+) the following (?:changed |user )*units: (.+)"),
+    re.compile(r"the following new units were (started): (.+)"),
+    re.compile(r"(would restart|restarting) (systemd)(?:\.\.\.)?"),
+)
+_UNIT_LINES_MAX: Final = 50
+# The exit status of a program that SIGKILL has ended, as the shell gives it.
+_KILLED: Final = 137
 # Codes of IncusError: Incus is not reachable, or shuts down.
 _UNAVAILABLE: Final = (0, 503)
 # The log is inside, where the container's own limits apply to what the container prints.
@@ -53,7 +63,8 @@ _SCRIPT: Final = f"""
     while [ -e $pid_file ] && runs && wait_more; do :; done
     $busybox rm -f /{LOG} $pid_file
     echo $$ >$pid_file
-    "$0" "$1" >/{LOG} 2>&1 </dev/null
+    # A program that goes on would keep the lock that the next activation needs.
+    ${{2:+$busybox timeout -s KILL $2}} "$0" "$1" >/{LOG} 2>&1 </dev/null
     status=$?
     $busybox rm -f $pid_file
     exit $status
@@ -77,8 +88,11 @@ async def switch(instance: Instance, system: str, verb: str, seconds: float) -> 
     Its output goes to LOG inside. ActivationError if it cannot be started, or does not end within
     `seconds`. IncusError if Incus is not available, which says nothing about the system.
     """
+    return await _execute(instance, system, [*_COMMAND, f"{system}/{_PROGRAM}", verb], seconds)
+
+
+async def _execute(instance: Instance, system: str, command: Sequence[str], seconds: float) -> int:
     name = instance.name
-    command = [*_COMMAND, f"{system}/{_PROGRAM}", verb]
     try:
         return await incus.execute(instance.project, name, command, seconds)
     except TimeoutError:
@@ -89,6 +103,13 @@ async def switch(instance: Instance, system: str, verb: str, seconds: float) -> 
         if error.code in _UNAVAILABLE:
             raise
         raise ActivationError(f"cannot activate {system} in {name!r}: {error}") from None
+
+
+async def dry_activate(instance: Instance, system: str, seconds: int, limit: float) -> int:
+    """As `switch` with the verb dry-activate, which changes nothing. After `seconds`, the program
+    is ended; `limit` is that of `switch`."""
+    command = [*_COMMAND, f"{system}/{_PROGRAM}", "dry-activate", str(seconds)]
+    return await _execute(instance, system, command, limit)
 
 
 def describe_result(status: int, lines: Sequence[str], system: str, name: str) -> str:
@@ -104,6 +125,34 @@ def describe_result(status: int, lines: Sequence[str], system: str, name: str) -
     if status in _TOLERATED:
         return f"{_TOLERATED[status]}{reason}"
     raise ActivationError(f"activating {system} in {name!r} ended with status {status}{reason}")
+
+
+def describe_dry_run(
+    status: int, lines: Sequence[str], system: str, name: str, seconds: int
+) -> str:
+    """What switch-to-configuration would do with units, by its exit status and its output.
+
+    ActivationError if it does not say: it failed, or was ended after `seconds`.
+    """
+    if status == 0:
+        return "; ".join(units_of(lines)) or "no unit would change"
+    if status == _NEEDS_RESTART:
+        return _TOLERATED[status]
+    if status == _KILLED:
+        raise ActivationError(
+            f"dry-activate of {system} in {name!r} took over {seconds} s, or was killed"
+        )
+    reason = _reason(lines)
+    reason = f": {reason}" if reason else ""
+    raise ActivationError(
+        f"dry-activate of {system} in {name!r} ended with status {status}{reason}"
+    )
+
+
+def units_of(lines: Sequence[str]) -> list[str]:
+    """What the output of switch-to-configuration names as done, or to be done, with which units."""
+    found = (match for line in lines for says in _UNITS if (match := says.fullmatch(line)))
+    return [f"{match[1]} {match[2]}" for match in found][:_UNIT_LINES_MAX]
 
 
 def _reason(lines: Sequence[str]) -> str:

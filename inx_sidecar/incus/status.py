@@ -26,6 +26,7 @@ INTERRUPTED: Final = "failed: it stopped while its system was built; start it to
 # How each status begins that another member of the cluster writes, as there is no inx on this one.
 ELSEWHERE: Final = "failed: no inx on the member "
 _KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
+_CHANGES_KEY: Final = "user.inx.status.changes"
 _TEXT_MAX: Final = 800
 _FIRST_RETRY_SECONDS: Final = 0.1
 # A start or another request of a user takes no longer than a minute; a longer refusal has a cause
@@ -54,7 +55,8 @@ class Status:
 
     `sealed`: the generations have seals of this instance, which the key SEALED then says.
     `update`: the value of user.inx.update that was dealt with, as `update_key.shown` gives it; None
-    leaves the key as it is.
+    leaves the key as it is. `changes`: what the last update changed, in one line; None leaves what
+    Incus has.
     """
 
     text: str
@@ -62,13 +64,15 @@ class Status:
     generation: int | None = None
     sealed: bool = False
     update: str | None = None
+    changes: str | None = None
 
     def config(self) -> dict[str, str]:
         """The status keys with their values; "" unsets a key."""
         number = "" if self.generation is None else str(self.generation)
         values = one_line(self.text, _TEXT_MAX), self.system, number
-        dealt_with = {} if self.update is None else {DEALT_WITH: self.update}
-        return dict(zip(_KEYS, values, strict=True)) | dealt_with
+        more = {DEALT_WITH: self.update, _CHANGES_KEY: self.changes}
+        present = {key: value for key, value in more.items() if value is not None}
+        return dict(zip(_KEYS, values, strict=True)) | present
 
 
 def visible_config(
@@ -86,6 +90,11 @@ def visible_config(
         failed = text.startswith("failed: ")
         text = hidden + (f"; 'journalctl INX_INSTANCE={name}' has the names" if failed else "")
     return config | {_TEXT_KEY: text}
+
+
+def told_system(instance: Instance) -> str:
+    """The system that the status names, as the configuration of `instance` has it."""
+    return instance.config.get(_KEYS[1], "")
 
 
 def next_retry(retry: float, waited: float) -> float:
@@ -129,7 +138,8 @@ class StatusWriter:
         """`instance` has just been read from Incus: the status in its configuration is what Incus
         has."""
         if _key(instance) not in self._tasks:
-            known = {key: instance.config.get(key, "") for key in (*_KEYS, DEALT_WITH, SEALED)}
+            keys = *_KEYS, DEALT_WITH, _CHANGES_KEY, SEALED
+            known = {key: instance.config.get(key, "") for key in keys}
             self._last[_key(instance)] = known
 
     def text_of(self, instance: Instance) -> str:
@@ -191,7 +201,9 @@ class StatusWriter:
 
     def save_for_successor(self, instance: Instance, status: Status) -> None:
         """Save `status`; the next sidecar publishes it if this one ends before it does."""
-        saved_status.save(instance.uuid, _config(instance, status))
+        saved = saved_status.load(instance.uuid) or {}
+        kept = {key: saved[key] for key in (_CHANGES_KEY,) if key in saved}
+        saved_status.save(instance.uuid, kept | _config(instance, status))
 
     def publish_refusal(self, instance: Instance, error: InxError) -> None:
         """Write that a hook refused the start of `instance`, after Incus has undone the start."""

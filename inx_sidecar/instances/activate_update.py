@@ -18,6 +18,7 @@ from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
+from inx_sidecar.instances.change_report import ChangeReport
 from inx_sidecar.instances.deployment import Deployment
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.sealing import with_seal
@@ -34,29 +35,30 @@ async def activate_update(
     gc: GcClient,
     state: InstanceState,
     deployment: Deployment,
-    system: str,
+    report: ChangeReport,
     change: Select | Append,
 ) -> str:
-    """Write the generation and activate `system`; the status text, empty if all went well.
+    """Write the generation and activate the system of `report`, which has a root; `report` gets
+    what is done with units. Returns the status text, empty if all went well.
 
     ActivationError if the system is not active; then the profile is as it was before.
     """
-    instance, spec = deployment.instance, deployment.spec
+    instance, spec, system = deployment.instance, deployment.spec, report.after
     mode = spec.activate
     owner = instance.lxc_name, instance.uuid
-    await direct_roots.add(gc, *owner, {system_roots.NEXT: system})
     await build.remove_build_directory(instance.uuid)
     activation.check_can_switch(instance, system)
     written = None if mode == "test" else with_seal(change, instance)
     if written is not None:
         Running.amend(instance.uuid, undo=_profile_to_restore(deployment))
     try:
-        await _write(state, deployment, system, written)
+        await show_and_write(state, deployment, system, written)
         if mode != "boot":
             Running.amend(instance.uuid, attempted_digest=deployment.digest)
         timeout = deployment.settings.build_timeout
         status = await activation.switch(instance, system, mode, timeout)
-        lines = await _last_output(instance)
+        lines = await last_output(instance)
+        report.units = activation.units_of(lines)
         note = activation.describe_result(status, lines, system, instance.name)
     except Exception:
         try:
@@ -86,7 +88,7 @@ async def undo_generation(instance: Instance) -> None:
         Running.amend(instance.uuid, undo=None)
 
 
-async def _write(
+async def show_and_write(
     state: InstanceState, deployment: Deployment, system: str, change: Change | None
 ) -> None:
     """Write the generation; before that, show an isolated container the closure of `system`."""
@@ -113,7 +115,7 @@ def _profile_to_restore(deployment: Deployment) -> dict[str, Any] | None:
     )
 
 
-async def _last_output(instance: Instance) -> list[str]:
+async def last_output(instance: Instance) -> list[str]:
     """The last lines that an activation printed; they go to the journal too."""
     try:
         with open_container(instance) as (container, _):

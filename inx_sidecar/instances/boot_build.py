@@ -1,6 +1,7 @@
 """Build the system of an instance whose init waits for it, then let that init boot the system."""
 
 import asyncio
+from dataclasses import replace
 
 from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.journal import instance_log
@@ -13,6 +14,7 @@ from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.status import Status, StatusWriter
 from inx_sidecar.incus.update_key import asked_now
+from inx_sidecar.instances.change_report import ChangeReport, begin_report
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
@@ -89,9 +91,15 @@ class BootBuilder:
                 await asyncio.sleep(pause)
                 self._statuses.publish(instance, Status(building_text()))
             boot = await self._built(deployment, plan, console)
+            report = None
+            if not boot.fallback_reason:
+                before = deployment.present.system or ""
+                report = await begin_report(instance, "start", before, boot.system)
             await state.mounted.wait()
             async with state.lock:
-                boot = await self._let_init_boot_or_fall_back(state, deployment, boot, console)
+                boot = await self._let_init_boot_or_fall_back(
+                    state, deployment, boot, console, report
+                )
             source = deployment.spec.source
             instance_log(instance.lxc_name).info("runs %s from %s", boot.system, source)
         except InxError as error:
@@ -128,12 +136,17 @@ class BootBuilder:
         return Boot(system, change, fallback=plan.fallback)
 
     async def _let_init_boot_or_fall_back(
-        self, state: InstanceState, deployment: Deployment, boot: Boot, console: bootstrap.Console
+        self,
+        state: InstanceState,
+        deployment: Deployment,
+        boot: Boot,
+        console: bootstrap.Console,
+        report: ChangeReport | None = None,
     ) -> Boot:
         """As `_let_init_boot`; if the generation cannot be written, boot one that is there. Returns
         what is booted."""
         try:
-            await self._let_init_boot(state, deployment, boot, console)
+            await self._let_init_boot(state, deployment, boot, console, report)
             return boot
         except InstanceError as error:
             other = boot_fallback(boot, deployment.present, str(error))
@@ -145,9 +158,15 @@ class BootBuilder:
 
     @names_full_storage
     async def _let_init_boot(
-        self, state: InstanceState, deployment: Deployment, boot: Boot, console: bootstrap.Console
+        self,
+        state: InstanceState,
+        deployment: Deployment,
+        boot: Boot,
+        console: bootstrap.Console,
+        report: ChangeReport | None = None,
     ) -> None:
-        """Write the generation into the container that waits, and let its init continue."""
+        """Write the generation into the container that waits, and let its init continue. `report`
+        has what a build gave."""
         assert state.container is not None
         instance = deployment.instance
         # The build's link roots the system until the instance's own root exists.
@@ -163,6 +182,9 @@ class BootBuilder:
             await write_generation(state.container, change)
         state.close_container()
         status = await self._starter.record_boot(state, deployment, boot)
+        if report is not None:
+            report.write(f"generation {status.generation}")
+            status = replace(status, changes=report.line)
         self._statuses.save_for_successor(instance, status)
         console.ready(fallback_text(boot, deployment.present))
         self._statuses.publish(instance, status)

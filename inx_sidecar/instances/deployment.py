@@ -24,7 +24,9 @@ from inx_sidecar.nix.closure import closure_of
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.store_paths import check_toplevel, resolve_toplevel, valid_paths
+from inx_sidecar.roots import tried_system
 from inx_sidecar.roots.system_roots import add_system_roots
+from inx_sidecar.roots.tried_system import Tried
 
 _INCLUDE: Final = "user.inx.store.include"
 _NOT_SEALED: Final = "an isolated instance has only the generations that this host has given to it"
@@ -36,6 +38,7 @@ class Deployment:
 
     `digest` identifies the whole spec: a deployment with another digest is another request.
     `running` is true for an update of an instance that runs: its PID 1 stays.
+    `tried` is the system that was tried last, for whatever spec.
     """
 
     instance: Instance
@@ -46,6 +49,7 @@ class Deployment:
     settings: Settings
     digest: str
     running: bool = False
+    tried: Tried | None = None
 
     @property
     def has_daemon(self) -> bool:
@@ -84,18 +88,21 @@ def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
     every = generations.read(instance.rootfs, instance.name)
     # An isolated container sees what it boots, so it must not choose a system by itself.
     present = trusted_generations(every, instance)
-    # With `activate=test`, a restart boots the current generation.
-    keep_current = spec.activate == "test" and not running
+    # With `activate=test`, and while systems are only tried, a restart boots the one that is
+    # current.
+    keep_current = not running and (spec.activate == "test" or spec.only_tries)
+    tried = tried_system.read(instance.uuid)
     try:
         plan = choose_plan(
-            spec, present, instance.name, valid_paths, resolve_toplevel, keep_current=keep_current
-        )
+            spec, present, instance.name, valid_paths, resolve_toplevel, keep_current=keep_current,
+            tried=tried.system if tried and tried.wish == spec.wish else None,
+        )  # fmt: skip
     except SystemMissingError as error:
         if spec.generation in every.links.keys() - present.links.keys():
             raise SystemMissingError(f"{error}; {_NOT_SEALED}") from None
         raise
     digest = _digest(spec, instance.name)
-    return Deployment(instance, spec, present, every, plan, settings, digest, running)
+    return Deployment(instance, spec, present, every, plan, settings, digest, running, tried)
 
 
 async def root_deployment(gc: GcClient, deployment: Deployment) -> None:

@@ -56,17 +56,23 @@ def choose_plan(
     resolve: Callable[[str, str], str],
     *,
     keep_current: bool = False,
+    tried: str | None = None,
 ) -> Plan:
     """What a start of `instance` has to do; SystemMissingError if it cannot start at all.
 
     `valid` selects the store paths that are valid; `resolve` gives the store path that a System
     leads to. With `keep_current`, a current generation that can be booted is booted, whatever the
-    source is now.
+    source is now. `tried` is the system that was tried for this spec: it is not built again.
     """
+    if keep_current and spec.only_tries and present.current is not None:
+        runs = present.links[present.current]
+        if runs in valid({runs}):
+            return Boot(runs)
     if spec.generation is not None:
         return _plan_pinned(spec.generation, present, instance, valid)
     current = present.newest if present.pinned else present.current
-    bootable = valid(set(present.links.values()))
+    bootable = valid({*present.links.values(), *([tried] if tried else [])})
+    tried = tried if tried in bootable else None
     system = None if current is None else present.links[current]
     usable = system in bootable
     order = ([] if current is None else [current]) + sorted(present.links, reverse=True)
@@ -76,7 +82,7 @@ def choose_plan(
         return _boot_generation(fallback, present)
     if isinstance(spec.source, System):
         try:
-            target = resolve(spec.source.path, instance)
+            target = tried or resolve(spec.source.path, instance)
         except SystemMissingError as error:
             if fallback is None:
                 raise
@@ -88,6 +94,8 @@ def choose_plan(
             return Boot(target, Append(target, fingerprint, spec.keep), fallback=fallback)
     else:
         fingerprint = spec.fingerprint()
+        if fingerprint != present.fingerprint and tried is not None:
+            return Boot(tried, Append(tried, fingerprint, spec.keep), fallback=fallback)
         if fingerprint != present.fingerprint:
             return Build(fingerprint, fallback=fallback)
         if not usable:

@@ -16,7 +16,7 @@ from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus import last_known
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import STARTING, Status, StatusWriter
+from inx_sidecar.incus.status import STARTING, Status, StatusWriter, told_system
 from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.cluster_watch import ClusterWatch
 from inx_sidecar.instances.conflicts import check_addresses
@@ -35,8 +35,9 @@ from inx_sidecar.instances.status_text import (
 )
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
+from inx_sidecar.nix.generation_changes import Append
 from inx_sidecar.nix.store_paths import redact_store_paths
-from inx_sidecar.roots import direct_roots, lineage
+from inx_sidecar.roots import direct_roots, lineage, tried_system
 from inx_sidecar.roots.system_roots import ACTIVE, CURRENT, NEXT, add_system_roots
 
 # A daemon of the former container that does not end delays no start; its socket comes later.
@@ -158,20 +159,27 @@ class Starter:
         await add_system_roots(self._gc, instance, after, boot.system)
         for former in (ACTIVE, NEXT, CURRENT):
             direct_roots.drop_if_there(instance.lxc_name, instance.uuid, former)
+        tried = deployment.tried
+        if tried and (isinstance(boot.change, Append) or tried.wish != deployment.spec.wish):
+            tried_system.forget(instance.lxc_name, instance.uuid)
         self._compare_soon()
         failed, update = fallback_text(boot, deployment.present), asked_now(instance.config)
         text = failed or ready_text(mapped=state.mapped)
         Running.amend(
             instance.uuid, mapped=state.mapped, booted=boot.system,
             profile_system=after.system or "", visible_systems=(boot.system,),
-            spec_digest=deployment.digest, status_text=text, sealed=True, update=update,
-            boot_text=STARTING,
+            spec_digest="" if deployment.spec.only_tries else deployment.digest,
+            status_text=text, sealed=True, update=update, boot_text=STARTING,
         )  # fmt: skip
         self._booted(instance)
+        # What the last update changed is not about another system that was chosen since.
+        same = boot.system == told_system(instance)
+        as_made = deployment.spec.activate == "boot" and boot.change is None
+        changes = None if same or as_made else ""
         number = generation_of(boot.system, after)
         if failed:
-            return Status(failed, boot.system, number, sealed=True, update=update)
-        return Status(STARTING, boot.system, number, sealed=True)
+            return Status(failed, boot.system, number, True, update, changes)
+        return Status(STARTING, boot.system, number, sealed=True, changes=changes)
 
     @names_full_storage
     async def _attach(self, container: Container, deployment: Deployment) -> bool:

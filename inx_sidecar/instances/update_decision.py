@@ -2,6 +2,7 @@
 
 from enum import Enum
 
+from inx_sidecar.config.spec import TRIES
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.plan import Boot, Plan
 
@@ -10,7 +11,7 @@ class UpdateStep(Enum):
     """CONTINUE: let the running build go on, it is for this spec.
     NOTHING: this spec was dealt with before, with success or not.
     RECORD: note that the spec was dealt with; there is nothing to activate.
-    DEPLOY: build if needed, make a generation and activate it."""
+    DEPLOY: build if needed, then make a generation and activate it, or only try it."""
 
     CONTINUE = "continue"
     NOTHING = "nothing"
@@ -29,8 +30,8 @@ def update_needed(
     if building == digest:
         return UpdateStep.CONTINUE
     # An activation that failed or was cut short has changed the instance: only another activation
-    # brings it to a known state.
-    half_done = running.attempted_digest not in ("", digest)
+    # brings it to a known state. A try does not activate.
+    half_done = activate not in TRIES and running.attempted_digest not in ("", digest)
     if digest == running.spec_digest and not half_done:
         return UpdateStep.NOTHING
     unchanged = isinstance(plan, Boot) and plan.change is None

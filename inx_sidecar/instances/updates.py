@@ -19,6 +19,7 @@ from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import BUILDING, StatusWriter
 from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.activate_update import activate_update, undo_generation
+from inx_sidecar.instances.change_report import begin_report
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.obtain_system import change_of, obtain_system
@@ -32,12 +33,13 @@ from inx_sidecar.instances.status_text import (
     running_status,
     shown_text,
 )
+from inx_sidecar.instances.try_system import forget_other_try, try_system
 from inx_sidecar.instances.update_decision import UpdateStep, update_needed
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generation_changes import Append, Select
 from inx_sidecar.nix.generations import Generations
-from inx_sidecar.roots import direct_roots, system_roots
+from inx_sidecar.roots import direct_roots, system_roots, tried_system
 
 
 class Updater:
@@ -125,35 +127,45 @@ class Updater:
         except asyncio.CancelledError:
             running = Running.load(instance.uuid)
             if running is not None:
-                self._publish(instance, running.status_text)  # instead of "queued"
+                self._publish(instance, shown_text(running))  # instead of "queued"
             raise
 
     async def _deploy(self, state: InstanceState, deployment: Deployment) -> bool:
         """False if the update has failed; the status says why."""
-        instance = deployment.instance
+        instance, spec = deployment.instance, deployment.spec
         owner = instance.lxc_name, instance.uuid
+        report = None
         try:
             system, change = await self._system_and_change(deployment)
+            await direct_roots.add(self._gc, *owner, {system_roots.NEXT: system})
+            report = await begin_report(instance, spec.activate, _system_of(instance), system)
+            # From here on, a newer spec waits: a program inside may run.
             state.activating = True
-            text = await activate_update(self._gc, state, deployment, system, change)
-            if deployment.spec.activate in ("switch", "test"):
+            if spec.only_tries:
+                text, outcome = await try_system(self._gc, state, deployment, report), "tried"
+            else:
+                text = await activate_update(self._gc, state, deployment, report, change)
+                outcome = await self._root_generations(deployment)
+            if spec.activate in ("switch", "test"):
                 Running.amend(instance.uuid, boot_text="")  # switching waits until it is up
-            present = generations.read(instance.rootfs, instance.name)
-            await system_roots.add_system_roots(self._gc, instance, present, None)
             direct_roots.drop_if_there(*owner, system_roots.NEXT)
-            self._record(state, deployment, _fallback_failure(deployment) or text)
+            report.write(outcome)
+            self._record(state, deployment, _fallback_failure(deployment) or text, report.line)
             self._compare_soon()
-            instance_log(instance.lxc_name).info("runs %s from %s", system, deployment.spec.source)
+            if not spec.only_tries:
+                instance_log(instance.lxc_name).info("runs %s from %s", system, spec.source)
             return True
         except InxError as error:
+            if report is not None:
+                report.write("failed")
             instance_log(instance.lxc_name).error("%s", error)
             if isinstance(error, IncusError):  # the update is tried again once Incus answers
                 self._publish_end(instance, _failed(instance, error))
             else:
-                self._record(state, deployment, _failed(instance, error))
+                self._record(state, deployment, _failed(instance, error), changes="")
         except Exception:
             instance_log(instance.lxc_name).exception("the update ended in a bug")
-            self._record(state, deployment, _failed(instance, BUG))
+            self._record(state, deployment, _failed(instance, BUG), changes="")
         except asyncio.CancelledError:
             running = Running.load(instance.uuid)
             if running is not None:
@@ -162,6 +174,16 @@ class Updater:
         finally:
             state.activating = False
         return False
+
+    async def _root_generations(self, deployment: Deployment) -> str:
+        """The generation that was made gets a root; which it is, for the log."""
+        instance = deployment.instance
+        present = generations.read(instance.rootfs, instance.name)
+        await system_roots.add_system_roots(self._gc, instance, present, None)
+        if deployment.spec.activate == "test":
+            return "no generation"
+        tried_system.forget(instance.lxc_name, instance.uuid)
+        return f"generation {present.current}"
 
     @names_full_storage
     async def _system_and_change(self, deployment: Deployment) -> tuple[str, Select | Append]:
@@ -184,9 +206,19 @@ class Updater:
         )  # fmt: skip
         return system, change_of(plan, system, keep=None)
 
-    def _record(self, state: InstanceState, deployment: Deployment, text: str) -> None:
-        """The spec was carried out, or has failed: an update with the same spec does nothing."""
+    def _record(
+        self,
+        state: InstanceState,
+        deployment: Deployment,
+        text: str,
+        changes: str | None = None,
+    ) -> None:
+        """The spec was carried out, or has failed: an update with the same spec does nothing.
+
+        `changes` as in `Status`."""
         instance = deployment.instance
+        if forget_other_try(deployment):
+            changes = changes or ""
         text = text or ready_text(mapped=state.mapped)
         if Running.load(instance.uuid) is not None:
             Running.amend(
@@ -197,7 +229,7 @@ class Updater:
                 update=asked_now(instance.config),
             )
             running = Running.load(instance.uuid)
-            self._publish(instance, shown_text(running) if running else text)
+            self._publish(instance, shown_text(running) if running else text, changes)
 
     def _publish_end(self, instance: Instance, text: str) -> None:
         """As `_publish`; the value of user.inx.update is dealt with."""
@@ -206,10 +238,11 @@ class Updater:
             Running.amend(instance.uuid, update=asked)
         self._publish(instance, text)
 
-    def _publish(self, instance: Instance, text: str) -> None:
+    def _publish(self, instance: Instance, text: str, changes: str | None = None) -> None:
         running = Running.load(instance.uuid)
         if running is not None:
             status = running_status(text, _present(instance), running)
+            status = replace(status, changes=changes)
             self._statuses.publish(instance, status, delayed=True)
 
 
@@ -218,6 +251,15 @@ def _fallback_failure(deployment: Deployment) -> str:
     plan = deployment.plan
     reason = plan.fallback_reason if isinstance(plan, Boot) else ""
     return _failed(deployment.instance, reason) if reason else ""
+
+
+def _system_of(instance: Instance) -> str:
+    """The system that runs. Root of an isolated container, who says which it has activated, learns
+    nothing of another system."""
+    running = Running.load(instance.uuid)
+    if running is None:
+        return ""
+    return running.system if instance.isolated else running.current or running.system
 
 
 def _failed(instance: Instance, reason: InxError | str) -> str:

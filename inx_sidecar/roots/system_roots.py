@@ -11,7 +11,7 @@ from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.store_paths import valid_paths
-from inx_sidecar.roots import direct_roots
+from inx_sidecar.roots import direct_roots, tried_system
 
 # The system that PID 1 runs.
 BOOTED: Final = "booted-system"
@@ -22,6 +22,8 @@ NEXT: Final = "next-system"
 # The system that was activated inside last, if it is neither of these. A container chooses it: so,
 # unlike the others, it shows nothing about what inx gave to the container.
 CURRENT: Final = "current-system"
+# The system that was tried last, see `tried_system`.
+TRIED: Final = tried_system.TRIED
 # The directory of the roots for the paths in user.inx.store.include.
 INCLUDED: Final = "include/"
 # A container may write any number of generations; at most this many get roots.
@@ -55,7 +57,7 @@ def unwanted_roots(
         name
         for name, path in rooted.items()
         if ("/" not in name or name.startswith(INCLUDED))
-        and name not in (BOOTED, ACTIVE, NEXT, CURRENT)
+        and name not in (BOOTED, ACTIVE, NEXT, CURRENT, TRIED)
         and wanted.get(name) != path
     ]
 
@@ -78,6 +80,8 @@ async def add_system_roots(
     wanted = system_roots(present) | included_roots(include)
     if booted is not None:
         wanted[BOOTED] = booted
+    if tried := tried_system.read(instance.uuid):  # the instance may have been renamed
+        wanted[TRIED] = tried.system
     valid = valid_paths(wanted.values())
     wanted = {name: path for name, path in wanted.items() if path in valid}
     await direct_roots.add(gc, instance.lxc_name, instance.uuid, wanted)

@@ -26,6 +26,8 @@ RUN = {
     ("docs/updates.md", "Update, pin, unpin"): "test_how_to_update",
     ("docs/updates.md", "Many instances"): "test_how_to_update_many",
     ("docs/updates.md", "Wait for the end"): "test_how_to_wait",
+    ("docs/updates.md", "What an update changes"): "test_changes.py",
+    ("docs/updates.md", "Try a system first"): "test_changes.py",
     ("docs/updates.md", "Generations"): "test_what_generations_outlive",
     ("docs/network.md", "Examples"): "test_how_to_connect",
     ("docs/garbage-collection.md", "Look, compare, collect"): "test_what_to_see_of_roots",

@@ -46,6 +46,7 @@ CHECKS = Checks(
     "nixos-container",
     "nixcloud-container",
     "inx-container",
+    "nixos-rebuild",
     reasons={
         "create web --config TEXT": "a source is a flake or a file, not a text",
         "create web --nixos-path PATH": "stands in the source",
@@ -341,6 +342,18 @@ def _with_the_time_of_the_host(web: Web) -> None:
         web.holds("[ $(cat /etc/localtime) = here ]")
 
 
+@shows("nixos-rebuild build", "nixos-rebuild dry-activate")
+def _tried(web: Web) -> None:
+    web.launch(flake=web.flake("one"))
+    web.flake("two")
+    web.carry_out()
+    web.incus.wait_status("web", r"ready \(tried: ")
+    web.says("one")
+    web.incus.set("web", "user.inx.activate=switch")
+    web.incus.wait_generation("web", "2")
+    web.says("two")
+
+
 shows("create web --auto-start")(started_with_incus)
 shows("create web --host-address 10.233.1.1 --local-address 10.233.1.2")(with_an_address)
 shows(
@@ -365,6 +378,7 @@ def test_the_tables_name_everything() -> None:
         ("nixos-container", [*SUBCOMMANDS, *options]),
         ("nixcloud-container", IN_ADDITION),
         ("inx-container", OF_INX_CONTAINER),
+        ("nixos-rebuild", ("build", "dry-activate")),
     ):
         missing = set(names) - words(table(heading))
         assert not missing, missing

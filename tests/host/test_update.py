@@ -70,9 +70,12 @@ def test_activation_at_boot_waits_for_the_next_start(incus: Incus) -> None:
     incus.eventually(lambda: newest_system(incus, name) != old, incus.story)
     incus.wait_generation(name, "1")
     assert says(incus, name, "one") and incus.get(name, "user.inx.status.system") == old
+    key = "user.inx.status.changes"
+    incus.eventually(lambda: incus.get(name, key).startswith("1 rebuilt, "), incus.story)
     incus("restart", "-f", name)
+    incus.wait_generation(name, "2")
     incus.wait_ready(name)
-    assert says(incus, name, "two")
+    assert says(incus, name, "two") and incus.get(name, key).startswith("1 rebuilt, ")
 
 
 @pytest.mark.parametrize("store", STORES)

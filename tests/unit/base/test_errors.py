@@ -53,7 +53,8 @@ def test_the_docs_list_the_statuses() -> None:
 
 def test_the_docs_list_the_keys() -> None:
     listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", read("docs/keys.md"), re.MULTILINE)
-    assert sorted(listed) == sorted([*keys._KEYS, *status._KEYS, SEALED, ownership.OWNERSHIP_KEY])
+    written = [*status._KEYS, status._CHANGES_KEY, SEALED, ownership.OWNERSHIP_KEY]
+    assert sorted(listed) == sorted([*keys._KEYS, *written])
 
 
 def test_the_docs_list_the_settings() -> None:

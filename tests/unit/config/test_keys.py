@@ -248,7 +248,7 @@ GOOD = {
     "store.include": [SYSTEM, f"{SYSTEM} {SYSTEM}-2", f"{SYSTEM},\n {SYSTEM}-2 "],
     "daemon": ["true", "false"],
     "generation": ["1", "17"],
-    "activate": ["switch", "boot", "test", "none"],
+    "activate": ["switch", "boot", "test", "none", "build", "dry-activate"],
     "update": ["2026-01-01", "x"],
     "keep": ["5"],
     "order": ["0", "100"],

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base.errors import ActivationError
-from inx_sidecar.container.activation import check_can_switch, describe_result
+from inx_sidecar.container.activation import (
+    check_can_switch,
+    describe_dry_run,
+    describe_result,
+    units_of,
+)
 from inx_sidecar.incus.instance import Instance, LxcFacts
 
 pytestmark = pytest.mark.life
@@ -89,3 +94,54 @@ def test_a_system_without_the_program_can_only_be_booted(tmp_path: Path) -> None
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/switch-to-configuration").symlink_to("/missing/on/this/host")
     check_can_switch(WEB, str(tmp_path))
+
+
+# What the two programs print (nixpkgs, switch-to-configuration).
+DRY_RUN = [
+    "would stop the following units: old.service", "would NOT stop the following changed units: a",
+    "would activate the configuration...", "would restart systemd",
+    "would reload the following units: dbus.service",
+    "would restart the following units: nginx.service, sshd.service",
+    "would start the following units: new.service",
+    "would restart the following user units: mail.service",
+]  # fmt: skip
+WOULD = [
+    "would stop old.service", "would NOT stop a", "would restart systemd",
+    "would reload dbus.service", "would restart nginx.service, sshd.service",
+    "would start new.service", "would restart mail.service",
+]  # fmt: skip
+SWITCH = [
+    "stopping the following units: old.service", "NOT restarting the following changed units: a",
+    "activating the configuration...", "restarting systemd...", "setting up /etc...",
+    "restarting the following units: nginx.service", "warning: the following units failed: x",
+    "the following new units were started: new.service",
+]  # fmt: skip
+DID = [
+    "stopping old.service", "NOT restarting a", "restarting systemd", "restarting nginx.service",
+    "started new.service",
+]  # fmt: skip
+
+
+def test_what_happens_to_units_is_found_in_the_output() -> None:
+    assert units_of(DRY_RUN) == WOULD
+    assert units_of(SWITCH) == DID
+    assert units_of([*DRY_RUN] * 100) == (WOULD * 100)[:50], "a container prints without end"
+    assert describe_dry_run(0, DRY_RUN, SYSTEM, "web", 60) == "; ".join(WOULD)
+    assert describe_dry_run(0, [], SYSTEM, "web", 60) == "no unit would change"
+    restart = "it takes a restart of the instance to switch"
+    assert describe_dry_run(100, ["Warning: ..."], SYSTEM, "web", 60) == restart
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (1, "ended with status 1: Pre-switch checks failed"),
+        (2, "ended with status 2: Pre-switch checks failed"),
+        (137, "took over 60 s, or was killed"),
+    ],
+)
+def test_a_dry_run_that_fails_is_an_error(status: int, says: str) -> None:
+    lines = ["pre-switch check x", "Pre-switch checks failed"]
+    with pytest.raises(ActivationError) as caught:
+        describe_dry_run(status, lines, SYSTEM, "web", 60)
+    assert str(caught.value) == f"dry-activate of {SYSTEM} in 'web' {says}"

@@ -24,6 +24,7 @@ def test_a_status_sets_all_keys() -> None:
         "user.inx.status.generation": "3",
     }
     assert set(Status("building").config().values()) == {"building", ""}
+    assert Status("ready", changes="").config()["user.inx.status.changes"] == ""
 
 
 def test_a_text_is_one_short_line() -> None:
@@ -184,3 +185,37 @@ def test_a_key_that_a_newer_status_lacks_is_written_with_it(
     [one] = written
     assert (one["user.inx.status"], one["user.inx.status.update"]) == ("building", "1")
     assert one["user.inx.sealed"] == "uuid"
+
+
+def test_what_changed_is_written_with_the_status_and_not_lost_by_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    (tmp_path / "uuid").mkdir()
+    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
+    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    written: list[dict[str, str]] = []
+    refusals = [IncusError("it is busy", 500)]
+
+    async def set_config(_project: str, _name: str, _uuid: str, config: dict[str, str]) -> None:
+        written.append({key.removeprefix("user.inx."): value for key, value in config.items()})
+        if refusals:
+            raise refusals.pop()
+
+    monkeypatch.setattr(api, "set_config", set_config)
+
+    async def main() -> None:
+        statuses = StatusWriter()
+        statuses.publish(instance, Status("ready", changes="a 1 -> 2"))
+        statuses.publish(instance, Status("ready (noted)"))  # before the first one is written
+        while not written:
+            await asyncio.sleep(0)
+        await statuses.publish_and_wait(instance, Status("ready"))  # after it was refused
+
+    asyncio.run(main())
+    assert [(at["status"], at["status.changes"]) for at in written] == [
+        ("ready (noted)", "a 1 -> 2"),
+        ("ready", "a 1 -> 2"),
+    ]
+    saved = saved_status.load("uuid")
+    assert saved is not None and saved["user.inx.status.changes"] == "a 1 -> 2"

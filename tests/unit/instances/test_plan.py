@@ -1,6 +1,7 @@
 """The plan of a start, for every state of the generations, the store and the spec."""
 
 from collections.abc import Set
+from dataclasses import replace
 
 import pytest
 
@@ -39,13 +40,14 @@ def plan(
     leads_to: str = LINKED,
     *,
     keep: bool = False,
+    tried: str | None = None,
 ) -> Plan:
     def resolve(path: str, instance: str) -> str:
         assert (path, instance) == ("/srv/result", "web")
         return leads_to
 
     return choose_plan(
-        spec, present, "web", lambda paths: paths & valid, resolve, keep_current=keep
+        spec, present, "web", lambda paths: paths & valid, resolve, keep_current=keep, tried=tried
     )
 
 
@@ -222,3 +224,42 @@ def test_a_current_generation_is_kept_while_a_source_is_on_trial(spec: InstanceS
 def test_without_a_current_generation_a_source_on_trial_is_built_and_kept() -> None:
     assert plan(OTHER, Generations(), keep=True) == Build(OTHER.fingerprint())
     assert isinstance(plan(OTHER, three(), valid={ONE}, keep=True), Build)
+
+
+@pytest.mark.life
+@pytest.mark.parametrize("mode", ["build", "dry-activate"])
+@pytest.mark.parametrize("spec", [OTHER, LINK, pinned_to(1)], ids=["flake", "system", "pinned"])
+def test_a_start_boots_what_is_current_while_systems_are_only_tried(
+    spec: InstanceSpec, mode: str
+) -> None:
+    spec = replace(spec, activate=mode)
+    for pinned in (False, True):
+        present = three(current=2, pinned=pinned)
+        assert plan(spec, present, keep=True) == Boot(TWO)
+        assert plan(spec, present, keep=True, tried=THREE) == Boot(TWO)
+    assert plan(replace(OTHER, activate=mode), Generations(), keep=True) == Build(
+        OTHER.fingerprint()
+    )
+
+
+@pytest.mark.life
+def test_a_system_that_was_tried_is_taken_and_not_built() -> None:
+    back = Select(3, pinned=False)
+    wanted = Boot(TWO, Append(TWO, OTHER.fingerprint(), 5), fallback=back)
+    assert plan(OTHER, three(), tried=TWO) == wanted
+    assert plan(OTHER, three(), valid={THREE}, tried=TWO) == Build(
+        OTHER.fingerprint(), fallback=back
+    )
+    # Also if a link leads elsewhere by now.
+    wanted = Boot(TWO, Append(TWO, LINK.fingerprint(TWO), 5), fallback=back)
+    assert plan(LINK, three(), leads_to=ONE, tried=TWO) == wanted
+    assert plan(FLAKE, three(), tried=TWO) == Boot(THREE), "that is what the source gave"
+    assert plan(pinned_to(1), three(), tried=TWO) == Boot(ONE, Select(1, pinned=True))
+
+
+@pytest.mark.life
+def test_a_wish_is_what_is_asked_for_and_not_what_is_done_with_it() -> None:
+    for mode in ("build", "dry-activate", "none"):
+        assert replace(OTHER, activate=mode).wish == OTHER.wish
+    others = [FLAKE, LINK, pinned_to(1), replace(FLAKE, update="2"), pinned_to(2)]
+    assert len({spec.wish for spec in [OTHER, *others]}) == 6

@@ -47,6 +47,18 @@ def test_nothing_is_activated_with_the_mode_none(plan: Plan) -> None:
     assert step(plan, activate="none") is UpdateStep.RECORD
 
 
+@pytest.mark.parametrize("mode", ["build", "dry-activate"])
+def test_a_try_activates_nothing_whatever_was_half_done(mode: str) -> None:
+    half_done = replace(DONE, attempted_digest=OTHER)
+    for running in (DONE, half_done):
+        assert step(BUILD, running, activate=mode) is UpdateStep.DEPLOY
+        assert step(CHANGED, running, activate=mode) is UpdateStep.DEPLOY
+        assert step(UNCHANGED, running, activate=mode) is UpdateStep.RECORD
+        for plan in (BUILD, CHANGED, UNCHANGED):
+            done = replace(running, spec_digest=NOW)
+            assert step(plan, done, activate=mode) is UpdateStep.NOTHING
+
+
 @pytest.mark.parametrize("mode", ["switch", "boot", "test"])
 def test_the_other_modes_deploy(mode: str) -> None:
     assert step(BUILD, activate=mode) is UpdateStep.DEPLOY

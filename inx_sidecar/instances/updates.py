@@ -39,6 +39,7 @@ from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generation_changes import Append, Select
 from inx_sidecar.nix.generations import Generations
+from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots, system_roots, tried_system
 
 
@@ -254,12 +255,13 @@ def _fallback_failure(deployment: Deployment) -> str:
 
 
 def _system_of(instance: Instance) -> str:
-    """The system that runs. Root of an isolated container, who says which it has activated, learns
-    nothing of another system."""
+    """The system that runs. Root inside says which was activated there. Root of an isolated
+    container is not asked: the status would tell of a system that this root may not see."""
     running = Running.load(instance.uuid)
     if running is None:
         return ""
-    return running.system if instance.isolated else running.current or running.system
+    asked = not instance.isolated and valid_paths({running.current})
+    return running.current if asked else running.system
 
 
 def _failed(instance: Instance, reason: InxError | str) -> str:

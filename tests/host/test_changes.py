@@ -277,9 +277,14 @@ def test_a_try_that_fails_leaves_what_can_be_taken(incus: Incus, host: Host) -> 
     assert wait_tried(incus, name) == one
     three = incus.get(name, "user.inx.status.system")
     host.run(["ln", "-sfn", three, f"/srv/{incus.prefix}-link"])
+    # Root inside cannot hide it by a lie on what runs.
+    nothing = f"/nix/store/{'0' * 32}-nothing"
+    incus.sh(name, f"rm /run/current-system; ln -s {nothing} /run/current-system")
+    incus.eventually(lambda: incus.get(name, "user.inx.status.system") == nothing, incus.story)
     incus.set(name, "user.inx.activate=switch")
     incus.wait_generation(name, "3")
     assert incus.get(name, "user.inx.status.system") == one and says(incus, name, "one")
+    assert incus.get(name, CHANGES).startswith("1 rebuilt, ")
 
 
 @pytest.mark.isolated

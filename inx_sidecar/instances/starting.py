@@ -163,12 +163,14 @@ class Starter:
         if tried and (isinstance(boot.change, Append) or tried.wish != deployment.spec.wish):
             tried_system.forget(instance.lxc_name, instance.uuid)
         self._compare_soon()
-        failed, update = fallback_text(boot, deployment.present), asked_now(instance.config)
+        failed, only_tries = fallback_text(boot, deployment.present), deployment.spec.only_tries
+        # While systems are only tried, the look after the start deals with what is asked for.
+        update = "" if only_tries else asked_now(instance.config)
         text = failed or ready_text(mapped=state.mapped)
         Running.amend(
             instance.uuid, mapped=state.mapped, booted=boot.system,
             profile_system=after.system or "", visible_systems=(boot.system,),
-            spec_digest="" if deployment.spec.only_tries else deployment.digest,
+            spec_digest="" if only_tries else deployment.digest,
             status_text=text, sealed=True, update=update, boot_text=STARTING,
         )  # fmt: skip
         self._booted(instance)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.base.errors import InstanceError, InxError, RootError
+from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.config import settings
 from inx_sidecar.incus.instance import Instance
@@ -24,6 +24,7 @@ from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.comparison import Outcome, compare_running
 from inx_sidecar.roots.comparison_errors import ComparisonErrors
+from inx_sidecar.roots.comparison_turns import ComparisonTurns
 from inx_sidecar.roots.deleted_instances import remove_deleted
 from inx_sidecar.roots.initial_roots import InitialRoots
 from inx_sidecar.roots.inventory import Inventory, ListedInstance, take_inventory
@@ -34,11 +35,6 @@ from inx_sidecar.roots.registration_watch import RegistrationWatch
 from inx_sidecar.roots.repeat_temp_roots import repeat_temp_roots
 from inx_sidecar.roots.stopped_instances import StoppedInstances
 
-_PERIOD_SECONDS: Final = 600.0
-_BURST_SECONDS: Final = 1.0
-_RETRY_SECONDS: Final = 5.0
-_LONGEST_RETRY_SECONDS: Final = 15.0
-_LONGEST_SECONDS: Final = 60.0
 _AT_ONCE: Final = 8
 # What an instance links is compared longer than that only in the background: nothing waits for it.
 _PATIENCE_SECONDS: Final = 5.0
@@ -79,9 +75,13 @@ class RootReconciler:
         # By uuid: comparisons that run. Nothing waits for one that takes long, or for an instance
         # with a file system that does not answer.
         self._apart: dict[str, asyncio.Task[None]] = {}
-        self._wake = asyncio.Event()
-        self._comparing = asyncio.Lock()
-        self._next: asyncio.Task[Outcome] | None = None
+        self._turns = ComparisonTurns(
+            self._compare_all,
+            lambda: any(mirror.resolver.incomplete for mirror in self._watch.mirrors),
+        )
+        self.compare_soon = self._turns.compare_soon
+        self.sync = self._turns.sync
+        self.keep_comparing = self._turns.keep_comparing
 
     def open(self) -> None:
         """Begin to watch; before any other call."""
@@ -127,75 +127,15 @@ class RootReconciler:
         await self._gc.add_temp_roots()
         return ""
 
-    async def sync(self) -> str:
-        """Compare everything; one line on what exists then. RootError if not all was compared."""
-        try:
-            outcome = await self._compare_next()
-        except OSError as error:
-            self.compare_soon()
-            raise RootError(f"cannot compare all roots: {error}") from None
-        except InxError:
-            self.compare_soon()
-            raise
-        if outcome.incomplete:
-            self.compare_soon()
-        if outcome.complaint:
-            raise RootError(outcome.complaint)
-        return str(outcome)
-
-    def compare_soon(self) -> None:
-        """Called when an instance came, went or changed."""
-        self._wake.set()
-
-    async def keep_comparing(self) -> None:
-        """Compare everything after each change and every ten minutes, until cancelled; sooner if
-        something is missing, but ever later while nothing changes, or while a file system does not
-        answer."""
-        silence = retry = _RETRY_SECONDS
-        while True:
-            seconds = retry
-            retry = min(retry * 2, _LONGEST_RETRY_SECONDS)
-            try:
-                outcome = await self._compare_next()
-                silent = any(mirror.resolver.incomplete for mirror in self._watch.mirrors)
-                silence = min(silence * 2, _LONGEST_SECONDS) if silent else _RETRY_SECONDS
-                if not outcome.incomplete:
-                    seconds = silence if silent else _PERIOD_SECONDS
-                    retry = _RETRY_SECONDS
-            except (InxError, OSError) as error:
-                log.error("cannot compare all roots: %s", error)
-            except Exception:
-                log.exception("comparing roots ended in a bug")
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._wake.wait()
-                retry = _RETRY_SECONDS
-                await asyncio.sleep(_BURST_SECONDS)  # changes come in bursts
-            except TimeoutError:
-                pass
-            self._wake.clear()
-
     async def close(self) -> None:
         tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._imports, *self._apart.values()]
-        tasks += [self._next] if self._next else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._turns.close()
         await self._missing.close()
         await self._watch.close()
         self._gc.close()
-
-    async def _compare_next(self) -> Outcome:
-        """Wait for a comparison that begins after this call: one that runs may have passed what the
-        caller asks about."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._compare_in_turn())
-        return await asyncio.shield(self._next)
-
-    async def _compare_in_turn(self) -> Outcome:
-        async with self._comparing:
-            self._next = None
-            return await self._compare_all()
 
     async def _compare_all(self) -> Outcome:
         self._complaints.begin_comparison()

@@ -51,7 +51,7 @@ def compares_after(mirror: Registering) -> bool:
     async def main() -> bool:
         reconciler = RootReconciler(GcClient(), StatusWriter(), forget, NixDaemon, settle)
         await reconciler._add_registered(mirror, {"name"}, False)  # type: ignore[arg-type]
-        return reconciler._wake.is_set()
+        return reconciler._turns._wake.is_set()
 
     return asyncio.run(main())
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Final
 
 from inx_sidecar.base.errors import one_line
 from inx_sidecar.base.process import Completed
@@ -15,7 +16,7 @@ from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.spec import Flake, NixFile, Source
 
 # Half of what an error may have: the source comes before, and the log behind.
-_REASON_MAX = 450
+_REASON_MAX: Final = 450
 
 
 async def explain(

@@ -79,4 +79,6 @@ def _lock_advice(lock: str, why: str, builder: Builder) -> str:
     command = f"{_NIX_LOCK} {shlex.quote(directory)}"
     if why != "Permission denied":
         return f'{lacks}: make it where it can be written, by "{command}"'
+    if builder.repository:  # git refuses root there
+        return f"{lacks}: let {builder.name} own it and its directory"
     return f'{lacks}: let {builder.name} own it and its directory, or run "{command}" as root'

@@ -233,6 +233,12 @@ def test_a_function_that_fails_somewhere_is_no_module() -> None:
         assert said(output, file("/srv/x.nix")).startswith(f"{reason} at /srv/")
 
 
+def test_no_command_of_root_is_told_for_a_repository_of_a_user() -> None:
+    output = OUTPUTS["2.26"]["p6"]
+    text = said(output, flake("p6", ALICE, "git+file://"))
+    assert text.endswith("(Permission denied): let alice own it and its directory")
+
+
 def test_a_file_beside_a_nix_file_belongs_to_the_source() -> None:
     refused = "error: opening file '/srv/a/lib.nix': Permission denied\n"
     text = said(refused, file("/srv/a/x.nix", ALICE))

@@ -30,7 +30,7 @@ _CLOSED: Final = re.compile(
 )
 _NOT_OWNED: Final = re.compile(
     r"^ *error: opening Git repository ['\"].*: "
-    r"repository path '([^'\n]+)' is not owned by current user$"
+    r"repository path '([^'\n]+)' is not owned by current user(?: \(libgit2 error code = -?\d+\))?$"
     r"|^fatal: detected dubious ownership in repository at '([^'\n]+)'$",
     re.MULTILINE,
 )

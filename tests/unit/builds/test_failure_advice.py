@@ -109,6 +109,8 @@ def test_a_repository_of_somebody_else_is_named() -> None:
             )
             text = said(libgit2, builder=alice)
             assert text.endswith("run 'git config --global --add safe.directory /e' as alice")
+            newer = f"{libgit2} (libgit2 error code = 7)"  # Nix 2.34
+            assert said(newer, builder=alice) == text
     nested = (
         f"error:\n       … while fetching the input 'git+file:///e'\n\n       error: {libgit2}\n"
     )

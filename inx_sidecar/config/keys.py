@@ -242,9 +242,8 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.keep": _check_number(1, 1000),
     "user.inx.order": _check_number(0, 999_999_999),
 }
-_WRITTEN_BY_INX: Final = re.compile(
-    r"user\.inx\.(status(\.(system|generation|update|changes))?|sealed|declared)"
-)
+# A newer inx, on another member of a cluster, may have written more of the status than this one.
+_WRITTEN_BY_INX: Final = re.compile(r"user\.inx\.(status(\.[a-z]+)*|sealed|declared)")
 
 
 def _known_keys() -> str:

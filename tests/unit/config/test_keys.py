@@ -75,6 +75,7 @@ def test_keys_of_others_are_not_ours() -> None:
 
 def test_a_key_that_the_sidecar_wrote_asks_for_nothing() -> None:
     keys = {"status": "failed: \n", "status.system": "?", "status.generation": "x"}
+    keys["status.of.newer"] = "written by a member of the cluster with a newer inx"
     assert spec(**keys) == spec()
 
 
@@ -88,7 +89,7 @@ def test_a_key_that_is_nearly_ours_is_refused_like_an_unknown_one(key: str) -> N
     assert parse_spec({key: ""}, "web", "/etc/nixos") == spec()
 
 
-@pytest.mark.parametrize("key", ["flak", "Flake", "net.eth0", "status.more", "", "flake "])
+@pytest.mark.parametrize("key", ["flak", "Flake", "net.eth0", "status.7", "state", "", "flake "])
 def test_an_unknown_key_is_refused_and_the_known_ones_are_told(key: str) -> None:
     text = refusal(**{key: "x"})
     assert f"unknown key 'user.inx.{key}'" in text and "flake, file, attr, system" in text

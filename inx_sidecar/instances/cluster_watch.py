@@ -7,7 +7,7 @@ take one address; both instances then say so in their status.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from inx_sidecar.base.errors import NetworkError
@@ -33,6 +33,9 @@ _PERIOD_SECONDS: Final = 30.0
 MEMBERS: Final = "*"
 EVERYTHING: Final = ""
 
+# By address and network.
+Taken = Mapping[tuple[str, str], Sequence[tuple[str, Claim]]]
+
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,7 @@ class ClusterWatch:
         self.placement = Placement()
         self._member = ""
         self._others: dict[str, tuple[Claim, ...]] = {}
+        self._taken: Taken = {}
         # By project and name: see `member_addresses.is_shared`.
         self._networks: dict[tuple[str, str], bool | None] = {}
         self._due: set[str] = set()
@@ -100,13 +104,11 @@ class ClusterWatch:
     def refuse_taken(self, instance: Instance, wanted: Iterable[str]) -> None:
         """NetworkError if an instance of another member claims one of `wanted` on a network that
         all members have."""
-        if not self._others:
-            return
         for address, network in sorted(claim.split(maxsplit=1) for claim in wanted):
             claim = Claim(
                 address, network, instance.project, instance.lxc_name, instance.uuid, shared=True
             )
-            for member, other in conflicts(claim, self._others):
+            for member, other in conflicts(claim, self._taken):
                 if other.shared and other.project == instance.project:
                     raise NetworkError(
                         f"{address} of {instance.lxc_name!r} is a static address of "
@@ -120,7 +122,7 @@ class ClusterWatch:
             self._networks.clear()
             self._member = await members.this_member()
         if not self._member:
-            self._others = {}
+            self._others, self._taken = {}, {}
             return
         if everything or MEMBERS in due:
             listed = await incus.list_members()
@@ -131,6 +133,7 @@ class ClusterWatch:
         else:
             for member in due - {self._member}:
                 self._read(await incus.get_member(member))
+        self._taken = by_address(self._others)
         own = await self._own_claims()
         if due & {EVERYTHING, MEMBERS, self._member}:
             told = {member_addresses.KEY: member_addresses.encode(own)}
@@ -174,7 +177,7 @@ class ClusterWatch:
     def _show_conflicts(self, own: Iterable[Claim]) -> None:
         texts: dict[str, str] = dict.fromkeys(self._addresses(), "")
         for claim in own:
-            for member, other in conflicts(claim, self._others):
+            for member, other in conflicts(claim, self._taken):
                 texts[claim.uuid] = texts.get(claim.uuid) or conflict_text(claim, member, other)
         for uuid, text in texts.items():
             running = Running.load(uuid)
@@ -183,18 +186,22 @@ class ClusterWatch:
                 self._statuses.set_note(instance, _ADDRESSES, text)
 
 
-def conflicts(claim: Claim, others: Mapping[str, Iterable[Claim]]) -> list[tuple[str, Claim]]:
+def by_address(others: Mapping[str, Iterable[Claim]]) -> Taken:
+    """The claims that members tell, each with its member: a start finds one among thousands."""
+    taken: dict[tuple[str, str], list[tuple[str, Claim]]] = {}
+    for member, claims in sorted(others.items()):
+        for claim in claims:
+            taken.setdefault((claim.address, claim.network), []).append((member, claim))
+    return taken
+
+
+def conflicts(claim: Claim, taken: Taken) -> list[tuple[str, Claim]]:
     """The claims of another instance to the address of `claim`, with the members that tell them.
 
     An instance that was moved from a member that is away may be told by that member, too.
     """
-    return [
-        (member, other)
-        for member, claims in sorted(others.items())
-        for other in claims
-        if (other.address, other.network) == (claim.address, claim.network)
-        and other.uuid != claim.uuid
-    ]
+    found = taken.get((claim.address, claim.network), ())
+    return [(member, other) for member, other in found if other.uuid != claim.uuid]
 
 
 def conflict_text(claim: Claim, member: str, other: Claim) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from inx_sidecar.incus.member_addresses import Claim
-from inx_sidecar.instances.cluster_watch import conflict_text, conflicts
+from inx_sidecar.instances.cluster_watch import by_address, conflict_text, conflicts
 
 pytestmark = pytest.mark.life
 
@@ -16,13 +16,15 @@ def other(**changes: object) -> Claim:
 
 
 def test_the_same_address_on_the_same_network_is_a_conflict() -> None:
-    assert conflicts(OWN, {"b": (other(),), "c": ()}) == [("b", other())]
+    assert conflicts(OWN, by_address({"b": (other(),), "c": ()})) == [("b", other())]
+    both = by_address({"c": (other(uuid="u3"),), "b": (other(), other(address="10.0.0.6"))})
+    assert [member for member, _ in conflicts(OWN, both)] == ["b", "c"]
     for change in {"address": "10.0.0.6"}, {"network": "br0"}:
-        assert conflicts(OWN, {"b": (other(**change),)}) == []
+        assert conflicts(OWN, by_address({"b": (other(**change),)})) == []
 
 
 def test_a_member_that_is_away_may_still_tell_of_an_instance_that_was_recovered_here() -> None:
-    assert conflicts(OWN, {"b": (other(uuid="u1"),)}) == []
+    assert conflicts(OWN, by_address({"b": (other(uuid="u1"),)})) == []
 
 
 def test_the_status_says_what_is_known() -> None:

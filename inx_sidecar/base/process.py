@@ -12,7 +12,7 @@ from typing import Final
 from inx_sidecar.base.errors import UnsupportedError
 
 _LINE_MAX: Final = 1 << 13
-# A line that is read as more than one may be so long.
+# A line that is read as more than one may be so long; the rest of a longer one is dropped.
 _READ_LINE_MAX: Final = 1 << 18
 # Lines are taken at this rate at most: a program may print any number, and whoever reads a line
 # needs time.
@@ -67,11 +67,12 @@ async def run(
     )
     assert process.stdout is not None
     last: deque[str] = deque(maxlen=_LINES_KEPT)
-    count = 0
+    count, begins = 0, True
     try:
         while raw := await _read_line(process.stdout):
             text = raw.decode(errors="replace").rstrip("\n")
-            lines = [text] if read is None else read(text)
+            lines = [text] if read is None else read(text) if begins else []
+            begins = raw.endswith(b"\n")
             count += not lines
             for line in lines:
                 if on_line is not None:

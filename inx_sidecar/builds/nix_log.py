@@ -26,6 +26,12 @@ _COUNT_MAX: Final = 1_000_000
 _NAME_MAX: Final = 60
 # As long as base.process takes a line.
 _LINE_MAX: Final = 1 << 13
+# Where the text of a message or of a builder begins. Nix sorts the keys.
+_TEXT: Final = re.compile(
+    r'@nix \{"action":"(?:msg",(?:"(?:column|file|level|line)":(?:"[^"]*"|[^",]*),){0,4}"msg":"'
+    r'|result","fields":\[")'
+)
+_ESCAPE_MAX: Final = 6
 _NAME: Final = re.compile(r"/nix/store/[0-9a-z]{32}-([0-9A-Za-z+._?=-]{1,211}?)(?:\.drv)?")
 # Sequences that colour a terminal or set its title, and what moves its cursor: Nix leaves them out
 # if it does not write to a terminal (src/libutil/terminal.cc, filterANSIEscapes).
@@ -84,7 +90,7 @@ class NixLog:
         try:
             event = json.loads(line[len(_PREFIX) :])
         except (ValueError, RecursionError):
-            return _lines(line)
+            return _lines(_text_of_cut(line))
         match event:
             case {"action": "msg", "msg": str(text)}:
                 return _lines(text) if _level(event) <= _INFO else []
@@ -139,8 +145,20 @@ def _level(event: dict[str, Any]) -> int:
     return level if isinstance(level, int) else _INFO + 1
 
 
+def _text_of_cut(line: str) -> str:
+    """The text in a line whose end is missing, as base.process cuts long ones; else the line."""
+    if begin := _TEXT.match(line):
+        for missing in range(_ESCAPE_MAX):
+            try:
+                return str(json.loads(f'"{line[begin.end() : len(line) - missing]}"'))
+            except ValueError:
+                pass  # it ends within an escape
+    return line
+
+
 def _lines(text: str) -> list[str]:
     """The lines of `text` without escapes; a line that is too long becomes several."""
+    text = text.encode(errors="replace").decode()  # JSON may have half a character
     lines = []
     for line in _ESCAPES.sub("", text).split("\n"):
         lines += [line[i : i + _LINE_MAX] for i in range(0, len(line), _LINE_MAX)] or [""]

@@ -139,6 +139,24 @@ def test_what_is_kept_has_a_bound() -> None:
     assert len(log.progress.text()) < 100
 
 
+@pytest.mark.parametrize("length", range(150, 165))
+def test_a_line_that_is_cut_keeps_its_text(length: int) -> None:
+    """As when a builder has printed a line of megabytes: the error says it again."""
+    error = "\x1b[31;1merror:\x1b[0m builder for 'x' failed;\n> " + "\x1b\\ä\n" * 20
+    msg = line(action="msg", column=None, file=None, level=0, line=None, msg=error, raw_msg="x")
+    cut = msg.replace(", ", ",").replace(": ", ":", 6)[:length]
+    lines = NixLog().read(cut)
+    assert lines[0] == "error: builder for 'x' failed;" and not any("@nix" in x for x in lines)
+    cut = cut.replace('"file":null', '"file":"/srv/x"')
+    assert NixLog().read(cut)[0] == lines[0]
+    said = '@nix {"action":"result","fields":["hello \\u00e4 and more'
+    assert NixLog().read(said) == ["hello ä and more"]
+
+
+def test_half_a_character_is_replaced() -> None:
+    assert NixLog().read('@nix {"action":"msg","level":0,"msg":"a\\ud800b"}') == ["a?b"]
+
+
 def test_escapes_are_left_out_and_long_lines_divided() -> None:
     red = "\x1b[31;1merror:\x1b[0m \x1b]0;title\x07no\r\nmore\x1b"
     assert NixLog().read(line(action="msg", level=0, msg=red)) == ["error: no", "more"]

@@ -250,7 +250,7 @@ class StatusWriter:
     async def _write_wanted(self, key: _Key, delay: float) -> None:
         retry, waited = _FIRST_RETRY_SECONDS, 0.0
         try:
-            if self._wanted[key][1].get(_TEXT_KEY) == STARTING:
+            if self._wanted[key][1].get(_TEXT_KEY, "").startswith(STARTING):
                 await self._wait_for_news(key, delay)
             else:
                 await asyncio.sleep(delay)

@@ -74,7 +74,12 @@ def test_keys_of_others_are_not_ours() -> None:
 
 
 def test_a_key_that_the_sidecar_wrote_asks_for_nothing() -> None:
-    keys = {"status": "failed: \n", "status.system": "?", "status.generation": "x"}
+    keys = {
+        "status": "failed: \n",
+        "status.system": "?",
+        "status.generation": "x",
+        "status.update": "\n",
+    }
     keys["status.of.newer"] = "written by a member of the cluster with a newer inx"
     assert spec(**keys) == spec()
 

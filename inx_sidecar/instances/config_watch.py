@@ -6,7 +6,7 @@ An event only says which instance to look at; one task at a time looks at an ins
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from inx_sidecar.base.errors import ConfigError, InxError
@@ -20,7 +20,7 @@ from inx_sidecar.incus.instance import Instance, LxcFacts, parse_instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import ELSEWHERE
 from inx_sidecar.incus.update_key import PENDING
-from inx_sidecar.instances.cluster_watch import EVERYTHING, MEMBERS
+from inx_sidecar.instances.event_effects import ALL, Key, affected_by, changed_in_cluster
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.instances.missing_hooks import (
     lacks_hooks,
@@ -40,21 +40,8 @@ _QUIET_SECONDS: Final = 600.0
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 30.0
 
-# Project and name of an instance.
-_Key = tuple[str, str]
-_ALL: Final[_Key] = ("", "")
-# A start reads backup.yaml. On a restart, Incus writes that file from what it knew when the restart
-# was requested, so the configuration can be newer. So each start is followed by a look.
-_CHANGES: Final = (
-    "instance-created", "instance-renamed", "instance-restored", "instance-updated",
-    "instance-started", "instance-restarted",
-)  # fmt: skip
-
 # A move tells its event before it ends.
 _AFTER_MOVE_SECONDS: Final = (1.0, 5.0, 20.0)
-# This host may have got another name. Other events of a cluster change no instance.
-_RENAMES: Final = ("cluster-enabled", "cluster-disabled", "cluster-member-renamed")
-
 _POWER: Final = "volatile.last_state.power"
 
 log = logging.getLogger(__name__)
@@ -63,16 +50,16 @@ log = logging.getLogger(__name__)
 class ConfigWatch:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._changed: set[_Key] = set()
+        self._changed: set[Key] = set()
         # What Incus has listed of an instance, as long as no event tells that it was changed since
         # the list was asked for. `_told` has the instances that events were about since then.
-        self._listed: dict[_Key, Mapping[str, Any]] = {}
-        self._told: set[_Key] = set()
-        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._listed: dict[Key, Mapping[str, Any]] = {}
+        self._told: set[Key] = set()
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
         # Instances that have just stopped, and nobody had asked Incus for that.
-        self._ended: set[_Key] = set()
+        self._ended: set[Key] = set()
         # The last error of each instance: the same error is logged once.
-        self._logged: dict[_Key, str] = {}
+        self._logged: dict[Key, str] = {}
         self._retries = Retries()
         self._repeats = Repeats()
         self._pace_of_all = Pace()
@@ -137,7 +124,7 @@ class ConfigWatch:
             await asyncio.sleep(self._pause_before(project, name))
             self._changed.discard((project, name))
             try:
-                if (project, name) == _ALL:
+                if (project, name) == ALL:
                     await self._look_at_all()
                 else:
                     await self._update(project, name)
@@ -147,7 +134,7 @@ class ConfigWatch:
                 instance_log(name).exception("looking at it ended in a bug")
 
     def _pause_before(self, project: str, name: str) -> float:
-        if (project, name) != _ALL:
+        if (project, name) != ALL:
             return BURST_SECONDS
         return self._pace_of_all.next_pause(asyncio.get_running_loop().time())
 
@@ -211,7 +198,7 @@ class ConfigWatch:
             return
         wish = wish_of(instance)
         if self._origins.may_concern_others(key, api) and turn is None and self._rollout.in_use:
-            self._look_at(*_ALL)
+            self._look_at(*ALL)
             return
         if self._retries.must_wait(key, wish):
             return
@@ -243,34 +230,6 @@ class ConfigWatch:
             self._lifecycle.tell_stopped(
                 instance, problem, has_hooks=has_hooks, by_itself=by_itself
             )
-
-
-def affected_by(
-    event: Event | None, member: str = "", elsewhere: Callable[[str], bool] = lambda _: False
-) -> _Key | None:
-    """Project and name of the instance that `event` may have changed; two empty texts mean all
-    instances, None means no instance. No event means that events may have been lost.
-
-    `member` is the name of this host in its cluster, or "". Instances of other members tell events
-    here as well: `elsewhere` says whether this host looks at those of a location.
-    """
-    if event is None or event.action.startswith(("profile-", "project-")):
-        return _ALL
-    if event.action in _RENAMES:
-        return _ALL
-    changed = event.action in _CHANGES or event.by_itself
-    if changed and (members.may_be_here(event.location, member) or elsewhere(event.location)):
-        return (event.project, event.name) if event.name else _ALL
-    return None
-
-
-def changed_in_cluster(event: Event | None) -> str | None:
-    """What `ClusterWatch.look_soon` has to look at after `event`; None if nothing."""
-    if event is None or event.action in _RENAMES:
-        return EVERYTHING
-    if event.action == "cluster-member-updated":
-        return event.name or MEMBERS
-    return MEMBERS if event.action.startswith("cluster-member-") else None
 
 
 def wish_of(instance: Instance) -> object:

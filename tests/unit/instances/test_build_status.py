@@ -20,7 +20,7 @@ def test_the_newest_text_is_published_after_a_pause(monkeypatch: pytest.MonkeyPa
         for number in range(1000):
             status.report(f"building {number}/1000")
         assert texts == []
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.0)
         assert texts == ["building 999/1000"]
         status.report("building 999/1000")
         status.report("one")
@@ -28,7 +28,7 @@ def test_the_newest_text_is_published_after_a_pause(monkeypatch: pytest.MonkeyPa
         assert texts[1:] == ["one"]
         status.close()
         status.report("three")
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.0)
         assert texts[1:] == ["one"], "nothing is told after the end"
 
     asyncio.run(main())

@@ -4,7 +4,7 @@ import pytest
 
 from inx_sidecar.incus.events import Event
 from inx_sidecar.instances.cluster_watch import EVERYTHING, MEMBERS
-from inx_sidecar.instances.config_watch import affected_by, changed_in_cluster
+from inx_sidecar.instances.event_effects import affected_by, changed_in_cluster
 
 pytestmark = pytest.mark.life
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -14,6 +13,7 @@ from inx_sidecar.base.errors import BuildError
 from inx_sidecar.base.process import Completed, run
 from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds import build_counts
+from inx_sidecar.builds.build_commands import commands
 from inx_sidecar.builds.build_request import BuildRequest, Listener
 from inx_sidecar.builds.build_service import BuildService
 from inx_sidecar.builds.build_slots import BuildSlots, queue_text
@@ -24,11 +24,10 @@ from inx_sidecar.builds.missing_attribute import SECONDS
 from inx_sidecar.builds.nix_log import NixLog, Progress
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import Flake, NixFile, Source, System
+from inx_sidecar.config.spec import System
 from inx_sidecar.nix.store_paths import STORE_PATH, check_toplevel, valid_paths
 
 _LOG_MAX_BYTES: Final = 16 << 20
-_LOG_FORMAT: Final = ("--log-format", "internal-json")
 _SOURCE_MAX: Final = 200
 
 
@@ -155,40 +154,6 @@ def _failed(request: BuildRequest) -> str:
     source = str(request.source)  # its reason has to be read, too
     shown = source if len(source) <= _SOURCE_MAX else source[:_SOURCE_MAX] + "..."
     return f"cannot build the system of {request.name!r} from {shown}"
-
-
-def commands(
-    source: Source,
-    missing: str | None,
-    link: str,
-    options: Iterable[str] = (),
-    *,
-    write_lock: bool = True,
-) -> list[list[str]]:
-    """The commands to try, in order, to make `link` lead to the system. `options` are for a
-    fetch.
-
-    Without `write_lock`, Nix does not complete the lock file of a flake: it would follow a link
-    that somebody put in the place of that file, and call git.
-    """
-    lock = [] if write_lock else ["--no-write-lock-file"]
-    attempts = []
-    if missing is not None:
-        fetch = ["nix-store", "--realise", *_LOG_FORMAT, *options, "--add-root", link]
-        attempts.append([*fetch, "--", missing])
-    match source:
-        case Flake():
-            attempts.append(
-                ["nix", "--extra-experimental-features", "nix-command flakes",
-                 "build", *_LOG_FORMAT, "--no-accept-flake-config",
-                 *lock, "--out-link", link, "--", source.installable()]
-            )  # fmt: skip
-        case NixFile():
-            attempts.append(
-                ["nix-build", *_LOG_FORMAT, "--out-link", link,
-                 "--attr", source.attr, "--", source.path]
-            )  # fmt: skip
-    return attempts
 
 
 async def remove_build_directory(uuid: str) -> None:

@@ -29,7 +29,7 @@ from inx_sidecar.declared.steps import (
     plan_steps,
 )
 from inx_sidecar.incus import api as incus
-from inx_sidecar.incus.api import IncusError
+from inx_sidecar.incus.request import IncusError
 
 _MAX_PARALLEL: Final = 4
 _STOP_SECONDS: Final = 60

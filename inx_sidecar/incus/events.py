@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.incus.api import IncusError
+from inx_sidecar.incus.request import IncusError
 from inx_sidecar.incus.websocket import Message, connect
 
 _TARGET: Final = "/1.0/events?type=lifecycle&all-projects=true"

@@ -13,8 +13,8 @@ from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.builds.build_slots import BuildSlots
-from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance
+from inx_sidecar.incus.request import IncusError
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import BUILDING, StatusWriter
 from inx_sidecar.incus.update_key import asked_now

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from inx_sidecar.base import paths
-from inx_sidecar.builds.build import _failed, _open_log, commands
+from inx_sidecar.builds.build import _failed, _open_log
+from inx_sidecar.builds.build_commands import commands
 from inx_sidecar.builds.build_request import BuildRequest
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.config.spec import Flake, NixFile, System

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from inx_sidecar.base.errors import ConfigError
-from inx_sidecar.builds.build import commands
+from inx_sidecar.builds.build_commands import commands
 from inx_sidecar.config import keys
 from inx_sidecar.config.keys import parse_spec
 from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System

@@ -8,8 +8,8 @@ import pytest
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api, saved_status, status
-from inx_sidecar.incus.api import IncusError
 from inx_sidecar.incus.instance import Instance, LxcFacts
+from inx_sidecar.incus.request import IncusError
 from inx_sidecar.incus.status import Status, StatusWriter, next_retry, visible_config
 
 pytestmark = pytest.mark.life

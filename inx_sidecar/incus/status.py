@@ -117,20 +117,30 @@ class StatusWriter:
         self._last: dict[_Key, dict[str, str]] = {}
         self._notes: dict[_Key, dict[str, str]] = {}
         self._paused: dict[_Key, asyncio.Event] = {}
+        self._resuming: dict[_Key, asyncio.TimerHandle] = {}
         # Set when there is a newer status than the one that Incus refused.
         self._news: dict[_Key, asyncio.Event] = {}
 
     def pause_writes(self, instance: Instance) -> None:
-        """The instance stops: write nothing until `resume_writes`, for at most two seconds.
+        """The instance stops or starts: write nothing until `resume_writes`, for at most two
+        seconds.
 
-        The stop may be part of a restart. If Incus handled a write between its stop and its start,
-        it would take the instance for running and fail the restart.
+        A stop may be part of a restart. If Incus handled a write between its stop and its start, it
+        would take the instance for running and fail the restart. If a write meets a start that is
+        refused, Incus needs ten seconds to undo the start.
         """
-        self._paused.setdefault(_key(instance), asyncio.Event())
-        asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self.resume_writes, instance)
+        key = _key(instance)
+        self._paused.setdefault(key, asyncio.Event())
+        if key in self._resuming:
+            self._resuming[key].cancel()
+        loop = asyncio.get_running_loop()
+        self._resuming[key] = loop.call_later(_PAUSE_SECONDS, self.resume_writes, instance)
 
     def resume_writes(self, instance: Instance) -> None:
-        paused = self._paused.pop(_key(instance), None)
+        key = _key(instance)
+        if key in self._resuming:
+            self._resuming.pop(key).cancel()
+        paused = self._paused.pop(key, None)
         if paused is not None:
             paused.set()
 

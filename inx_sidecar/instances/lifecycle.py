@@ -84,6 +84,7 @@ class Lifecycle:
         instance = read_instance(facts)
         state = self._state_of(instance.uuid)
         self._statuses.set_known_status(instance)
+        self._statuses.pause_writes(instance)
         async with state.lock:
             state.configured = configuration_of(instance)
             try:

@@ -219,3 +219,31 @@ def test_what_changed_is_written_with_the_status_and_not_lost_by_a_newer_one(
     ]
     saved = saved_status.load("uuid")
     assert saved is not None and saved["user.inx.status.changes"] == "a 1 -> 2"
+
+
+def test_nothing_is_written_while_an_instance_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that meets a start which is refused delays Incus for ten seconds."""
+    monkeypatch.setattr(status, "_PAUSE_SECONDS", 0.3)
+    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
+    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    written: list[str] = []
+
+    async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
+        written.append(config["user.inx.status"])
+
+    monkeypatch.setattr(api, "set_config", set_config)
+
+    async def main() -> None:
+        statuses = StatusWriter()
+        statuses.amend_text(instance, "stopped: its configuration was changed")
+        statuses.pause_writes(instance)
+        await asyncio.sleep(0.2)
+        statuses.pause_writes(instance)  # the restart that follows begins a pause of its own
+        await asyncio.sleep(0.25)
+        assert written == []
+        statuses.publish(instance, Status("failed: refused"))
+        statuses.resume_writes(instance)
+        await asyncio.gather(*statuses._tasks.values())
+        assert written == ["failed: refused"]
+
+    asyncio.run(main())

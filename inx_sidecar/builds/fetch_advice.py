@@ -18,6 +18,7 @@ _GIT_SAID: Final = re.compile(
     r"^error: executing ['\"](?P<no_git>git)['\"]: No such file or directory$"
     r"|^(?:error: )?cannot run ssh: (?P<ssh>No such file or directory|Permission denied)$"
     r"|^(?:[\w.-]{1,100}@[\w.:-]{1,200}: )?(?P<key>Permission denied \(publickey)"
+    r"|^(?P<offline>ssh: (?:connect to host|Could not resolve hostname) .{1,300}?)\r?$"
     r"|^(?P<host>Host key verification failed)"
     r"|^ERROR: (?P<missing>Repository not found)"
     r"|^(?:fatal: )?(?P<password>could not read (?:Username|Password) for '(?P<server>[^']*)'.*)$"
@@ -106,6 +107,8 @@ def _git_advice(said: re.Match[str], builder: Builder) -> str:
         return "git is not installed, or not in the PATH of inx-sidecar.service: install git"
     if said["ssh"]:
         return f"git cannot run ssh ({said['ssh']}): install ssh, on Debian openssh-client"
+    if said["offline"]:
+        return f"{said['offline']}; {_ONLINE_AGAIN}"
     if said["missing"] or _NOT_FOUND.match(line):
         return f"{line}; correct the reference, or {private(builder)}"
     if said["fatal"] and _OFFLINE.match(line):

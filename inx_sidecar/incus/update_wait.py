@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from inx_sidecar.base.errors import one_line
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import saved_status
 from inx_sidecar.incus.events import listen
@@ -33,7 +34,8 @@ def end_of(
     `saved` is the status that the sidecar of this host gave last, if it did: right after a start,
     Incus may still have the one from before.
     """
-    asked, text = asked_now(config), config.get(_TEXT, "")
+    # Whoever may edit the instance can write into its status.
+    asked, text = asked_now(config), one_line(config.get(_TEXT, ""))
     if asked != shown(wanted):
         return End(False, f"user.inx.update is {asked!r} by now, and not {shown(wanted)!r}")
     if state == "Stopped":

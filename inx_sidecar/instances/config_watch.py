@@ -30,7 +30,7 @@ from inx_sidecar.instances.missing_hooks import (
     was_told,
 )
 from inx_sidecar.instances.retries import BURST_SECONDS, Pace, Repeats, Retries
-from inx_sidecar.instances.rollout import Expected, Origins, Rollout, Turn, order_of
+from inx_sidecar.instances.rollout import Rollouts, Turn, order_of
 from inx_sidecar.instances.stopped_status import is_failed
 
 # After so many seconds without an event all instances are looked at: an event may have been lost.
@@ -42,6 +42,8 @@ _LAST_DELAY: Final = 30.0
 
 # A move tells its event before it ends.
 _AFTER_MOVE_SECONDS: Final = (1.0, 5.0, 20.0)
+# A look at all instances for which some wait is tried again after so long.
+_RETRY_SECONDS: Final = 5.0
 _POWER: Final = "volatile.last_state.power"
 
 log = logging.getLogger(__name__)
@@ -63,8 +65,7 @@ class ConfigWatch:
         self._retries = Retries()
         self._repeats = Repeats()
         self._pace_of_all = Pace()
-        self._rollout = Rollout()
-        self._origins = Origins()
+        self._rollouts = Rollouts()
         self._member = ""
         lifecycle.reconciler.on_arrival = self._look_at
 
@@ -130,6 +131,8 @@ class ConfigWatch:
                     await self._update(project, name)
             except InxError as error:
                 instance_log(name).debug("%s", error)  # in most cases the instance was deleted
+                if (project, name) == ALL and self._rollouts.waiting:
+                    asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._look_at, *ALL)
             except Exception:
                 instance_log(name).exception("looking at it ended in a bug")
 
@@ -144,33 +147,28 @@ class ConfigWatch:
         wanted = shipped_raw_lxc()
         self._told.clear()
         listed = await members.list_own_instances()
-        self._expect(list(filter(None, map(running_instance, listed))))
+        running: dict[Key, Instance] = {}
         for api in listed:
             may_lack = may_use_inx(api) and (lacks_hooks(api, wanted) or was_told(api))
             # A later change of a failed one is found by what it is now.
             text = api["expanded_config"].get("user.inx.status", "")
             is_past = text.startswith((*PENDING, ELSEWHERE)) or is_failed(text)
-            if may_lack or is_past or running_instance(api) is not None:
-                key = api["project"], api["name"]
+            key = api["project"], api["name"]
+            instance = running_instance(api)
+            if instance is not None:
+                running[key] = instance
+            if may_lack or is_past or instance is not None:
                 is_newest = key not in self._told
                 self._look_at(*key)
                 if is_newest:
                     self._listed[key] = api
-
-    def _expect(self, running: list[Instance]) -> None:
-        """All of them are looked at now. Settings that are wrong fail each update by themselves."""
-        try:
-            settings = load_settings()
-        except ConfigError:
-            settings = Settings()
-        self._rollout.expect(
-            [Expected(item.lxc_name, order_of(item.config), wish_of(item)) for item in running],
-            settings.max_failures,
-            settings.max_builds,
+        self._rollouts.expect(
+            {key: (order_of(item.config), wish_of(item)) for key, item in running.items()},
+            *_limits(),
         )
 
     async def _update(self, project: str, name: str) -> None:
-        turn = self._rollout.take(name if project == "default" else f"{project}_{name}")
+        turn = self._rollouts.take((project, name))
         try:
             await self._update_in_turn(project, name, turn)
         finally:
@@ -190,14 +188,15 @@ class ConfigWatch:
             self._logged.pop(key, "")
             self._retries.succeeded(key)
             self._repeats.forget(key)
-            self._origins.forget(key)
+            self._rollouts.forget(key)
             await self._look_at_stopped(api, by_itself=by_itself)
             return
         look_again = functools.partial(self._look_at, project, name)
-        if self._repeats.must_wait(key, seen_in(instance), look_again):
+        if turn is None and self._repeats.must_wait(key, seen_in(instance), look_again):
             return
         wish = wish_of(instance)
-        if self._origins.may_concern_others(key, api) and turn is None and self._rollout.in_use:
+        self._rollouts.of(project).notice(order_of(instance.config), *_limits())
+        if self._rollouts.must_wait_for_all(key, api, turn):
             self._look_at(*ALL)
             return
         if self._retries.must_wait(key, wish):
@@ -206,6 +205,8 @@ class ConfigWatch:
         try:
             await self._lifecycle.update(instance, turn)
         except InxError as error:
+            if turn is not None and not turn.taken:
+                turn.end(failed=True)
             self._logged[key] = str(error)
             if logged != str(error):
                 instance_log(instance.lxc_name).error("%s", error)
@@ -230,6 +231,16 @@ class ConfigWatch:
             self._lifecycle.tell_stopped(
                 instance, problem, has_hooks=has_hooks, by_itself=by_itself
             )
+
+
+def _limits() -> tuple[int, int]:
+    """The settings max_failures and max_builds. Settings that are wrong fail each update by
+    themselves."""
+    try:
+        settings = load_settings()
+    except ConfigError:
+        settings = Settings()
+    return settings.max_failures, settings.max_builds
 
 
 def wish_of(instance: Instance) -> object:

@@ -5,20 +5,21 @@ failed, those that have not begun are held back.
 """
 
 import asyncio
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from inx_sidecar.config.keys import asked_for
 
+# Project and name of an instance.
+Key = tuple[str, str]
 # How many names an operator is told.
 _NAMES_MAX: Final = 5
 
 
 @dataclass(frozen=True)
 class Expected:
-    """An instance that a change may concern: its name in LXC, its order, and what it is asked to
-    be."""
+    """An instance that a change may concern: its name, its order, and what it is asked to be."""
 
     name: str
     order: int
@@ -26,7 +27,8 @@ class Expected:
 
 
 class Rollout:
-    """The instances that are about to be looked at, and the turns of those that are.
+    """The instances of a project that are about to be looked at, and the turns of those that are:
+    no project waits for another one.
 
     `max_failures`: so many failures end the rollout; 0 means that none does. `at_once`: with such a
     limit, so many updates run at once, since each of them may be the one that ends the rollout.
@@ -39,15 +41,24 @@ class Rollout:
         self._turns: list[Turn] = []
         self._failed: dict[str, object] = {}
         self._changed = asyncio.Event()
-        # Whether anything orders or limits updates.
-        self.in_use = False
+        self._has_orders = False
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything orders or limits the updates."""
+        return self._has_orders or bool(self.max_failures)
+
+    def notice(self, order: int, max_failures: int, at_once: int) -> None:
+        """An instance with `order` is looked at: a change of many may follow."""
+        self.max_failures, self.at_once = max_failures, at_once
+        self._has_orders = self._has_orders or bool(order)
 
     def expect(self, instances: Iterable[Expected], max_failures: int, at_once: int) -> None:
-        """A look at `instances` follows. Who failed and is asked for something else counts no more
-        as failed."""
+        """A look at `instances`, all of the project that run, follows. Who failed and is asked for
+        something else counts no more as failed."""
         self.max_failures, self.at_once = max_failures, at_once
         self._expected = {item.name: item for item in instances}
-        self.in_use = bool(max_failures) or any(item.order for item in self._expected.values())
+        self._has_orders = any(item.order for item in self._expected.values())
         for name, wish in list(self._failed.items()):
             if name in self._expected and self._expected[name].wish != wish:
                 del self._failed[name]
@@ -103,6 +114,10 @@ class Turn:
         self._rollout = rollout
         self._ended = False
 
+    @property
+    def must_wait(self) -> bool:
+        return not self._rollout.may_begin(self.instance.order)
+
     def waits_for(self) -> list[str]:
         """The instances that come first, if there are any."""
         return [] if self._rollout.failures() else self._rollout.before(self.instance.order)
@@ -120,26 +135,56 @@ class Turn:
             self._rollout.end(self, failed=failed)
 
 
-class Origins:
-    """Whether a change of what an instance is asked to be came from its own keys.
+class Rollouts:
+    """The rollout of each project, and what led to a look at an instance: its own keys, or a change
+    of many.
 
     Incus tells a change of a profile as a change of each instance first, one after the other
-    (incus cmd/incusd/profiles_utils.go, doProfileUpdate).
+    (incus cmd/incusd/profiles_utils.go, doProfileUpdate). So such a change waits for a look at all
+    instances, which knows all orders.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[Hashable, tuple[Mapping[str, str], Mapping[str, str]]] = {}
+        self._of_project: dict[str, Rollout] = {}
+        self._seen: dict[Key, tuple[Mapping[str, str], Mapping[str, str]]] = {}
+        # The instances that wait for the look at all of them.
+        self.waiting: set[Key] = set()
 
-    def may_concern_others(self, key: Hashable, api: Mapping[str, Any]) -> bool:
-        """True if a profile has changed since the last call for `key`, but not the keys of the
-        instance itself."""
+    def of(self, project: str) -> Rollout:
+        return self._of_project.setdefault(project, Rollout())
+
+    def expect(
+        self, instances: Mapping[Key, tuple[int, object]], max_failures: int, at_once: int
+    ) -> None:
+        """All instances that run are looked at now: their orders, and what they are asked to be."""
+        self.waiting &= instances.keys()
+        for project in {key[0] for key in instances} | self._of_project.keys():
+            expected = [Expected(key[1], *instances[key]) for key in instances if key[0] == project]
+            self.of(project).expect(expected, max_failures, at_once)
+
+    def take(self, key: Key) -> Turn | None:
+        """The turn of an instance that is looked at now; None if it has none."""
+        turn = self.of(key[0]).take(key[1])
+        if turn is not None:
+            self.waiting.discard(key)
+        return turn
+
+    def must_wait_for_all(self, key: Key, api: Mapping[str, Any], turn: Turn | None) -> bool:
+        """Whether the look at `key` has to wait for that at all instances: a profile has changed
+        since the last look, but not the keys of the instance itself."""
         before = self._seen.get(key)
         now = asked_for(api["config"]), asked_for(api["expanded_config"])
         self._seen[key] = now
-        return before is not None and before[0] == now[0] and before[1] != now[1]
+        if turn is not None or not self.of(key[0]).in_use:
+            self.waiting.discard(key)
+            return False
+        if before is not None and before[0] == now[0] and before[1] != now[1]:
+            self.waiting.add(key)
+        return key in self.waiting
 
-    def forget(self, key: Hashable) -> None:
+    def forget(self, key: Key) -> None:
         self._seen.pop(key, None)
+        self.waiting.discard(key)
 
 
 def order_of(config: Mapping[str, str]) -> int:
@@ -148,20 +193,25 @@ def order_of(config: Mapping[str, str]) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 
 
-def queued_text(before: list[str]) -> str:
-    """The status of an instance that waits for those of a smaller order."""
-    return f"queued: {_names(before)} first, as user.inx.order says"
+def queued_text(before: list[str], *, names: bool) -> str:
+    """The status of an instance that waits for those of a smaller order, or else for a free place;
+    `names` says whether it may know their names."""
+    if not before:
+        return "queued: other updates of this change run, and max_failures limits them"
+    return f"queued: {_names(before, names=names)} first, as user.inx.order says"
 
 
-def held_text(failures: list[str]) -> str:
-    """Why an update is held back."""
+def held_text(failures: list[str], *, names: bool) -> str:
+    """Why an update is held back; `names` as in `queued_text`."""
     return (
-        f"the update is held back, since that of {_names(failures)} failed (max_failures); "
-        "give user.inx.update another text to go on"
+        f"the update is held back, since that of {_names(failures, names=names)} failed "
+        "(max_failures); give user.inx.update another text to go on"
     )
 
 
-def _names(instances: list[str]) -> str:
+def _names(instances: list[str], *, names: bool) -> str:
+    if not names:
+        return "another instance" if len(instances) == 1 else f"{len(instances)} other instances"
     shown = instances[:_NAMES_MAX]
     more = len(instances) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

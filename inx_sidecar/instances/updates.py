@@ -100,6 +100,9 @@ class Updater:
                 if turn is not None:
                     turn.taken = True
                 state.build = asyncio.create_task(self._deploy_in_turn(state, deployment, turn))
+                if turn is not None:
+                    # A task that is cancelled before its first step runs no "finally".
+                    state.build.add_done_callback(lambda _: turn.end())
         return True
 
     async def _deploy_in_turn(
@@ -111,16 +114,26 @@ class Updater:
             return
         succeeded = True
         try:
-            if before := turn.waits_for():
-                self._publish(deployment.instance, queued_text(before))
-            failures = await self._wait_for(turn, deployment.instance)
-            if failures:
-                self._record(state, deployment, _failed(deployment.instance, held_text(failures)))
-                instance_log(deployment.instance.lxc_name).warning("%s", held_text(failures))
+            names = not deployment.spec.isolated
+            if turn.must_wait:
+                text = queued_text(turn.waits_for(), names=names)
+                self._publish(deployment.instance, text)
+            if failures := await self._wait_for(turn, deployment.instance):
+                self._hold_back(state, deployment, failures)
             else:
                 succeeded = await self._deploy(state, deployment)
         finally:
             turn.end(failed=not succeeded)
+
+    def _hold_back(self, state: InstanceState, deployment: Deployment, failures: list[str]) -> None:
+        """The update is dealt with, also if an activation before it has failed half-way."""
+        instance = deployment.instance
+        running = Running.load(instance.uuid)
+        if running is not None and running.attempted_digest:
+            Running.amend(instance.uuid, attempted_digest=deployment.digest)
+        text = held_text(failures, names=not deployment.spec.isolated)
+        self._record(state, deployment, _failed(instance, text))
+        instance_log(instance.lxc_name).warning("%s", held_text(failures, names=True))
 
     async def _wait_for(self, turn: Turn, instance: Instance) -> list[str]:
         try:
@@ -155,7 +168,7 @@ class Updater:
             self._compare_soon()
             if not spec.only_tries:
                 instance_log(instance.lxc_name).info("runs %s from %s", system, spec.source)
-            return True
+            return not _fallback_failure(deployment)
         except InxError as error:
             if report is not None:
                 report.write("failed")

@@ -56,7 +56,7 @@ async def keep_writing() -> None:
         try:
             if load_settings().metrics:
                 await write()
-        except (InxError, RuntimeError) as error:
+        except (InxError, OSError, RuntimeError) as error:
             problem = str(error)
         if problem and problem != told:
             log.warning("no metrics are written: %s", problem)

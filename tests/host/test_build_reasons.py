@@ -211,14 +211,18 @@ def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
     directory = git_repository(host, incus.flake(), "", "git rm -q --cached system.nix")
     ssh, https = incus.name("ssh"), incus.name("https")
     name = incus.name("untracked")
-    found = failures(
-        incus,
-        {
-            name: {"flake": f"{directory}#web"},
-            ssh: {"flake": "git+ssh://git@127.0.0.1/x#web"},
-            https: {"flake": "git+http://127.0.0.1:9/x#web"},
-        },
-    )
+    host.sh("mv /usr/bin/ssh /usr/bin/ssh.away")
+    try:
+        found = failures(
+            incus,
+            {
+                name: {"flake": f"{directory}#web"},
+                ssh: {"flake": "git+ssh://git@127.0.0.1/x#web"},
+                https: {"flake": "git+http://127.0.0.1:9/x#web"},
+            },
+        )
+    finally:
+        host.sh("mv /usr/bin/ssh.away /usr/bin/ssh")
     assert found[name] == (
         f"{directory}#web: git does not know system.nix in {directory}, so Nix does not see it: "
         f"if it is there, run 'git -C {directory} add system.nix'"
@@ -228,6 +232,10 @@ def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
         "Debian openssh-client"
     )
     assert "as inx-build: unable to access 'http://127.0.0.1:9/x/'" in found[https]
+    [refused] = failures(
+        incus, {incus.name("port"): {"flake": "git+ssh://git@127.0.0.1:9/x#web"}}
+    ).values()
+    assert "ssh: connect to host 127.0.0.1 port 9: Connection refused; look at" in refused
     host.run(["git", "-C", directory, "add", "system.nix"])
     incus.wait_state(name, "STOPPED")
     incus.start(name)
@@ -256,7 +264,8 @@ def test_a_file_system_that_takes_no_files_is_named_without_a_traceback(
         incus.start(fails)
         why = rf"cannot write {STATE}.* \(Read-only file system\): mount it writable, and try again"
         incus.wait_status(fails, f"failed: {why}$")
-        assert check(host) == (0, [])
+        status, findings = check(host)
+        assert status == 1 and all(STATE in line and "writable" in line for line in findings)
         sync(host)
         incus("stop", "-f", runs)
     incus.start(fails)

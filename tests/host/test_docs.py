@@ -297,7 +297,7 @@ def test_where_to_look(incus: Incus, host: Host) -> None:
     """The reason of a refusal is in each place that the page names for it."""
     table = section("docs/troubleshooting.md", "Where to look")
     places = [code.replace("NAME", "web") for code in re.findall(r"^\| `([^`]+)`", table, re.M)]
-    status, info, console, build_log, sidecar, one_instance, hooks_log, check = places
+    status, info, console, build_log, changes, sidecar, one_instance, hooks_log, check = places
     incus.init(name="web", flake="/etc/nixos#web", keep="0")
     assert incus.start("web", check=False).returncode != 0
     told = "user.inx.keep is '0'; allowed: a number from 1 to 1000"
@@ -311,7 +311,8 @@ def test_where_to_look(incus: Incus, host: Host) -> None:
     incus.wait_ready("web")
     host.sh(console)
     uuid = host.sh("incus config get web volatile.uuid").stdout.strip()
-    host.run(["test", "-f", build_log.replace("UUID", uuid)])
+    for log in build_log, changes:
+        host.run(["test", "-f", log.replace("UUID", uuid)])
     host.run(["test", "-f", hooks_log])
     assert host.sh(check, check=False).stdout.startswith("ok    Linux ")
 

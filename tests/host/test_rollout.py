@@ -68,6 +68,21 @@ def test_a_canary_that_fails_keeps_the_others_from_the_change(
     assert ends[-3] == canary and sorted(ends[-2:]) == sorted(others)
 
 
+def test_an_order_counts_at_the_next_change(incus: Incus, host: Host) -> None:
+    """Nothing else than the launch says that there is an order."""
+    canary, web = names = [incus.name(letter) for letter in "zb"]
+    profile = incus.profile()
+    incus("profile", "set", profile, f"user.inx.flake={flake(incus, names, 'one')}")
+    incus.launch("--profile", profile, name=canary)
+    incus.launch("--profile", profile, "-c", "user.inx.order=1", name=web)
+    incus.wait_status(web, "ready$")
+    flake(incus, names, "two", broken=canary)
+    incus("profile", "set", profile, "user.inx.update=2")
+    incus.wait_generation(web, "2")
+    said = host.run(["journalctl", "-u", "inx-sidecar", "-o", "cat", "--no-pager"]).stdout
+    assert said.rindex(f"{canary}: cannot build ") < said.rindex(f"{web}: inx: building the system")
+
+
 def test_a_change_of_one_instance_waits_for_nobody(
     incus: Incus, host: Host, one_failure: None
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Final
 
 import pytest
 
-from inx_sidecar.incus.update_key import asked_now, shown
+from inx_sidecar.incus.update_key import DEALT_WITH, asked_now, shown
 from inx_sidecar.incus.update_wait import End, end_of
 
 pytestmark = pytest.mark.life
@@ -67,3 +67,10 @@ def test_a_short_line_is_shown_as_it_is(value: str) -> None:
 def test_other_values_are_shown_as_their_digest(value: str) -> None:
     assert shown(value).startswith("sha256:") and len(shown(value)) == 71
     assert shown(value) != shown(value + "x")
+
+
+def test_what_others_wrote_into_the_status_is_one_plain_line() -> None:
+    text = "failed: \x1b]0;title\x07\x1b[2Jx\nweb: ready"
+    for state in "Running", "Stopped":
+        end = end_of(state, {"user.inx.status": text, DEALT_WITH: ""}, None, "")
+        assert end is not None and not end.is_ready and end.sentence.isprintable()

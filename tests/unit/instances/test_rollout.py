@@ -8,8 +8,8 @@ import pytest
 
 from inx_sidecar.instances.rollout import (
     Expected,
-    Origins,
     Rollout,
+    Rollouts,
     held_text,
     order_of,
     queued_text,
@@ -134,19 +134,68 @@ def test_no_instance_waits_for_ever_and_none_comes_before_its_turn(seed: int) ->
         assert set(begun) == set(orders) - idle
 
 
+WEB, SHOP = ("default", "web"), ("other", "shop")
+
+
 def api(own: str, expanded: str) -> dict[str, dict[str, str]]:
     key = "user.inx.update"
     return {"config": {key: own}, "expanded_config": {key: expanded, "user.inx.status": "x"}}
 
 
-def test_a_change_of_a_profile_is_told_from_one_of_the_instance() -> None:
-    origins = Origins()
-    assert not origins.may_concern_others("web", api("", "1"))  # nothing is known of it
-    assert origins.may_concern_others("web", api("", "2"))
-    assert not origins.may_concern_others("web", api("", "2"))
-    assert not origins.may_concern_others("web", api("3", "3"))
-    origins.forget("web")
-    assert not origins.may_concern_others("web", api("3", "4"))
+def test_a_change_of_a_profile_waits_for_a_look_at_all() -> None:
+    rollouts = Rollouts()
+    rollouts.of("default").notice(1, 0, 2)
+    assert not rollouts.must_wait_for_all(WEB, api("", "1"), None)  # nothing is known of it
+    assert rollouts.must_wait_for_all(WEB, api("", "2"), None)
+    assert rollouts.must_wait_for_all(WEB, api("", "2"), None), "also at a later look"
+    rollouts.expect({WEB: (0, "wish")}, 0, 2)
+    turn = rollouts.take(WEB)
+    assert turn is not None and not rollouts.must_wait_for_all(WEB, api("", "2"), turn)
+    rollouts.of("default").notice(1, 0, 2)
+    assert not rollouts.must_wait_for_all(WEB, api("", "2"), None)
+    assert not rollouts.must_wait_for_all(WEB, api("3", "3"), None), "its own key"
+    rollouts.forget(WEB)
+    assert not rollouts.must_wait_for_all(WEB, api("3", "4"), None)
+
+
+def test_without_orders_and_limits_no_change_waits() -> None:
+    rollouts = Rollouts()
+    rollouts.of("default").notice(0, 0, 2)
+    rollouts.must_wait_for_all(WEB, api("", "1"), None)
+    assert not rollouts.must_wait_for_all(WEB, api("", "2"), None)
+
+
+def test_an_order_or_a_limit_counts_from_the_first_look_that_sees_it() -> None:
+    for order, limit in ((1, 0), (0, 1)):
+        rollouts = Rollouts()
+        rollouts.expect({WEB: (0, "wish")}, 0, 2)
+        assert not rollouts.of("default").in_use
+        rollouts.of("default").notice(order, limit, 2)
+        assert rollouts.of("default").in_use
+
+
+def test_projects_do_not_wait_for_each_other() -> None:
+    rollouts = Rollouts()
+    rollouts.expect({WEB: (0, "wish"), SHOP: (1, "wish")}, 1, 1)
+    web, shop = rollouts.take(WEB), rollouts.take(SHOP)
+    assert web is not None and shop is not None
+
+    async def main() -> None:
+        assert await web.wait() == []
+        assert not shop.must_wait and await shop.wait() == []
+        web.end(failed=True)
+        assert rollouts.of("other").failures() == []
+
+    asyncio.run(main())
+
+
+def test_who_has_ended_is_waited_for_no_more() -> None:
+    rollouts = Rollouts()
+    rollouts.of("default").notice(1, 0, 2)
+    rollouts.must_wait_for_all(WEB, api("", "1"), None)
+    assert rollouts.must_wait_for_all(WEB, api("", "2"), None)
+    rollouts.expect({}, 0, 2)
+    assert rollouts.waiting == set()
 
 
 @pytest.mark.parametrize(
@@ -158,5 +207,15 @@ def test_a_wrong_order_is_none(text: str, order: int) -> None:
 
 def test_only_some_names_are_told() -> None:
     names = [f"i{number}" for number in range(8)]
-    assert queued_text(names).startswith("queued: i0, i1, i2, i3, i4 and 3 more first")
-    assert "that of i0 failed (max_failures)" in held_text(["i0"])
+    assert queued_text(names, names=True).startswith("queued: i0, i1, i2, i3, i4 and 3 more first")
+    assert "that of i0 failed (max_failures)" in held_text(["i0"], names=True)
+
+
+def test_an_isolated_instance_is_told_no_names() -> None:
+    for text in (
+        queued_text(["secret"], names=False),
+        queued_text(["secret", "b"], names=False),
+        held_text(["secret"], names=False),
+    ):
+        assert "secret" not in text and "other instance" in text
+    assert queued_text([], names=True).startswith("queued: other updates")

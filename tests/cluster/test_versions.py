@@ -12,8 +12,8 @@ from support.services import check
 
 pytestmark = pytest.mark.cluster
 
-# The last version whose members tell each other no addresses.
-FORMER = "c853f29"
+# The first version that starts instances with a status of a newer inx.
+FORMER = "5366328"
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_an_instance_moves_to_the_former_version_and_back(
     new.wait_generation(name, "1")
     for number, (before, incus) in enumerate([(new, old), (old, new)], 1):
         incus("stop", "-f", name)
+        incus.set(name, "user.inx.status.of.newer=a key that the former version does not know")
         incus("move", name, "--target", incus.host.name)
         wait_left(before, new.uuid(name))
         incus.start(name)

@@ -249,7 +249,7 @@ def test_ssh_is_missing_by_an_error_of_the_system_alone() -> None:
         (USERNAME, "https://github.com asks inx-build for a password: put it into"),
         ("Host key verification failed.\n", "/var/lib/inx-build/.ssh/known_hosts"),
         (
-            "ssh: connect to host h port 22: Connection refused\r\nfatal: Could not read from remote\n",
+            "ssh: connect to host h port 22: Connection refused\r\nfatal: Could not read\n",
             "ssh: connect to host h port 22: Connection refused; look at the network",
         ),
         ("remote: x\nfatal: repository 'https://h/' not found\n", "repository 'https://h/' not"),

@@ -53,7 +53,7 @@ def refused(incus: Incus, file: str, who: str) -> None:
 def test_a_file_that_only_root_can_write_is_evaluated_as_root(incus: Incus, host: Host) -> None:
     """Without this, the tests below would pass for any other reason."""
     name = start(incus, file=nix_file(host, f"/srv/{incus.prefix}"), attr="web")
-    assert incus.status(name) == "ready"
+    incus.wait_status(name, "ready$")
     assert console_line(incus, name).endswith("as root")
 
 
@@ -73,7 +73,7 @@ def test_what_a_container_wrote_as_root_runs_nothing_as_root(incus: Incus, host:
         owner = host.run(["stat", "-c", "%u", f"{place}/flake-{number}/.git/config"]).stdout
         assert owner == "0\n"
     name = start(incus, flake=f"{place}/flake-0#web")
-    assert incus.status(name) == "ready"
+    incus.wait_status(name, "ready$")
     assert traces(incus) == []
     said = console_line(incus, name)
     assert f"the disk device 'data' of the instance '{other}' shares files of {place}" in said
@@ -316,7 +316,7 @@ def test_nothing_is_evaluated_as_root_while_incus_does_not_answer(incus: Incus, 
     """The instance waits for its build while Incus is stopped; then a build begins."""
     file = nix_file(host, f"/srv/{incus.prefix}")
     name = start(incus, file=file, attr="web")
-    assert incus.status(name) == "ready"
+    incus.wait_status(name, "ready$")
     bind = "mount --bind /dev/null /var/lib/incus/unix.socket"
     host.sh(bind)
     try:
@@ -341,7 +341,7 @@ def test_a_repository_above_of_somebody_else_neither_stops_nor_captures_a_build(
     host.sh("install -d -o nobody /tmp/.git")
     try:
         name = start(incus, flake=f"{flake}#web")
-        assert incus.status(name) == "ready"
+        incus.wait_status(name, "ready$")
         assert console_line(incus, name).endswith("as root")
         script = "cd /tmp; rm -rf .git; runuser -u nobody -- git init -q ."
         host.sh(f"{script}; chmod 1777 /tmp")

@@ -82,7 +82,7 @@ def test_a_file_system_that_never_answers_delays_no_restart_of_the_sidecar(
         another = incus.launch(name=incus.name("c"), flake="/etc/nixos#web")
         assert time.monotonic() - begin < 20
         assert main_pid(host) not in (0, before)
-        assert incus.status(another) == "ready"
+        incus.wait_status(another, "ready$")
         assert len(stuck(host)) <= 2, "children that cannot be killed are few"
     incus.eventually(lambda: stuck(host) == [], incus.story)
 
@@ -98,7 +98,7 @@ def test_processes_that_wait_for_ever_are_few(incus: Incus, host: Host) -> None:
         assert name in status and "incus stop -f" in status
         assert len(stuck(host)) == 3
         other = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
-        assert incus.status(other) == "ready"
+        incus.wait_status(other, "ready$")
     incus.eventually(lambda: stuck(host) == [], incus.story)
     sync = host.run(["/opt/inx/bin/inx-sidecar", "sync"], check=False)
     assert sync.returncode == 0, sync
@@ -125,7 +125,7 @@ def test_a_profile_that_does_not_answer_while_an_update_fails_is_restored_later(
         for number in range(3, 9):
             bump(incus, name, str(number))
             other = incus.launch(name=incus.name(f"b{number}"), flake="/etc/nixos#web")
-            assert incus.status(other) == "ready"
+            incus.wait_status(other, "ready$")
             incus("delete", "-f", other)
             seen.append(len(stuck(host)))
         incus.wait_status(name, "failed: .*3 processes wait for a file system of")
@@ -207,7 +207,7 @@ def test_a_store_path_that_leads_into_a_container_is_not_followed(
 def goes_on(incus: Incus, host: Host, before: int) -> None:
     """The sidecar whose PID was `before` starts another instance."""
     other = incus.launch(name=incus.name("b"), flake="/etc/nixos#web")
-    assert incus.status(other) == "ready"
+    incus.wait_status(other, "ready$")
     assert main_pid(host) == before
 
 

@@ -181,7 +181,7 @@ def test_an_error_of_the_disk_is_reported_and_loses_nothing(incus: Incus, host: 
         register(incus, name, ["/root/after"])
         make_roots(incus, other, {"/root/meanwhile": path})
         incus.wait_status(name, r"ready \(.*Transport endpoint is not connected")
-        assert incus.status(other) == "ready"
+        incus.wait_status(other, "ready$")
     wait_rooted(incus, name, {"/root/before": path, "/root/after": path})
     incus.wait_status(name, "ready$")
 

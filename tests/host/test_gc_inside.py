@@ -150,5 +150,5 @@ def test_without_a_daemon_an_instance_gets_no_roots_and_disturbs_nobody(
         host.run(SYNC)
         assert link_roots(incus, name) == {}
         make_roots(incus, neighbour, {"/root/second": path})
-        assert incus.status(name) == "ready"
+        incus.wait_status(name, "ready$")
     assert not [line for line in journal_lines(host, since) if f"{name}: root ".encode() in line]

@@ -132,7 +132,7 @@ def test_copied_renamed_and_imported_ones_start_the_same_system_without_evaluati
     with stopped_nix_daemon(host):
         for other in copied, renamed, imported:
             assert boots_again(incus, other, path) == first
-            assert incus.status(other) == "ready"
+            incus.wait_status(other, "ready$")
             assert incus.get(other, "user.inx.status.generation") == "1"
     assert len({incus.uuid(other) for other in (copied, renamed, imported)}) == 3
 

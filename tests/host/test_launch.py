@@ -85,6 +85,7 @@ def test_a_start_without_a_change_evaluates_nothing(incus: Incus, host: Host) ->
     host.run(["rm", "-r", flake])
     with stopped_nix_daemon(host):
         incus.start(name)
+        incus.wait_inside(name)
         assert incus.run(name, "cat", "/etc/NIXOS").returncode == 0
         incus.wait_status(name, "ready$")
 

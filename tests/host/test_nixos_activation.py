@@ -88,7 +88,7 @@ def test_a_switch_inside_that_fails_in_parts_is_told_as_what_runs(incus: Incus) 
         incus, snippets={"bad": "echo tried >>/root/tried; exit 3"}, units={"web": "exit 1"}
     )
     name = incus.launch(flake=f"{flake}#web")
-    assert incus.status(name) == "ready"
+    incus.wait_status(name, "ready$")
     incus.sh(name, "[ $(wc -l </root/tried) = 1 ]")
     degraded = "[ $(systemctl is-system-running --wait) = degraded ]"
     incus.eventually(lambda: incus.inside(name, degraded), incus.story)

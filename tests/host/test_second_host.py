@@ -303,7 +303,7 @@ def test_an_isolated_instance_is_built_from_its_source_whatever_its_links_say(
         needed = there.host.run(["nix-store", "-qR", two]).stdout.split()
         assert sorted(f"/nix/store/{entry}" for entry in shown) == sorted(needed)
         assert not holds(there, secret)
-        assert there.status(name) == "ready"
+        there.wait_status(name, "ready$")
 
         # Made up before it left.
         incus.sh(

@@ -14,6 +14,7 @@ from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.nic_keys import NIC_KEY, parse_nics
 from inx_sidecar.config.reference_hints import ABSOLUTE, plain_attribute, reference_hint
 from inx_sidecar.config.spec import TRIES, Flake, InstanceSpec, NixFile, Source, System
+from inx_sidecar.config.system_check import ALLOWED, is_check
 from inx_sidecar.nix.store_paths import STORE_PATH, split_store_paths
 
 PREFIX: Final = "user.inx."
@@ -64,6 +65,8 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
         daemon=_parse_bool(given.get(f"{PREFIX}daemon")),
         isolated=isolated,
         activate=given.get(f"{PREFIX}activate", InstanceSpec.activate),
+        confirm=int(given.get(f"{PREFIX}confirm", InstanceSpec.confirm)),
+        check=given.get(f"{PREFIX}check", ""),
         included=split_store_paths(given.get(f"{PREFIX}store.include", "")),
         nics=parse_nics(given),
     )
@@ -220,6 +223,18 @@ def _check_store_paths(key: str, value: str) -> str:
     return value
 
 
+def _check_check(key: str, value: str) -> str:
+    if not is_check(value):
+        raise _refused(key, value, ALLOWED)
+    return value
+
+
+def _check_confirmed(key: str, value: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,9}", value) and not STORE_PATH.fullmatch(value):
+        raise _refused(key, value, "the number of a generation, or the store path of a system")
+    return value
+
+
 def _accept_any(_key: str, value: str) -> str:
     return value
 
@@ -239,6 +254,9 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.generation": _check_number(1, 999_999_999),
     "user.inx.update": _accept_any,
     "user.inx.activate": _check_one_of("switch", "boot", "test", "none", *TRIES),
+    "user.inx.confirm": _check_number(1, 86_400),
+    "user.inx.confirmed": _check_confirmed,
+    "user.inx.check": _check_check,
     "user.inx.keep": _check_number(1, 1000),
     "user.inx.order": _check_number(0, 999_999_999),
 }

@@ -108,6 +108,8 @@ class InstanceSpec:
     `included`: the store paths that an isolated container sees besides its systems.
     `activate`: what a change does while the instance runs: switch, boot, test, none or one of
     TRIES.
+    `confirm`: the seconds within which the operator confirms an update; 0 if nobody has to.
+    `check`: what has to succeed inside after an update, as `config/system_check` reads it.
     """
 
     source: Source
@@ -119,6 +121,8 @@ class InstanceSpec:
     included: tuple[str, ...] = ()
     activate: str = "switch"
     nics: tuple[Nic, ...] = ()
+    confirm: int = 0
+    check: str = ""
 
     def fingerprint(self, resolved: str | None = None) -> str:
         """A digest that changes when the operator asks for another source, or for a new build.

@@ -42,7 +42,7 @@ def end_of(
         stays = text if text.startswith(("failed", "stopped")) else "it does not run"
         return End(False, f"{stays}; its next start deals with user.inx.update")
     if all(_is_dealt_with(status, asked) for status in (config, saved or config)):
-        return End(text.startswith("ready"), text)
+        return End(text.startswith(("ready", "unconfirmed")), text)
     return None
 
 

@@ -18,6 +18,7 @@ from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
+from inx_sidecar.instances import unconfirmed_record as record
 from inx_sidecar.instances.change_report import ChangeReport
 from inx_sidecar.instances.deployment import Deployment
 from inx_sidecar.instances.instance_state import InstanceState
@@ -72,7 +73,7 @@ async def activate_update(
         Running.amend(instance.uuid, active=system, current="", attempted_digest="", undo=None)
     else:
         Running.amend(instance.uuid, undo=None)
-    if isinstance(written, Append):
+    if isinstance(written, Append) and record.load(instance.uuid) is None:
         with open_container(instance) as (container, _):
             await write_generation(container, Prune(spec.keep))
     return f"ready ({note})" if note else ""

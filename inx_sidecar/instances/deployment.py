@@ -17,8 +17,10 @@ from inx_sidecar.config.settings import Settings, load_settings
 from inx_sidecar.config.spec import InstanceSpec, System
 from inx_sidecar.container.mounts import HostDirectory
 from inx_sidecar.incus.instance import Instance
+from inx_sidecar.instances import unconfirmed_record as record
 from inx_sidecar.instances.plan import Boot, Build, Plan, choose_plan
 from inx_sidecar.instances.sealing import trusted_generations
+from inx_sidecar.instances.unconfirmed import Clock, as_before, back_at_start, plan_of_return
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.closure import closure_of
 from inx_sidecar.nix.gc_client import GcClient
@@ -88,21 +90,26 @@ def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
     every = generations.read(instance.rootfs, instance.name)
     # An isolated container sees what it boots, so it must not choose a system by itself.
     present = trusted_generations(every, instance)
+    update = None if running or spec.generation is not None else record.load(instance.uuid)
+    back = update and back_at_start(update, instance.config, present, Clock.now())
+    before = as_before(back, present) if back is not None else present
     # With `activate=test`, and while systems are only tried, a restart boots the one that is
     # current.
     keep_current = not running and (spec.activate == "test" or spec.only_tries)
     tried = tried_system.read(instance.uuid)
     try:
         plan = choose_plan(
-            spec, present, instance.name, valid_paths, resolve_toplevel, keep_current=keep_current,
+            spec, before, instance.name, valid_paths, resolve_toplevel, keep_current=keep_current,
             tried=tried.system if tried and tried.wish == spec.wish else None,
         )  # fmt: skip
     except SystemMissingError as error:
         if spec.generation in every.links.keys() - present.links.keys():
             raise SystemMissingError(f"{error}; {_NOT_SEALED}") from None
         raise
+    if back is not None:
+        plan = plan_of_return(back, plan, present)
     digest = _digest(spec, instance.name)
-    return Deployment(instance, spec, present, every, plan, settings, digest, running, tried)
+    return Deployment(instance, spec, before, every, plan, settings, digest, running, tried)
 
 
 async def root_deployment(gc: GcClient, deployment: Deployment) -> None:

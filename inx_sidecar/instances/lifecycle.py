@@ -15,7 +15,6 @@ from inotify_simple import INotify
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, InxError
 from inx_sidecar.base.journal import instance_log
-from inx_sidecar.base.process import run
 from inx_sidecar.base.storage import names_full_storage, storage_error
 from inx_sidecar.builds import build, build_counts
 from inx_sidecar.builds.build_slots import BuildSlots
@@ -32,7 +31,7 @@ from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
 from inx_sidecar.instances.daemon_starts import DaemonStarts
 from inx_sidecar.instances.deployment import deploy
 from inx_sidecar.instances.instance_state import InstanceState, static_addresses
-from inx_sidecar.instances.private_directories import make_all_private
+from inx_sidecar.instances.private_directories import make_all_private, remove_directories
 from inx_sidecar.instances.rollout import Turn
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
@@ -70,7 +69,7 @@ class Lifecycle:
         compare_soon = self.reconciler.compare_soon
         self.cluster = ClusterWatch(self._statuses, lambda: static_addresses(self._states))
         self._starter = Starter(
-            self._gc, self._statuses, compare_soon, self._boots.begin, self.cluster
+            self._gc, self._statuses, compare_soon, self._boots_now, self.cluster
         )
         self._boot_builder = BootBuilder(self._gc, self._statuses, slots, self._starter)
         self._updater = Updater(self._gc, self._statuses, slots, compare_soon)
@@ -151,6 +150,7 @@ class Lifecycle:
         nothing to update. InxError if the configuration is not possible.
         """
         await self.daemons.configuration_changed(instance)
+        self._updater.confirmations.configuration_changed(instance)
         state = self._states.get(instance.uuid)
         while state is not None:
             async with state.lock:
@@ -177,6 +177,10 @@ class Lifecycle:
             await self._boot_builder.reconsider(state, instance)
             return True
         return await self._updater.update(state, instance, turn)
+
+    def _boots_now(self, instance: Instance, *, ran: bool = False) -> None:
+        self._boots.begin(instance, ran=ran)
+        self._updater.confirmations.begin(self._state_of(instance.uuid), instance)
 
     async def _look_at_system(self, instance: Instance, inotify: INotify | None) -> Look:
         """Called when the links inside may have changed. The status that an activation by inx gives
@@ -249,7 +253,7 @@ class Lifecycle:
                     await self._boot_builder.proceed(state, await deploy(self._gc, instance))
             else:
                 self._statuses.publish_saved(instance)
-                self._boots.begin(instance, ran=True)
+                self._boots_now(instance, ran=True)
                 bootstrap.remove_stale_console(uuid)
         instance_log(facts.lxc_name).info("taken over")
 
@@ -260,6 +264,7 @@ class Lifecycle:
     async def close(self) -> None:
         """Stop the builds; leave everything else as it is for the next sidecar."""
         await self._take_overs.close()
+        await self._updater.confirmations.close()
         await self.reconciler.close()
         await self._boots.close()
         await self.daemons.close()
@@ -280,9 +285,7 @@ class Lifecycle:
             self._boots.end(uuid)
             await state.cancel_build()
             state.container_ended()
-            shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
-            # A program of its own: an instance may have registered any number of roots.
-            await run(["rm", "-rf", "--one-file-system", "--", paths.state_dir(uuid)])
+            await remove_directories(uuid)
             await build.remove_build_directory(uuid)
             build_counts.forget(uuid)
             state.daemon.begin_stop()

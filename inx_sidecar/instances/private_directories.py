@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import stat
 from typing import Final
 
@@ -38,6 +39,13 @@ async def make_all_private() -> None:
     former = [directory for directory in former if os.path.lexists(directory)]
     if former:
         await run(["rm", "-rf", "--one-file-system", "--", *former])
+
+
+async def remove_directories(uuid: str) -> None:
+    """Remove the directories of one instance, which was deleted."""
+    shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
+    # A program of its own: an instance may have registered any number of roots.
+    await run(["rm", "-rf", "--one-file-system", "--", paths.state_dir(uuid)])
 
 
 def _close(directory: str) -> None:

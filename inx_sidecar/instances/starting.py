@@ -18,6 +18,7 @@ from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import STARTING, Status, StatusWriter, told_system
 from inx_sidecar.incus.update_key import asked_now
+from inx_sidecar.instances import unconfirmed_record as record
 from inx_sidecar.instances.cluster_watch import ClusterWatch
 from inx_sidecar.instances.conflicts import check_addresses
 from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setups
@@ -166,7 +167,9 @@ class Starter:
         failed, only_tries = fallback_text(boot, deployment.present), deployment.spec.only_tries
         # While systems are only tried, the look after the start deals with what is asked for.
         update = "" if only_tries else asked_now(instance.config)
-        text = failed or ready_text(mapped=state.mapped)
+        pinned = deployment.spec.generation is not None
+        waits = record.note_boot(instance.uuid, boot.system, pinned=pinned)
+        text = failed or waits or ready_text(mapped=state.mapped)
         Running.amend(
             instance.uuid, mapped=state.mapped, booted=boot.system,
             profile_system=after.system or "", visible_systems=(boot.system,),

@@ -20,6 +20,7 @@ from inx_sidecar.incus.status import BUILDING, StatusWriter
 from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.activate_update import activate_update, undo_generation
 from inx_sidecar.instances.change_report import begin_report
+from inx_sidecar.instances.confirmations import Confirmations
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.obtain_system import change_of, obtain_system
@@ -34,6 +35,7 @@ from inx_sidecar.instances.status_text import (
     shown_text,
 )
 from inx_sidecar.instances.try_system import forget_other_try, try_system
+from inx_sidecar.instances.unconfirmed_record import text_of
 from inx_sidecar.instances.update_decision import UpdateStep, update_needed
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
@@ -57,6 +59,7 @@ class Updater:
         self._statuses = statuses
         self._slots = slots
         self._compare_soon = compare_soon
+        self.confirmations = Confirmations(gc, statuses, compare_soon, self.update)
 
     async def update(
         self, state: InstanceState, instance: Instance, turn: Turn | None = None
@@ -158,7 +161,10 @@ class Updater:
             if spec.only_tries:
                 text, outcome = await try_system(self._gc, state, deployment, report), "tried"
             else:
-                text = await activate_update(self._gc, state, deployment, report, change)
+                text = await self.confirmations.tried(
+                    state, deployment, system,
+                    lambda: activate_update(self._gc, state, deployment, report, change),
+                )  # fmt: skip
                 outcome = await self._root_generations(deployment)
             if spec.activate in ("switch", "test"):
                 Running.amend(instance.uuid, boot_text="")  # switching waits until it is up
@@ -233,7 +239,7 @@ class Updater:
         instance = deployment.instance
         if forget_other_try(deployment):
             changes = changes or ""
-        text = text or ready_text(mapped=state.mapped)
+        text = text or text_of(instance.uuid) or ready_text(mapped=state.mapped)
         if Running.load(instance.uuid) is not None:
             Running.amend(
                 instance.uuid,

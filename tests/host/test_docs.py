@@ -14,6 +14,7 @@ from support.disposable import REPO, Host, tree
 from support.incus import Incus
 from support.pages import PAGES, README, blocks, commands, read, section
 from support.services import SERVICE
+from support.sources import source
 
 pytestmark = pytest.mark.main
 
@@ -24,6 +25,7 @@ RUN = {
     (README, "Try it here"): "test_try_it_here",
     (README, "Everyday commands"): "test_everyday_commands",
     ("docs/updates.md", "Update, pin, unpin"): "test_how_to_update",
+    ("docs/updates.md", "Confirm an update"): "test_how_to_confirm",
     ("docs/updates.md", "Many instances"): "test_how_to_update_many",
     ("docs/updates.md", "Wait for the end"): "test_how_to_wait",
     ("docs/updates.md", "What an update changes"): "test_changes.py",
@@ -118,6 +120,21 @@ def test_what_generations_outlive(incus: Incus, host: Host) -> None:
     host.sh(start)
     incus.wait_ready("web")
     incus.sh("web", "[ ! -e /root/after ] && [ -L /nix/var/nix/profiles/system-1-link ]")
+
+
+@pytest.mark.life
+def test_how_to_confirm(incus: Incus, host: Host) -> None:
+    confirm, update, confirmed = commands("docs/updates.md", "Confirm an update")
+    incus.launch(name="web", flake=f"{source(incus, 'one')}#web")
+    host.sh(confirm)
+    source(incus, "two")
+    host.sh(update)
+    shown = "unconfirmed: set user.inx.confirmed=2 within 60 s, or generation 1 comes back"
+    assert shown in section("docs/updates.md", "Confirm an update")
+    assert incus.wait_status("web", "unconfirmed") == shown
+    host.sh(confirmed)
+    incus.wait_generation("web", "2")
+    incus.sh("web", "[ $(cat /etc/greeting) = two ]")
 
 
 @pytest.mark.life

@@ -256,6 +256,9 @@ GOOD = {
     "generation": ["1", "17"],
     "activate": ["switch", "boot", "test", "none", "build", "dry-activate"],
     "update": ["2026-01-01", "x"],
+    "confirm": ["1", "86400"],
+    "confirmed": ["7", SYSTEM],
+    "check": ["nginx.service", "/run/current-system/sw/bin/curl -fsS http://localhost/"],
     "keep": ["5"],
     "order": ["0", "100"],
 }

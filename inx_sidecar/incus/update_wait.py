@@ -12,6 +12,9 @@ from inx_sidecar.incus.events import listen
 from inx_sidecar.incus.update_key import DEALT_WITH, PENDING, asked_now, shown
 
 _TEXT: Final = "user.inx.status"
+# An update that waits for the operator, and one that waits for nobody (instances/unconfirmed).
+_UNCONFIRMED: Final = "unconfirmed"
+_CHECKED: Final = f"{_UNCONFIRMED}: the check"
 # Incus registers who listens a moment after it has answered.
 _REGISTERED_SECONDS: Final = 0.2
 _QUIET_SECONDS: Final = 60.0
@@ -42,13 +45,13 @@ def end_of(
         stays = text if text.startswith(("failed", "stopped")) else "it does not run"
         return End(False, f"{stays}; its next start deals with user.inx.update")
     if all(_is_dealt_with(status, asked) for status in (config, saved or config)):
-        return End(text.startswith(("ready", "unconfirmed")), text)
+        return End(text.startswith(("ready", _UNCONFIRMED)), text)
     return None
 
 
 def _is_dealt_with(status: Mapping[str, str], asked: str) -> bool:
     text = status.get(_TEXT, "")
-    pending = not text or text.startswith((*PENDING, "stopped"))
+    pending = not text or text.startswith((*PENDING, "stopped", _CHECKED))
     return not pending and status.get(DEALT_WITH, "") == asked
 
 

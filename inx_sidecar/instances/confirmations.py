@@ -35,6 +35,8 @@ _LONGEST_PAUSE_SECONDS: Final = 60.0
 # One run of a check may take so long; one that begins when the time is over less.
 _CHECK_SECONDS: Final = 30.0
 _LAST_CHECK_SECONDS: Final = 5.0
+# A way back that takes longer is told before its end.
+_TELL_SECONDS: Final = 5.0
 
 
 class Confirmations:
@@ -240,6 +242,9 @@ class Confirmations:
         state.activating = True
         journal = instance_log(instance.lxc_name)
         error: Exception
+        text = unconfirmed.returning_text(update)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_TELL_SECONDS, tell, self._statuses, instance, text)
         try:
             journal.warning("%s", unconfirmed.reason_of_return(update))
             await roll_back(self._gc, state, instance, update)
@@ -256,6 +261,7 @@ class Confirmations:
             journal.exception("going back ended in a bug")
             error, reason = failure, BUG
         finally:
+            timer.cancel()
             state.activating = False
         wake = functools.partial(self._wake, instance.uuid)
         self._retries.failed(instance.uuid, update.digest, error, wake)

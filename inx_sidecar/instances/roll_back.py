@@ -45,6 +45,8 @@ async def roll_back(
     deployment = Deployment(
         instance, spec, present, every, plan, settings, running.spec_digest, running=True
     )
+    owner = instance.lxc_name, instance.uuid
+    await direct_roots.add(gc, *owner, {system_roots.NEXT: update.before_system})
     report = await begin_report(instance, mode, update.system, update.before_system)
     try:
         await activate_update(gc, state, deployment, report, change)
@@ -54,7 +56,7 @@ async def roll_back(
     report.write("taken back")
     after = generations.read(instance.rootfs, instance.name)
     await system_roots.add_system_roots(gc, instance, after, None)
-    direct_roots.drop_if_there(instance.lxc_name, instance.uuid, system_roots.NEXT)
+    direct_roots.drop_if_there(*owner, system_roots.NEXT)
 
 
 async def as_configured(instance: Instance) -> Instance:

@@ -219,6 +219,10 @@ def returned_text(update: Unconfirmed) -> str:
     return f"failed: {reason_of_return(update)}; generation {update.before} runs again"
 
 
+def returning_text(update: Unconfirmed) -> str:
+    return f"failed: {reason_of_return(update)}; going back to generation {update.before}"
+
+
 def not_returned_text(update: Unconfirmed, reason: str) -> str:
     """The status if the generation from before could not be activated, for `reason`."""
     reason = one_line(reason, _REASON_MAX)

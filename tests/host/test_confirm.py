@@ -119,6 +119,10 @@ def test_the_way_back_needs_neither_a_network_nor_a_sidecar_nor_a_generation(
 def test_a_start_after_the_time_boots_the_generation_from_before(incus: Incus, host: Host) -> None:
     name = launched(incus, confirm="60")
     updated(incus, name, "two")
+    host.reboot()
+    incus.wait_inside(name)
+    incus.wait_status(name, WAITS)
+    assert says(incus, name, "two") and waits(incus, host, name)
     incus("stop", "-f", name)
     host.run(["python3", "-c", LET_TIME_PASS, record(incus, name)])
     assert incus.status(name).startswith(WAITS)

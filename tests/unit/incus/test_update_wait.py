@@ -14,7 +14,8 @@ OLD: Final = {TEXT: "ready", ASKED: "2", DONE: "1"}
 
 
 @pytest.mark.parametrize("text", ["", "building", "building 1/2, x", "queued: builds of a run",
-                                  "starting", "stopped: it was stopped before"])  # fmt: skip
+                                  "starting", "stopped: it was stopped before",
+                                  "unconfirmed: the check x has to succeed"])  # fmt: skip
 def test_a_status_that_will_change_is_waited_for(text: str) -> None:
     assert end_of("Running", OLD | {TEXT: text, DONE: "2"}, None, "2") is None
 
@@ -28,6 +29,8 @@ def test_the_status_says_how_it_ended() -> None:
     assert end_of("Running", OLD | {DONE: "2"}, None, "2") == End(True, "ready")
     noted = OLD | {DONE: "2", TEXT: "ready (some units failed)"}
     assert end_of("Running", noted, None, "2") == End(True, "ready (some units failed)")
+    waits = OLD | {DONE: "2", TEXT: "unconfirmed: set user.inx.confirmed=7 within 60 s"}
+    assert end_of("Running", waits, None, "2") == End(True, waits[TEXT])
     failed = OLD | {DONE: "2", TEXT: "failed: no such luck; generation 1 runs on"}
     assert end_of("Running", failed, None, "2") == End(False, failed[TEXT])
 

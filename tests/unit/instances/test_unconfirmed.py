@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from inx_sidecar.config.spec import Flake, InstanceSpec
+from inx_sidecar.incus.update_wait import End, end_of
 from inx_sidecar.instances.plan import Boot, Build
 from inx_sidecar.instances.unconfirmed import (
     CONFIRMED,
@@ -178,6 +179,15 @@ def test_the_texts() -> None:
     assert f": unset user.inx.confirmed, then {how}" in waiting_text(
         replace(UPDATE, is_test=True, generation=None, stale=NEW)
     )
+
+
+def test_the_wait_for_an_update_knows_the_texts() -> None:
+    def end(update: Unconfirmed) -> End | None:
+        config = {"user.inx.status": waiting_text(update), "user.inx.status.update": ""}
+        return end_of("Running", config, None, "")
+
+    assert end(UPDATE) == End(True, waiting_text(UPDATE))
+    assert end(CHECKED) is None, "it ends without the operator"
 
 
 def test_texts_are_bounded_and_name_the_end() -> None:

@@ -77,8 +77,9 @@ class Confirmations:
             return await activate()
         earlier = record.load(uuid)
         update = unconfirmed.of_update(
-            spec, instance.config, deployment.present, system, deployment.digest, earlier
-        )
+            spec, instance.config, deployment.present, deployment.plan,
+            system, deployment.digest, earlier,
+        )  # fmt: skip
         if update is not None:
             await asyncio.to_thread(record.save, uuid, update, durable=True)
         try:

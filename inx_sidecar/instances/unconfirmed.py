@@ -45,8 +45,9 @@ class Clock:
 class Unconfirmed:
     """An update that waits.
 
-    `digest`: that of the deployment. `system`: what is tried; `generation`: its number, None for a
-    test, or while the activation runs. `before_system` and `before`: what comes back.
+    `digest`: that of the deployment; `fingerprint`: that of its source.
+    `system`: what is tried; `generation`: its number, None for a test, or while the activation
+    runs. `before_system` and `before`: what comes back.
     `seconds`: how long it may take. `until`: when it ends; None while the activation runs.
     `confirm`: the operator has to confirm; `check`: what has to succeed inside, or "".
     `stale`: the value that CONFIRMED had when the activation began, which confirms nothing.
@@ -57,6 +58,7 @@ class Unconfirmed:
     """
 
     digest: str
+    fingerprint: str
     system: str
     before_system: str
     before: int
@@ -127,7 +129,7 @@ def with_value_seen(update: Unconfirmed, config: Mapping[str, str]) -> Unconfirm
 
 
 def of_update(
-    spec: InstanceSpec, config: Mapping[str, str], present: Generations,
+    spec: InstanceSpec, config: Mapping[str, str], present: Generations, plan: Plan,
     system: str, digest: str, earlier: Unconfirmed | None,
 ) -> Unconfirmed | None:  # fmt: skip
     """What has to be recorded before `system` is activated; None if nothing has to be confirmed.
@@ -144,7 +146,8 @@ def of_update(
     if before is None or before_system is None or before_system == system:
         return None  # nothing to go back to
     return Unconfirmed(
-        digest, system, before_system, before, spec.confirm or _CHECK_SECONDS, spec.keep,
+        digest, _fingerprint(plan, present), system, before_system, before,
+        spec.confirm or _CHECK_SECONDS, spec.keep,
         bool(spec.confirm), spec.check, config.get(CONFIRMED, ""), spec.activate == "test",
     )  # fmt: skip
 
@@ -155,25 +158,32 @@ def back_at_start(
     """`update` if a start has to boot the generation from before instead of what was tried.
 
     If another generation was selected inside, or by a restored snapshot, what was tried does not
-    boot anyway.
+    boot anyway. The way back may have begun.
     """
-    if update.is_test or present.system != update.system:
+    begun = update.goes_back and present.system == update.before_system
+    if update.is_test or (present.system != update.system and not begun):
         return None
     return update if decide(update, config, update.left(now)) is Step.GO_BACK else None
 
 
 def change_back(update: Unconfirmed, present: Generations) -> Select | Append:
     """What makes the system from before current again: its generation, or, if that was deleted
-    inside, another one. The fingerprint stays: the source is not built again for the same wish."""
-    if present.links.get(update.before) == update.before_system:
+    inside, another one. The fingerprint is that of the update: neither a look nor a start tries the
+    same wish again. After a failed activation, it has to be written."""
+    known = present.fingerprint == update.fingerprint or present.current != update.before
+    if known and present.links.get(update.before) == update.before_system:
         return Select(update.before, pinned=False)
-    return Append(update.before_system, present.fingerprint or "", keep=None)
+    return Append(update.before_system, update.fingerprint, keep=None)
 
 
 def as_before(update: Unconfirmed, present: Generations) -> Generations:
-    """`present`, as if the generation from before were current."""
+    """`present`, as if the generation from before were current, and had been made for the wish that
+    was tried; a newer wish still shows."""
     links = {**present.links, update.before: update.before_system}
-    return replace(present, links=links, current=update.before)
+    fingerprint = present.fingerprint
+    if present.system == update.before_system:
+        fingerprint = update.fingerprint
+    return replace(present, links=links, current=update.before, fingerprint=fingerprint)
 
 
 def plan_of_return(update: Unconfirmed, plan: Plan, present: Generations) -> Plan:
@@ -230,6 +240,14 @@ def not_returned_text(update: Unconfirmed, reason: str) -> str:
         f"failed: {reason_of_return(update)}; going back to generation {update.before} failed: "
         f"{reason}; it is tried again, and the next start boots generation {update.before}"
     )
+
+
+def _fingerprint(plan: Plan, present: Generations) -> str:
+    """The fingerprint that the profile has once `plan` is carried out."""
+    if isinstance(plan, Boot):
+        change = plan.change
+        return change.fingerprint if isinstance(change, Append) else present.fingerprint or ""
+    return plan.fingerprint
 
 
 def _later(now: Clock, seconds: float) -> Clock:

@@ -32,9 +32,11 @@ NOW = Clock(wall=1000.0, up=50.0, boot="this")
 SPEC = InstanceSpec(Flake("/etc/nixos", "web", attr_given=False), confirm=60)
 BEFORE = Generations({6: OLD}, current=6, fingerprint="old")
 AFTER = Generations({6: OLD, 7: NEW}, current=7, fingerprint="new")
+PLAN = Build("new")
 UPDATE = Unconfirmed(
-    "digest", NEW, OLD, 6, 60, 5, confirm=True, generation=7, until=Clock(1060.0, 110.0, "this")
-)
+    "digest", "new", NEW, OLD, 6, 60, 5,
+    confirm=True, generation=7, until=Clock(1060.0, 110.0, "this"),
+)  # fmt: skip
 CHECKED = replace(UPDATE, confirm=False, check="/run/current-system/sw/bin/curl -u a:b http://x")
 
 
@@ -93,6 +95,15 @@ def test_what_is_done(update: Unconfirmed, value: str, left: float, step: Step) 
     assert decide(update, {CONFIRMED: value}, left) is step
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [Build("new"), Boot(NEW, Append(NEW, "new", None)), Boot(NEW, Select(7, pinned=False))],
+)
+def test_the_wish_is_known(plan: Boot | Build) -> None:
+    given = of_update(SPEC, {}, replace(BEFORE, fingerprint="new"), plan, NEW, "d", None)
+    assert given is not None and given.fingerprint == "new"
+
+
 def test_a_value_counts_again_once_it_was_another() -> None:
     stale = replace(UPDATE, stale="7")
     assert with_value_seen(stale, {CONFIRMED: "7"}) == stale
@@ -100,12 +111,13 @@ def test_a_value_counts_again_once_it_was_another() -> None:
 
 
 def test_what_has_to_be_confirmed() -> None:
-    given = of_update(SPEC, {CONFIRMED: "3"}, BEFORE, NEW, "digest", None)
+    given = of_update(SPEC, {CONFIRMED: "3"}, BEFORE, PLAN, NEW, "digest", None)
     assert given == replace(UPDATE, generation=None, until=None, stale="3")
-    checked = of_update(replace(SPEC, confirm=0, check="a.service"), {}, BEFORE, NEW, "d", None)
+    spec = replace(SPEC, confirm=0, check="a.service")
+    checked = of_update(spec, {}, BEFORE, PLAN, NEW, "d", None)
     assert checked is not None and (checked.confirm, checked.seconds) == (False, 60)
     # What comes back is the last one that was confirmed.
-    newer = of_update(SPEC, {}, AFTER, NEWER, "d", UPDATE)
+    newer = of_update(SPEC, {}, AFTER, PLAN, NEWER, "d", UPDATE)
     assert newer is not None and (newer.before, newer.before_system) == (6, OLD)
 
 
@@ -124,7 +136,7 @@ def test_what_has_to_be_confirmed() -> None:
 def test_what_needs_no_confirmation(
     spec: InstanceSpec, present: Generations, system: str, earlier: Unconfirmed | None
 ) -> None:
-    assert of_update(spec, {}, present, system, "digest", earlier) is None
+    assert of_update(spec, {}, present, PLAN, system, "digest", earlier) is None
 
 
 @pytest.mark.parametrize(
@@ -134,6 +146,8 @@ def test_what_needs_no_confirmation(
         (UPDATE, AFTER, at(60), True),
         (UPDATE, AFTER, at(60, boot="next"), True),
         (replace(UPDATE, goes_back=True), AFTER, at(1), True),
+        # The way back was cut short, or the activation had failed.
+        (replace(UPDATE, goes_back=True), BEFORE, at(1), True),
         (replace(UPDATE, until=None), AFTER, at(5000), False),
         (replace(UPDATE, is_test=True), AFTER, at(60), False),
         # Something else boots anyway.
@@ -158,6 +172,12 @@ def test_the_plan_of_a_start() -> None:
     assert as_before(UPDATE, deleted).system == OLD
     given = plan_of_return(UPDATE, Boot(OLD), deleted)
     assert given == Boot(OLD, Append(OLD, "new", None), fallback_reason=reason)
+    # After a failed activation, the profile does not know the wish.
+    failed = replace(UPDATE, goes_back=True, failure="no luck")
+    assert as_before(failed, BEFORE).fingerprint == "new"
+    given = plan_of_return(failed, Boot(OLD), BEFORE)
+    assert given == Boot(OLD, Append(OLD, "new", None), fallback_reason="no luck")
+    assert as_before(failed, AFTER).fingerprint == "new"
     # A newer wish is tried.
     for plan in Build("newer"), Boot(NEWER, Append(NEWER, "newer", 5)):
         assert plan_of_return(UPDATE, plan, AFTER) == plan

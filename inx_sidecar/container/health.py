@@ -10,10 +10,13 @@ from inx_sidecar.incus.instance import Instance
 
 # What the last check printed. It is inside, where the container's own limits apply.
 LOG: Final = "run/inx-check.log"
+# LXC adds to its own log what is printed elsewhere: then that is dropped.
 _SCRIPT: Final = f"""
-    busybox=/{paths.BOOT_INSIDE}/busybox
-    $busybox rm -f /{LOG}
-    exec $busybox timeout -s KILL "$0" "$@" >/{LOG} 2>&1 </dev/null
+    exec </dev/null >/dev/null 2>&1
+    busybox=/{paths.BOOT_INSIDE}/busybox log=/{LOG}
+    $busybox rm -f $log
+    (: >$log) || log=/dev/null
+    exec $busybox timeout -s KILL "$0" "$@" >$log 2>&1
 """
 _COMMAND: Final = (f"/{paths.BOOT_INSIDE}/busybox", "sh", "-c", _SCRIPT)
 # timeout(1) of busybox ends the program first.

@@ -81,7 +81,7 @@ class Confirmations:
             system, deployment.digest, earlier,
         )  # fmt: skip
         if update is not None:
-            await asyncio.to_thread(record.save, uuid, update, durable=True)
+            await record.begin(self._gc, instance, update)
         try:
             text = await activate()
         except Exception as error:
@@ -92,10 +92,10 @@ class Confirmations:
                 record.try_to_save(instance, update)
                 self._begin(state, instance, update)
             elif update is not None and (running is None or running.undo is None):
-                record.restore(uuid, earlier)  # the profile is as it was before
+                record.restore(instance, earlier)  # the profile is as it was before
             raise
         if update is None:
-            record.remove(uuid)
+            record.remove(instance)
             self._begin(state, instance, None)
             if earlier is not None:
                 await prune(instance, spec.keep)
@@ -198,7 +198,7 @@ class Confirmations:
 
     async def _keep(self, state: InstanceState, instance: Instance, update: Unconfirmed) -> None:
         """The update is confirmed."""
-        record.remove(instance.uuid)
+        record.remove(instance)
         instance_log(instance.lxc_name).info("%s is confirmed", update.system)
         running = Running.load(instance.uuid)
         if running is not None and running.status_text.startswith(UNCONFIRMED):
@@ -249,7 +249,7 @@ class Confirmations:
         try:
             journal.warning("%s", unconfirmed.reason_of_return(update))
             await roll_back(self._gc, state, instance, update)
-            record.remove(instance.uuid)
+            record.remove(instance)
             self._retries.succeeded(instance.uuid)
             tell(self._statuses, instance, unconfirmed.returned_text(update), changes="")
             self._compare_soon()

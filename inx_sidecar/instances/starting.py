@@ -168,7 +168,7 @@ class Starter:
         # While systems are only tried, the look after the start deals with what is asked for.
         update = "" if only_tries else asked_now(instance.config)
         pinned = deployment.spec.generation is not None
-        waits = record.note_boot(instance.uuid, boot.system, pinned=pinned)
+        waits = await record.note_boot(self._gc, instance, boot.system, pinned=pinned)
         text = failed or waits or ready_text(mapped=state.mapped)
         Running.amend(
             instance.uuid, mapped=state.mapped, booted=boot.system,

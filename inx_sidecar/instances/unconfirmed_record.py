@@ -1,19 +1,24 @@
 """/var/lib/inx/UUID/unconfirmed.json: the update of an instance that waits to be confirmed.
 
 The record is written before the activation, survives the sidecar, the instance and the host, and is
-removed when the update is confirmed or taken back. A copy of the instance has none.
+removed when the update is confirmed or taken back. A copy of the instance has none. From before it
+is written until after it is removed, the system from before has a root.
 """
 
+import asyncio
 import contextlib
 import json
 import os
 from dataclasses import asdict
 
 from inx_sidecar.base import paths
+from inx_sidecar.base.errors import RootError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.storage import storage_error
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.instances.unconfirmed import Clock, Unconfirmed, waiting_text
+from inx_sidecar.nix.gc_client import GcClient
+from inx_sidecar.roots import direct_roots, system_roots
 
 
 def load(uuid: str) -> Unconfirmed | None:
@@ -38,6 +43,18 @@ def save(uuid: str, update: Unconfirmed, *, durable: bool = False) -> None:
     os.rename(f"{path}.new", path)
 
 
+async def begin(gc: GcClient, instance: Instance, update: Unconfirmed) -> None:
+    """Record `update` before its activation begins; RootError if its way back cannot be kept."""
+    await keep_before(gc, instance, update)
+    await asyncio.to_thread(save, instance.uuid, update, durable=True)
+
+
+async def keep_before(gc: GcClient, instance: Instance, update: Unconfirmed) -> None:
+    """Root the system from before `update`, for which the instance may have no generation."""
+    root = {system_roots.BEFORE: update.before_system}
+    await direct_roots.add(gc, instance.lxc_name, instance.uuid, root)
+
+
 def try_to_save(instance: Instance, update: Unconfirmed) -> None:
     """As `save`; a failure is only logged. Then a later sidecar has the former record."""
     try:
@@ -46,17 +63,22 @@ def try_to_save(instance: Instance, update: Unconfirmed) -> None:
         instance_log(instance.lxc_name).error("%s", storage_error(error) or error)
 
 
-def restore(uuid: str, earlier: Unconfirmed | None) -> None:
-    """Let `earlier` be what waits, if anything does."""
+def restore(instance: Instance, earlier: Unconfirmed | None) -> None:
+    """Let `earlier` be what waits, if anything does. The system from before is the same."""
     if earlier is None:
-        remove(uuid)
+        remove(instance)
     else:
-        save(uuid, earlier)
+        save(instance.uuid, earlier)
 
 
-def remove(uuid: str) -> None:
+def remove(instance: Instance) -> None:
+    """Nothing waits any more. A root that cannot be dropped stays until the next start."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_path(uuid))
+        os.unlink(_path(instance.uuid))
+    try:
+        direct_roots.drop_if_there(instance.lxc_name, instance.uuid, system_roots.BEFORE)
+    except RootError as error:
+        instance_log(instance.lxc_name).error("%s", error)
 
 
 def text_of(uuid: str) -> str:
@@ -65,21 +87,20 @@ def text_of(uuid: str) -> str:
     return "" if update is None else waiting_text(update)
 
 
-def note_boot(uuid: str, system: str, *, pinned: bool) -> str:
+async def note_boot(gc: GcClient, instance: Instance, system: str, *, pinned: bool) -> str:
     """The instance boots `system`: the status text if that waits to be confirmed, else "".
 
     An update whose system does not boot, or boots since the operator has chosen its generation,
     does not wait any more.
     """
-    update = load(uuid)
-    if update is None:
+    update = load(instance.uuid)
+    if update is None or pinned or update.is_test or update.goes_back or update.system != system:
+        remove(instance)
         return ""
-    if pinned or update.is_test or update.goes_back or update.system != system:
-        remove(uuid)
-        return ""
+    await keep_before(gc, instance, update)  # the instance may have been renamed
     now = Clock.now()
     update = update.begun(now) if update.until is None else update.in_this_boot(now)
-    save(uuid, update)
+    save(instance.uuid, update)
     return waiting_text(update)
 
 

@@ -24,6 +24,9 @@ NEXT: Final = "next-system"
 CURRENT: Final = "current-system"
 # The system that was tried last, see `tried_system`.
 TRIED: Final = tried_system.TRIED
+# The system that comes back if the update that runs is not confirmed. Root inside may have deleted
+# its generation.
+BEFORE: Final = "before-system"
 # The directory of the roots for the paths in user.inx.store.include.
 INCLUDED: Final = "include/"
 # A container may write any number of generations; at most this many get roots.
@@ -57,7 +60,7 @@ def unwanted_roots(
         name
         for name, path in rooted.items()
         if ("/" not in name or name.startswith(INCLUDED))
-        and name not in (BOOTED, ACTIVE, NEXT, CURRENT, TRIED)
+        and name not in (BOOTED, ACTIVE, NEXT, CURRENT, TRIED, BEFORE)
         and wanted.get(name) != path
     ]
 

@@ -3,12 +3,20 @@
 import json
 
 import pytest
-from support.disposable import Host
+from support.disposable import REPO, Host
+from support.gc import ROOTS
 from support.incus import Incus
 from support.running import PROFILES, generations, says
-from support.services import kill_sidecar, restart_sidecar, stopped_sidecar, sync, wait_build
+from support.services import (
+    PROGRAM,
+    kill_sidecar,
+    restart_sidecar,
+    stopped_sidecar,
+    sync,
+    wait_build,
+)
 from support.sources import at_switch, bump, launched, offer, slow, source
-from support.store import collect
+from support.store import collect, exists
 
 pytestmark = pytest.mark.life
 
@@ -31,6 +39,12 @@ def record(incus: Incus, name: str) -> str:
 
 def waits(incus: Incus, host: Host, name: str) -> bool:
     return host.run(["test", "-e", record(incus, name)], check=False).returncode == 0
+
+
+def waited(host: Host, name: str) -> list[str]:
+    """What an administrator, and a client of Incus, are told who wait for an update."""
+    client = ["bash", "-c", (REPO / "example/wait").read_text(), "wait", name]
+    return [host.run(["timeout", "60", *each]).stdout for each in ([PROGRAM, "wait", name], client)]
 
 
 def let_time_pass(incus: Incus, host: Host, name: str) -> None:
@@ -63,6 +77,9 @@ def test_what_nobody_confirms_comes_back_and_what_is_confirmed_stays(
     assert incus.get(name, "user.inx.status.system") == first
     assert incus.get(name, "user.inx.status.generation") == "1"
     assert incus.get(name, "user.inx.status.update") == "two"
+    assert incus.get(name, "user.inx.status.changes") == ""
+    log = host.run(["cat", f"/var/log/inx/{incus.uuid(name)}.changes"]).stdout
+    assert " switch, taken back: " in log and log.rstrip().count(f"after: {first}") == 2
     # Neither a look nor a start tries it again.
     incus.set(name, "user.other=1")
     restart_sidecar(host)
@@ -74,6 +91,8 @@ def test_what_nobody_confirms_comes_back_and_what_is_confirmed_stays(
     updated(incus, name, "three")
     shown = "unconfirmed: set user.inx.confirmed=3 within 60 s, or generation 1 comes back"
     assert incus.status(name) == shown and waits(incus, host, name)
+    assert incus.get(name, "user.inx.status.changes")
+    assert waited(host, name) == [f"{name}: {shown}\n"] * 2
     collect(host)
     assert set(generations(host, incus.pid(name))[0]) == {1, 2, 3}
     incus("restart", "-f", name)
@@ -86,6 +105,19 @@ def test_what_nobody_confirms_comes_back_and_what_is_confirmed_stays(
     incus.eventually(lambda: set(generations(host, incus.pid(name))[0]) == {3}, incus.story)
     incus.restart_into(name, generation=3)
     assert says(incus, name, "three")
+
+    # A try tells of itself, and the update that waits goes on to wait.
+    updated(incus, name, "four")
+    source(incus, "five")
+    incus.set(name, "user.inx.activate=build", "user.inx.update=try")
+    incus.wait_status(name, r"ready \(tried: ")
+    assert says(incus, name, "four")
+    let_time_pass(incus, host, name)
+    incus.wait_status(name, "failed: generation 4 was not confirmed within 60 s; generation 3 runs")
+    assert says(incus, name, "three") and not waits(incus, host, name)
+    incus.set(name, "user.inx.activate=switch")
+    incus.wait_status(name, "unconfirmed: set user.inx.confirmed=5 .* or generation 3 comes back")
+    assert says(incus, name, "five")
 
 
 def test_the_way_back_needs_neither_a_network_nor_a_sidecar_nor_a_generation(
@@ -114,6 +146,20 @@ def test_the_way_back_needs_neither_a_network_nor_a_sidecar_nor_a_generation(
         incus.set(name, f"user.inx.confirmed={incus.get(name, 'user.inx.status.system')}")
     incus.wait_generation(name, "5")
     assert says(incus, name, "four")
+
+    # Nothing but the update that waits keeps what would come back.
+    four = incus.get(name, "user.inx.status.system")
+    updated(incus, name, "five")
+    incus.sh(name, f"rm {PROFILES}/system-5-link")
+    roots = f"{ROOTS}/{name}.{incus.uuid(name)}"
+    collect(host)
+    there = host.run(["ls", roots]).stdout.split()
+    assert "before-system" in there and "system-5" not in there
+    assert exists(host, four)
+    let_time_pass(incus, host, name)
+    incus.wait_status(name, "failed: generation 6 was not confirmed within 60 s")
+    assert says(incus, name, "four")
+    assert "before-system" not in host.run(["ls", roots]).stdout
 
 
 def test_a_start_after_the_time_boots_the_generation_from_before(incus: Incus, host: Host) -> None:
@@ -207,7 +253,8 @@ def test_a_check_inside(incus: Incus, host: Host) -> None:
     name = launched(incus, "exit 0", check=CHECK)
     source(incus, "exit 0 # again")
     bump(incus, name, "again")
-    incus.wait_generation(name, "2")
+    assert waited(host, name) == [f"{name}: ready\n"] * 2
+    assert incus.get(name, "user.inx.status.generation") == "2"
     assert incus.get(name, "user.inx.status.update") == "again"
 
     incus.set(name, "user.inx.confirm=2")

@@ -8,7 +8,6 @@ backup.yaml; then the repeated write brings that file back.
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar.base.errors import InxError, one_line
@@ -16,18 +15,18 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import saved_status
 from inx_sidecar.incus.instance import SEALED, Instance
+from inx_sidecar.incus.status_keys import (
+    CHANGES_KEY,
+    INTERRUPTED,
+    KEYS,
+    STARTING,
+    TEXT_KEY,
+    TEXT_MAX,
+    Status,
+    visible_config,
+)
 from inx_sidecar.incus.update_key import DEALT_WITH, PENDING, asked_now
-from inx_sidecar.nix.store_paths import redact_store_paths
 
-_TEXT_KEY: Final = "user.inx.status"
-# The texts while a build runs, and while a system boots; and after a stop that ended the build.
-BUILDING, STARTING = "building", "starting"
-INTERRUPTED: Final = "failed: it stopped while its system was built; start it to build again"
-# How each status begins that another member of the cluster writes, as there is no inx on this one.
-ELSEWHERE: Final = "failed: no inx on the member "
-_KEYS: Final = (_TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
-_CHANGES_KEY: Final = "user.inx.status.changes"
-_TEXT_MAX: Final = 800
 _FIRST_RETRY_SECONDS: Final = 0.1
 # A start or another request of a user takes no longer than a minute; a longer refusal has a cause
 # that may last.
@@ -47,54 +46,6 @@ _STARTING_SECONDS: Final = 0.7
 _NOT_FOUND: Final = 404
 
 _Key = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Status:
-    """One line on the state of an instance, and the system and generation that it is about.
-
-    `sealed`: the generations have seals of this instance, which the key SEALED then says.
-    `update`: the value of user.inx.update that was dealt with, as `update_key.shown` gives it; None
-    leaves the key as it is. `changes`: what the last update changed, in one line; None leaves what
-    Incus has.
-    """
-
-    text: str
-    system: str = ""
-    generation: int | None = None
-    sealed: bool = False
-    update: str | None = None
-    changes: str | None = None
-
-    def config(self) -> dict[str, str]:
-        """The status keys with their values; "" unsets a key."""
-        number = "" if self.generation is None else str(self.generation)
-        values = one_line(self.text, _TEXT_MAX), self.system, number
-        more = {DEALT_WITH: self.update, _CHANGES_KEY: self.changes}
-        present = {key: value for key, value in more.items() if value is not None}
-        return dict(zip(_KEYS, values, strict=True)) | present
-
-
-def visible_config(
-    config: dict[str, str], note: str, *, isolated: bool, name: str = ""
-) -> dict[str, str]:
-    """The status keys as Incus gets them: with `note` in parentheses, if it is not empty.
-
-    An isolated container can read its status through Incus' guest API, so the text names no store
-    paths. Then a failure says where the host has them, by `name`, that of LXC.
-    """
-    text = config[_TEXT_KEY]
-    if note:
-        text = f"{text} ({one_line(note, _TEXT_MAX)})"
-    if isolated and (hidden := redact_store_paths(text)) != text:
-        failed = text.startswith("failed: ")
-        text = hidden + (f"; 'journalctl INX_INSTANCE={name}' has the names" if failed else "")
-    return config | {_TEXT_KEY: text}
-
-
-def told_system(instance: Instance) -> str:
-    """The system that the status names, as the configuration of `instance` has it."""
-    return instance.config.get(_KEYS[1], "")
 
 
 def next_retry(retry: float, waited: float) -> float:
@@ -148,18 +99,18 @@ class StatusWriter:
         """`instance` has just been read from Incus: the status in its configuration is what Incus
         has."""
         if _key(instance) not in self._tasks:
-            keys = *_KEYS, DEALT_WITH, _CHANGES_KEY, SEALED
+            keys = *KEYS, DEALT_WITH, CHANGES_KEY, SEALED
             known = {key: instance.config.get(key, "") for key in keys}
             self._last[_key(instance)] = known
 
     def text_of(self, instance: Instance) -> str:
         """The status that Incus has, or soon will have."""
-        return self._last.get(_key(instance), {}).get(_TEXT_KEY, "")
+        return self._last.get(_key(instance), {}).get(TEXT_KEY, "")
 
     def amend_text(self, instance: Instance, text: str) -> bool:
         """Write `text` a moment later, and leave the system and the generation as they are; False
         if Incus has the text."""
-        return self._enqueue(instance, {_TEXT_KEY: one_line(text, _TEXT_MAX)}, _DELAY_SECONDS)
+        return self._enqueue(instance, {TEXT_KEY: one_line(text, TEXT_MAX)}, _DELAY_SECONDS)
 
     def forget(self, uuid: str) -> None:
         """Drop what is known of a deleted instance."""
@@ -192,7 +143,7 @@ class StatusWriter:
         saved = saved_status.load(instance.uuid)
         if saved is None:
             return False
-        config = saved | {key: status.config()[key] for key in _KEYS if key != _TEXT_KEY}
+        config = saved | {key: status.config()[key] for key in KEYS if key != TEXT_KEY}
         if config == saved:
             return False
         saved_status.save(instance.uuid, config)
@@ -203,8 +154,8 @@ class StatusWriter:
         """Let the status that was saved last say `text`, and which `update` was dealt with, if its
         text is `before`."""
         saved = saved_status.load(instance.uuid)
-        if saved is not None and saved[_TEXT_KEY] == one_line(before, _TEXT_MAX):
-            config = saved | {_TEXT_KEY: one_line(text, _TEXT_MAX)}
+        if saved is not None and saved[TEXT_KEY] == one_line(before, TEXT_MAX):
+            config = saved | {TEXT_KEY: one_line(text, TEXT_MAX)}
             config |= {} if update is None else {DEALT_WITH: update}
             saved_status.save(instance.uuid, config)
             self._enqueue(instance, config)
@@ -212,7 +163,7 @@ class StatusWriter:
     def save_for_successor(self, instance: Instance, status: Status) -> None:
         """Save `status`; the next sidecar publishes it if this one ends before it does."""
         saved = saved_status.load(instance.uuid) or {}
-        kept = {key: saved[key] for key in (_CHANGES_KEY,) if key in saved}
+        kept = {key: saved[key] for key in (CHANGES_KEY,) if key in saved}
         saved_status.save(instance.uuid, kept | _config(instance, status))
 
     def publish_refusal(self, instance: Instance, error: InxError) -> None:
@@ -225,9 +176,9 @@ class StatusWriter:
         """The instance stops: its status does not go on to say that it builds or boots. `left` is
         the text of an instance that has booted."""
         config = saved_status.load(instance.uuid)
-        if config is not None and config[_TEXT_KEY].startswith(PENDING):
-            starts = config[_TEXT_KEY] == STARTING and left
-            self._enqueue(instance, config | {_TEXT_KEY: left if starts else INTERRUPTED})
+        if config is not None and config[TEXT_KEY].startswith(PENDING):
+            starts = config[TEXT_KEY] == STARTING and left
+            self._enqueue(instance, config | {TEXT_KEY: left if starts else INTERRUPTED})
 
     def publish_saved(self, instance: Instance) -> None:
         """Write the status that was saved last, perhaps by the previous sidecar."""
@@ -260,7 +211,7 @@ class StatusWriter:
     async def _write_wanted(self, key: _Key, delay: float) -> None:
         retry, waited = _FIRST_RETRY_SECONDS, 0.0
         try:
-            if self._wanted[key][1].get(_TEXT_KEY, "").startswith(STARTING):
+            if self._wanted[key][1].get(TEXT_KEY, "").startswith(STARTING):
                 await self._wait_for_news(key, delay)
             else:
                 await asyncio.sleep(delay)

@@ -12,7 +12,8 @@ from inx_sidecar.container import bootstrap
 from inx_sidecar.container.files import write_generation
 from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.status import Status, StatusWriter
+from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.incus.status_keys import Status
 from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.change_report import ChangeReport, begin_report
 from inx_sidecar.instances.deployment import Deployment, deploy

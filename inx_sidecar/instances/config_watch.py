@@ -18,7 +18,7 @@ from inx_sidecar.incus import members
 from inx_sidecar.incus.events import Event, listen
 from inx_sidecar.incus.instance import Instance, LxcFacts, parse_instance
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import ELSEWHERE
+from inx_sidecar.incus.status_keys import ELSEWHERE
 from inx_sidecar.incus.update_key import PENDING
 from inx_sidecar.instances.event_effects import ALL, Key, affected_by, changed_in_cluster
 from inx_sidecar.instances.lifecycle import Lifecycle

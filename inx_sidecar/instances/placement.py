@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus.members import KEY, is_here
-from inx_sidecar.incus.status import ELSEWHERE
+from inx_sidecar.incus.status_keys import ELSEWHERE
 from inx_sidecar.instances.missing_hooks import lacks_hooks, may_use_inx, shipped_raw_lxc
 
 _STATUS: Final = "user.inx.status"

@@ -16,7 +16,8 @@ from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus import last_known
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import STARTING, Status, StatusWriter, told_system
+from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.incus.status_keys import STARTING, Status, told_system
 from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances import unconfirmed_record as record
 from inx_sidecar.instances.cluster_watch import ClusterWatch

@@ -4,7 +4,7 @@ from typing import Final
 
 from inx_sidecar.base.errors import one_line
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import Status
+from inx_sidecar.incus.status_keys import Status
 from inx_sidecar.incus.update_key import PENDING
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.nix.generation_changes import Select

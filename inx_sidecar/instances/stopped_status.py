@@ -7,7 +7,7 @@ from inx_sidecar.config.disk_paths import check_disks
 from inx_sidecar.config.keys import configured, parse_spec
 from inx_sidecar.config.settings import load_settings
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.incus.status import ELSEWHERE, INTERRUPTED, STARTING
+from inx_sidecar.incus.status_keys import ELSEWHERE, INTERRUPTED, STARTING
 from inx_sidecar.incus.update_key import PENDING
 from inx_sidecar.instances.deployment import static_nic_setups
 from inx_sidecar.instances.instance_state import InstanceState

@@ -16,7 +16,8 @@ from inx_sidecar.builds.build_slots import BuildSlots
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.request import IncusError
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import BUILDING, StatusWriter
+from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.incus.status_keys import BUILDING
 from inx_sidecar.incus.update_key import asked_now
 from inx_sidecar.instances.activate_update import activate_update, undo_generation
 from inx_sidecar.instances.change_report import begin_report

@@ -9,7 +9,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
 from inx_sidecar.incus.instance import SEALED, UUID
-from inx_sidecar.incus.status import ELSEWHERE
+from inx_sidecar.incus.status_keys import ELSEWHERE
 from inx_sidecar.nix.store_paths import split_store_paths
 
 # Name, as LXC has it, and uuid: both, since an import may have the uuid of another instance, and a

@@ -14,7 +14,7 @@ from inx_sidecar.base.errors import InxError, UnreachableError, one_line
 from inx_sidecar.config import keys
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.declared import ownership
-from inx_sidecar.incus import status
+from inx_sidecar.incus import status_keys
 from inx_sidecar.incus.instance import SEALED
 from inx_sidecar.incus.update_key import DEALT_WITH
 
@@ -54,7 +54,13 @@ def test_the_docs_list_the_statuses() -> None:
 
 def test_the_docs_list_the_keys() -> None:
     listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", read("docs/keys.md"), re.MULTILINE)
-    written = [*status._KEYS, DEALT_WITH, status._CHANGES_KEY, SEALED, ownership.OWNERSHIP_KEY]
+    written = [
+        *status_keys.KEYS,
+        DEALT_WITH,
+        status_keys.CHANGES_KEY,
+        SEALED,
+        ownership.OWNERSHIP_KEY,
+    ]
     assert sorted(listed) == sorted([*keys._KEYS, *written])
 
 

@@ -10,7 +10,8 @@ from inx_sidecar.base import paths
 from inx_sidecar.incus import api, saved_status, status
 from inx_sidecar.incus.instance import Instance, LxcFacts
 from inx_sidecar.incus.request import IncusError
-from inx_sidecar.incus.status import Status, StatusWriter, next_retry, visible_config
+from inx_sidecar.incus.status import StatusWriter, next_retry
+from inx_sidecar.incus.status_keys import Status, visible_config
 
 pytestmark = pytest.mark.life
 

@@ -13,7 +13,8 @@ from inx_sidecar.base import paths
 from inx_sidecar.incus import api
 from inx_sidecar.incus.instance import Instance, LxcFacts
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import Status, StatusWriter
+from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.incus.status_keys import Status
 from inx_sidecar.instances import boot_status
 from inx_sidecar.instances.boot_status import BootStatus
 from inx_sidecar.instances.system_look import Look

@@ -7,7 +7,7 @@ import pytest
 
 from inx_sidecar.incus.instance import LxcFacts
 from inx_sidecar.incus.running_record import Running
-from inx_sidecar.incus.status import Status
+from inx_sidecar.incus.status_keys import Status
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.instances.status_text import (
     UNMAPPED,

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from inx_sidecar.incus.instance import Instance, LxcFacts
-from inx_sidecar.incus.status import INTERRUPTED
+from inx_sidecar.incus.status_keys import INTERRUPTED
 from inx_sidecar.instances.missing_hooks import BEGIN
 from inx_sidecar.instances.stopped_status import configuration_of, refusal_of, stopped_text
 

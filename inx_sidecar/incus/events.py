@@ -37,6 +37,10 @@ class Event:
     location: str = ""
     by_itself: bool = False
 
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.project, self.name
+
 
 async def listen(quiet: float) -> AsyncIterator[Event | None]:
     """Events as they arrive; None when anything may have changed.

@@ -13,7 +13,7 @@ from typing import Final
 from inx_sidecar.base.errors import InxError, one_line
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
-from inx_sidecar.incus import saved_status
+from inx_sidecar.incus import arrival, saved_status
 from inx_sidecar.incus.instance import SEALED, Instance
 from inx_sidecar.incus.status_keys import (
     CHANGES_KEY,
@@ -96,12 +96,10 @@ class StatusWriter:
             paused.set()
 
     def set_known_status(self, instance: Instance) -> None:
-        """`instance` has just been read from Incus: the status in its configuration is what Incus
-        has."""
+        """`instance` has just been read: the status in its configuration is what Incus has."""
         if _key(instance) not in self._tasks:
-            keys = *KEYS, DEALT_WITH, CHANGES_KEY, SEALED
-            known = {key: instance.config.get(key, "") for key in keys}
-            self._last[_key(instance)] = known
+            keys = *KEYS, DEALT_WITH, CHANGES_KEY, SEALED, arrival.KEY
+            self._last[_key(instance)] = {key: instance.config.get(key, "") for key in keys}
 
     def text_of(self, instance: Instance) -> str:
         """The status that Incus has, or soon will have."""
@@ -193,16 +191,22 @@ class StatusWriter:
         if task is not None:
             await asyncio.wait([task], timeout=_WAIT_SECONDS)
 
+    def tell_arrival(self, instance: Instance, member: str) -> None:
+        """Write that `member` has what `instance` names, with the next status, or alone."""
+        self._enqueue(instance, arrival.keys_for(member, instance.config), _DELAY_SECONDS)
+
     def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> bool:
         key = _key(instance)
         note = "; ".join(filter(None, self._notes.get(key, {}).values()))
-        config = visible_config(config, note, isolated=instance.isolated, name=instance.lxc_name)
+        if _TEXT_KEY in config:
+            hides, name = instance.isolated, instance.lxc_name
+            config = visible_config(config, note, isolated=hides, name=name)
         last = self._last.get(key, {})
         if last | config == last:
             return False
         self._last[key] = last | config
         self._wanted[key] = (instance, self._unwritten(key) | config)
-        if key in self._news:
+        if key in self._news and _TEXT_KEY in config:
             self._news[key].set()
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._write_wanted(key, delay))
@@ -220,8 +224,7 @@ class StatusWriter:
                     await self._paused[key].wait()
                 instance, config = self._wanted.pop(key)
                 try:
-                    owner = instance.project, instance.name, instance.uuid
-                    await incus.set_config(*owner, config)
+                    await incus.set_config(instance.project, instance.name, instance.uuid, config)
                     retry = _FIRST_RETRY_SECONDS
                 except incus.IncusError as error:
                     if error.code == _NOT_FOUND:

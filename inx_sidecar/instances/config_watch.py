@@ -78,6 +78,8 @@ class ConfigWatch:
             try:
                 async for event in listen(_QUIET_SECONDS):
                     self._tell_cluster(event)
+                    if event is not None and self._lifecycle.reconciler.awaits(*event.place):
+                        self._lifecycle.reconciler.compare_soon()
                     elsewhere = self._lifecycle.cluster.placement.may_tell
                     key = affected_by(event, self._member, elsewhere)
                     if key is not None:

@@ -1,7 +1,8 @@
 """Fetch what an instance names and this host lacks, as after a move, and tell what is lost.
 
 A start never waits for it. An isolated container has not seen what it names beyond its systems: so
-nothing is fetched for it.
+nothing is fetched for it. When all is done, a key of the instance tells the member of the cluster
+that had it before, which keeps its roots until then (`moved_instances`).
 """
 
 import asyncio
@@ -14,6 +15,9 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.builds.fetch import fetch
 from inx_sidecar.config.settings import load_settings
 from inx_sidecar.container import bootstrap
+from inx_sidecar.incus import members
+from inx_sidecar.incus.api import IncusError
+from inx_sidecar.incus.arrival import RESTORED, was_elsewhere
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.links import indirect_roots
@@ -31,8 +35,6 @@ _BATCH: Final = 20
 _AT_ONCE: Final = 4
 # A fetch that is done by then is not told.
 _QUIET_SECONDS: Final = 3.0
-# Incus changes it when it restores the instance, which then names what it did before.
-_RESTORED: Final = "volatile.uuid.generation"
 # The subject of notes in the status.
 _SUBJECT: Final = "missing"
 
@@ -48,6 +50,8 @@ class MissingPaths:
         self._ready: set[str] = set()
         # Of the instances that run and were looked at since they started.
         self._records: dict[str, MissingRecord] = {}
+        # Of these, the ones whose other members know, or are not to be told before the next start.
+        self._told: set[str] = set()
 
     def ready(self, uuid: str) -> None:
         """What the instance brought in its root file system is registered, and was compared."""
@@ -60,10 +64,10 @@ class MissingPaths:
         something that was lost is there.
         """
         uuid = instance.uuid
-        if instance.isolated or uuid in self._tasks:
+        if uuid in self._tasks:
             return
         record = self._records.get(uuid)
-        if record is None:
+        if record is None or uuid not in self._told:
             if uuid in self._ready and not _waits_for_system(uuid):
                 self._tasks[uuid] = asyncio.create_task(self._run(instance, mirror))
         elif record.lost:
@@ -72,6 +76,7 @@ class MissingPaths:
     def end(self, uuid: str) -> None:
         """The instance stops. What was not fetched by now is tried at its next start."""
         self._records.pop(uuid, None)
+        self._told.discard(uuid)
         self._ready.discard(uuid)
         if uuid in self._tasks:
             self._tasks[uuid].cancel()
@@ -83,9 +88,16 @@ class MissingPaths:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, instance: Instance, mirror: Mirror) -> None:
-        uuid, restored = instance.uuid, instance.config.get(_RESTORED, "")
+        uuid, restored = instance.uuid, instance.config.get(RESTORED, "")
         try:
-            await self._look(instance, mirror, restored)
+            member = await _this_member()
+            if uuid not in self._records and not instance.isolated:
+                await self._look(instance, mirror, restored, member or "")
+            self._records.setdefault(uuid, MissingRecord(restored, time.time()))
+            if member:
+                self._statuses.tell_arrival(instance, member)
+            if member is not None:  # else after the next comparison
+                self._told.add(uuid)
         except (InxError, OSError) as error:
             instance_log(instance.lxc_name).error("what it names is not fetched: %s", error)
         except Exception:
@@ -96,9 +108,12 @@ class MissingPaths:
             del self._tasks[uuid]
         # Not again before the next start.
         self._records[uuid] = MissingRecord(restored, time.time())
+        self._told.add(uuid)
 
-    async def _look(self, instance: Instance, mirror: Mirror, restored: str) -> None:
+    async def _look(self, instance: Instance, mirror: Mirror, restored: str, member: str) -> None:
         record = MissingRecord.load(instance.uuid)
+        if was_elsewhere(member, instance.config):
+            record = None  # it names what it got there, too
         absent = _absent(instance, mirror)
         tried = roots_to_try(record, absent, restored, time.time())
         if record is not None and record.restored == restored and not tried:
@@ -159,6 +174,14 @@ class MissingPaths:
         )
         if reason and not valid.issuperset(tried.values()):
             log.journal.error("what is lost was not fetched: %s", reason)
+
+
+async def _this_member() -> str | None:
+    """None if Incus does not tell."""
+    try:
+        return await members.this_member()
+    except IncusError:
+        return None
 
 
 def _waits_for_system(uuid: str) -> bool:

@@ -25,7 +25,7 @@ from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.comparison import Outcome, compare_running
 from inx_sidecar.roots.comparison_errors import ComparisonErrors
 from inx_sidecar.roots.comparison_turns import ComparisonTurns
-from inx_sidecar.roots.deleted_instances import remove_deleted
+from inx_sidecar.roots.deleted_instances import DeletedInstances
 from inx_sidecar.roots.initial_roots import InitialRoots
 from inx_sidecar.roots.inventory import Inventory, ListedInstance, take_inventory
 from inx_sidecar.roots.link_roots import LINKS
@@ -59,6 +59,7 @@ class RootReconciler:
         self._gc = gc
         self._statuses = statuses
         self._forget_instance = forget
+        self._deleted = DeletedInstances(self._forget, lambda: self.compare_soon())
         self._daemon_of = daemon_of
         self._settle = settle
         # For an instance that `arrived`: Incus tells of a move before it has ended.
@@ -88,6 +89,10 @@ class RootReconciler:
         self._watch.open()
         for directory in (paths.INCUS_CONTAINERS, paths.INCUS_SNAPSHOTS):
             self._watch.watch_directory(directory, self.compare_soon)
+
+    def awaits(self, project: str, name: str) -> bool:
+        """Whether roots wait for a change of this instance, which another member has."""
+        return self._deleted.moved.awaits(project, name)
 
     def begin(self) -> None:
         """Called once the instances that run are known."""
@@ -133,6 +138,7 @@ class RootReconciler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._turns.close()
+        await self._deleted.close()
         await self._missing.close()
         await self._watch.close()
         self._gc.close()
@@ -163,7 +169,7 @@ class RootReconciler:
             if item.ours and not self._runs(item):
                 await self._stopped.compare(item, may_drop)
         if may_drop is not None:
-            await remove_deleted(may_drop, self._forget)
+            await self._deleted.remove(may_drop)
         # The complaints are read now: the next comparison may begin before the caller continues.
         return Outcome(len(mirrors), reason, self._complaints.first)
 

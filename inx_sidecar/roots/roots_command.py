@@ -16,6 +16,7 @@ from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.lineage import COPIED
 from inx_sidecar.roots.link_roots import LINKS, parse_root_name
 from inx_sidecar.roots.missing_record import MissingRecord
+from inx_sidecar.roots.moved_instances import member_of
 from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, snapshot_name
 
 _SIZE = CLOSURE_QUERY.format("?") + "select sum(narSize) from ValidPaths where id in closure"
@@ -83,6 +84,8 @@ def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
     )
     names = {parse_root_name(root)[0] for root in {**present, **lost} if root.startswith(LINKS)}
     texts = indirect_roots.read(uuid, names)
+    member = member_of((lxc_name, uuid))
+    moved = f", until it has been started on the member {member}" if member else ""
     sizes: dict[str, int | None] = {}
     for root, path in sorted(present.items()):
         if path not in sizes:
@@ -91,7 +94,7 @@ def _roots(db: sqlite3.Connection, lxc_name: str, uuid: str) -> Iterator[Root]:
             age = max(0.0, time.time() - os.lstat(f"{place}/{root}").st_mtime)
         except FileNotFoundError:
             continue  # dropped meanwhile
-        yield Root(lxc_name, uuid, int(age), sizes[path], path, _held_by(root, texts))
+        yield Root(lxc_name, uuid, int(age), sizes[path], path, _held_by(root, texts) + moved)
     for root, path in sorted(lost.items()):
         age = max(0.0, time.time() - record.tried) if record else 0.0
         yield Root(lxc_name, uuid, int(age), None, path, _held_by(root, texts))

@@ -1,16 +1,19 @@
 """An instance that moves takes along its system, its generations and what was built inside."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.cluster import Cluster, address_of
 from support.gc import (
+    ROOTS,
     STATE,
     assert_kept,
     build,
     collect_when_idle,
     in_store,
     names_with_roots,
+    root_name,
 )
 from support.incus import POOL, Incus
 from support.pages import blocks
@@ -58,6 +61,17 @@ def member_of(members: list[Incus], name: str) -> Incus:
     return found
 
 
+def roots_command(incus: Incus, name: str) -> str:
+    return str(incus.host.run(["/opt/inx/bin/inx-sidecar", "roots", name]).stdout)
+
+
+def assert_rooted(incus: Incus, path: str, uuids: Iterable[str]) -> None:
+    """The member has roots of `path` for each of these instances."""
+    links = "find -L %s -path '*.%s/*' -samefile %s"
+    for uuid in uuids:
+        assert incus.host.sh(links % (ROOTS, uuid, path)).stdout, (uuid, incus.story())
+
+
 def assert_let_go(incus: Incus, name: str, uuid: str) -> None:
     """The member keeps neither roots nor state of the instance."""
     incus.eventually(lambda: names_with_roots(incus.host, uuid) == [], incus.story)
@@ -79,8 +93,13 @@ def test_the_former_member_gives_what_the_instance_needs(
     two = a.get(name, "user.inx.status.system")
     a("stop", "-f", name)
     a("move", name, "--target", b.host.name)
-    assert_let_go(a, name, uuid)
-    a.lose(lost)
+    for incus in (a, b):
+        collect_when_idle(incus)
+    assert_kept(a, one, two, kept)
+    assert f"on the member {b.host.name}" in roots_command(a, name)
+    a.eventually(lambda: not a.host.sh(f"ls -d {STATE}/{uuid} || :").stdout, a.story)
+    a.lose(lost, f"{ROOTS}/{name}.{uuid}/links/{root_name('/root/x', lost)}")
+    sync(a.host)  # it starts the sidecar
     assert not [path for path in (one, two, kept) if in_store(b.host, path)]
     b.start(name)
     b.wait_ready(name)
@@ -89,11 +108,67 @@ def test_the_former_member_gives_what_the_instance_needs(
     assert b.get(name, "user.inx.status.system") == two
     assert f"{name}: lost: '/root/x' -> {lost}" in journal(b.host, name)
     b.run(name, "grep", "kept", "/root/kept")
+    assert_let_go(a, name, uuid)
     for incus in (a, b):
         collect_when_idle(incus)
+    assert not [path for path in (two, kept) if in_store(a.host, path)]
     assert_kept(b, one, two, kept)
     b.set(name, "user.inx.generation=1")
     b.eventually(lambda: b.get(name, "user.inx.status.system") == one, b.story)
+
+
+def test_the_former_member_keeps_nothing_longer_than_needed(
+    caches: None, members: list[Incus]
+) -> None:
+    """Copies that never ran, and so moved before their first start, have the roots of a built path
+    on the first member."""
+    a, b, c = members
+    base = launch(a, "base")
+    kept = build(a, base, "kept")
+    a("stop", "-f", base)
+    project = a.name("project")
+    a("project", "create", project, "-c", "features.profiles=false", "-c", "features.images=false")
+    here = ("--target", a.host.name)
+    names = {each: a.adopt(a.name(each)) for each in ("deleted", "back", "third", "renamed")}
+    for name in names.values():
+        a("copy", base, name, *here)
+    named = a.adopt(a.name("other"), project)
+    a("copy", base, named, *here, "--target-project", project)
+    uuids = {each: a.uuid(name) for each, name in names.items()}
+    uuids["named"] = a.uuid(named, project)
+    sync(a.host)
+    assert_rooted(a, kept, uuids.values())
+    a("delete", "-f", base)
+    for name in names.values():
+        a("move", name, "--target", b.host.name)
+    a("move", named, "--project", project, "--target", b.host.name)
+    a("move", names["back"], "--target", a.host.name)
+    a("move", names["third"], "--target", c.host.name)
+    renamed = a.adopt(a.name("another"))
+    a("rename", names["renamed"], renamed)
+    for incus in members:
+        collect_when_idle(incus)
+    assert_rooted(a, kept, uuids.values())
+    a("delete", names["deleted"])
+    assert_let_go(a, "deleted", uuids["deleted"])
+    for incus, name, where, which in (
+        (b, renamed, "default", "renamed"),
+        (c, names["third"], "default", "third"),
+        (b, named, project, "named"),
+    ):
+        incus.start(name, where)
+        incus.wait_ready(name, where)
+        for other in members:
+            if other is not incus:
+                assert_let_go(other, name, uuids[which])
+    assert_rooted(a, kept, [uuids["back"]])
+    assert "on the member" not in roots_command(a, names["back"])
+    a("delete", names["back"])
+    assert_let_go(a, names["back"], uuids["back"])
+    a("delete", "-f", named, "--project", project)
+    a("project", "delete", project)
+    collect_when_idle(a)
+    assert not in_store(a.host, kept) and in_store(b.host, kept) and in_store(c.host, kept)
 
 
 def test_an_evacuation_and_a_restoration_carry_all_and_leave_nothing(

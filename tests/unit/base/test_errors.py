@@ -14,7 +14,7 @@ from inx_sidecar.base.errors import InxError, UnreachableError, one_line
 from inx_sidecar.config import keys
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.declared import ownership
-from inx_sidecar.incus import status_keys
+from inx_sidecar.incus import arrival, status_keys
 from inx_sidecar.incus.instance import SEALED
 from inx_sidecar.incus.update_key import DEALT_WITH
 
@@ -60,6 +60,7 @@ def test_the_docs_list_the_keys() -> None:
         status_keys.CHANGES_KEY,
         SEALED,
         ownership.OWNERSHIP_KEY,
+        arrival.KEY,
     ]
     assert sorted(listed) == sorted([*keys._KEYS, *written])
 

@@ -20,8 +20,12 @@ from inx_sidecar.roots.inventory import Owner
 
 _AT_ONCE: Final = 8
 _NOT_FOUND: Final = 404
-# A list of all instances costs all members: none follows for so many times as long as it took.
+# Incus waits longer for a member that is away.
+_ANSWER_SECONDS: Final = 4.0
+# A list of all instances costs all members: none follows for so many times as long as it took, up
+# to so many seconds.
 _REST: Final = 100
+_LONGEST_REST_SECONDS: Final = 60.0
 # The file in the directory of the roots that names the member. Nix ignores it.
 _MARK: Final = "moved-to"
 
@@ -63,7 +67,7 @@ class MovedInstances:
     async def fates(self, owners: Set[Owner]) -> Mapping[Owner, Fate]:
         """What is to be done with the roots of `owners`, whose instances are not here.
 
-        A member that is away lets this take up to a minute.
+        This takes seconds if a member is away, and up to a minute if all of them are asked.
         """
         fates = await self._ask(owners) if owners else {}
         self._awaited = frozenset(fate.place for fate in fates.values() if fate.stay) - {_NOWHERE}
@@ -77,23 +81,34 @@ class MovedInstances:
         if not member:
             return dict.fromkeys(owners, DELETED)
         turns = asyncio.Semaphore(_AT_ONCE)
-
-        async def ask(owner: Owner) -> Fate | None:
-            async with turns:
-                try:
-                    api = await incus.get_instance(*place_of(owner[0]))
-                except incus.IncusError as error:
-                    missing = error.code == _NOT_FOUND
-                    return None if missing else Fate(True, member_of(owner), place_of(owner[0]))
-            return fate_of(owner[1], api, member)
-
-        asked = list(owners)
-        answers = dict(zip(asked, await asyncio.gather(*map(ask, asked)), strict=True))
+        # First those that may be deleted: many others may wait for a member that is away.
+        in_order = sorted(owners, key=lambda owner: bool(member_of(owner)))
+        tasks = {
+            owner: asyncio.create_task(self._ask_for(owner, member, turns)) for owner in in_order
+        }
+        try:
+            done, _ = await asyncio.wait(tasks.values(), timeout=_ANSWER_SECONDS)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+        answers = {
+            owner: task.result() if task in done else _as_before(owner)
+            for owner, task in tasks.items()
+        }
         nameless = [owner for owner, fate in answers.items() if fate is None]
         listed = await self._list_all() if nameless else None
         for owner in nameless:
             answers[owner] = fate_in_list(owner[1], listed, member, member_of(owner))
         return {owner: fate for owner, fate in answers.items() if fate is not None}
+
+    async def _ask_for(self, owner: Owner, member: str, turns: asyncio.Semaphore) -> Fate | None:
+        """None if no instance has that name and uuid."""
+        async with turns:
+            try:
+                api = await incus.get_instance(*place_of(owner[0]))
+            except incus.IncusError as error:
+                return None if error.code == _NOT_FOUND else _as_before(owner)
+        return fate_of(owner[1], api, member)
 
     async def _list_all(self) -> list[Mapping[str, Any]] | None:
         """The instances of all members; None if Incus does not tell, or is not asked now."""
@@ -105,7 +120,7 @@ class MovedInstances:
                 listed = await incus.list_instances()
             except incus.IncusError:
                 pass
-            rest = _REST * (time.monotonic() - begin)
+            rest = min(_REST * (time.monotonic() - begin), _LONGEST_REST_SECONDS)
             self._rests_until = time.monotonic() + rest
         if listed is None:
             asyncio.get_running_loop().call_later(rest, self._compare_soon)
@@ -143,6 +158,11 @@ def fate_in_list(
         if not uuid_of(api):
             away.add(api.get("location"))
     return Fate(stay=True, member=seen) if seen in away else DELETED
+
+
+def _as_before(owner: Owner) -> Fate:
+    """Incus cannot tell now what it told last."""
+    return Fate(True, member_of(owner), place_of(owner[0]))
 
 
 def uuid_of(api: Mapping[str, Any]) -> str:

@@ -172,6 +172,25 @@ def test_a_member_that_does_not_answer_lets_all_stay(monkeypatch: pytest.MonkeyP
     assert answers.asked == ["web"], "its members are not asked for all instances"
 
 
+def test_a_member_that_is_away_delays_no_other_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers(monkeypatch)
+    monkeypatch.setattr(moved_instances, "_ANSWER_SECONDS", 0.05)
+    told = answers.get_instance
+
+    async def get_instance(project: str, name: str) -> Mapping[str, Any]:
+        await asyncio.sleep(60 if name.startswith("away") else 0)
+        return await told(project, name)
+
+    monkeypatch.setattr(api, "get_instance", get_instance)
+    waiting = {(f"away{number}", ONE) for number in range(20)}
+    for name, uuid in waiting:
+        Path(paths.GCROOTS, f"{name}.{uuid}").mkdir()
+        moved_instances.mark((name, uuid), "b")
+    fates = asyncio.run(MovedInstances(lambda: None).fates({*waiting, ("web", TWO)}))
+    assert fates["web", TWO] == DELETED
+    assert all(fates[owner].stay for owner in waiting)
+
+
 def test_lists_of_all_members_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = Answers(monkeypatch)
     again = asyncio.Event()

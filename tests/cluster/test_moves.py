@@ -61,6 +61,12 @@ def member_of(members: list[Incus], name: str) -> Incus:
     return found
 
 
+def wait_arrived(incus: Incus, name: str) -> None:
+    """Until the member says that it has what the instance names."""
+    key = "user.inx.status.member"
+    incus.eventually(lambda: incus.get(name, key).split()[:1] == [incus.host.name], incus.story)
+
+
 def roots_command(incus: Incus, name: str) -> str:
     return str(incus.host.run(["/opt/inx/bin/inx-sidecar", "roots", name]).stdout)
 
@@ -188,7 +194,8 @@ def test_an_evacuation_and_a_restoration_carry_all_and_leave_nothing(
         there.wait_ready(name)
         member_of(members, vault).wait_ready(vault)
         assert there.get(name, "user.inx.status.system") == system
-        there.eventually(lambda: in_store(there.host, kept), there.story)
+        wait_arrived(there, name)
+        assert in_store(there.host, kept)
         for uuid in uuids:
             assert_let_go(a, name, uuid)
         collect_when_idle(a)
@@ -200,7 +207,8 @@ def test_an_evacuation_and_a_restoration_carry_all_and_leave_nothing(
     assert member_of(members, name) is a
     a.wait_ready(name)
     a.wait_ready(vault)
-    a.eventually(lambda: in_store(a.host, kept), a.story)
+    wait_arrived(a, name)
+    assert in_store(a.host, kept)
     assert_let_go(there, name, uuids[0])
     assert_kept(a, system, kept)
     assert [check(member.host) for member in members] == [(0, [])] * len(members)
@@ -235,3 +243,47 @@ def test_a_member_that_dies_during_a_move_takes_nothing_with_it(
     a.wait_ready(name)
     a.run(name, "grep", "kept", "/root/link")
     assert names_with_roots(b.host, uuid) == []
+
+
+def test_a_host_that_is_killed_during_a_move_comes_back_with_its_roots(
+    caches: None, cluster: Cluster, members: list[Incus]
+) -> None:
+    """All of the member that gets the files dies, as without power. What was moved there before
+    the crash, and never started, still has its roots on the former member."""
+    a, b, _ = members
+    name, other, waits = launch(a, "web"), launch(b, "other"), launch(a, "waits")
+    uuids = {each: a.uuid(each) for each in (name, other, waits)}
+    kept, others, waited = (
+        build(a, name, "kept"),
+        build(b, other, "others"),
+        build(a, waits, "wait"),
+    )
+    a.sh(name, "head -c 300000000 /dev/urandom >/root/big")
+    for each in (name, waits):
+        a("stop", "-f", each)
+    a("move", waits, "--target", b.host.name)
+    with ThreadPoolExecutor() as threads:
+        moving = threads.submit(a, "move", name, "--target", b.host.name, check=False)
+        b.host.sh(f"until [ -e {POOL}/{name} ]; do sleep 0.01; done")
+        cluster.boot_after_crash(b.host)
+        assert moving.result().returncode != 0
+    b.eventually(lambda: check(b.host) == (0, []), lambda: str(check(b.host)))
+    for incus in members:
+        sync(incus.host)
+        collect_when_idle(incus)
+    assert member_of(members, name) is a
+    assert names_with_roots(b.host, uuids[name]) == []
+    assert_rooted(a, kept, [uuids[name]])
+    assert_rooted(a, waited, [uuids[waits]])
+    assert in_store(b.host, others) and not in_store(b.host, waited)
+    b.start(waits)
+    b.wait_ready(waits)
+    wait_arrived(b, waits)
+    assert in_store(b.host, waited)
+    assert_let_go(a, waits, uuids[waits])
+    a.start(name)
+    a.wait_ready(name)
+    a.run(name, "grep", "kept", "/root/link")
+    for incus in members:
+        lines = incus.host.sh("journalctl -u inx-sidecar --since=-60s -o cat").stdout.splitlines()
+        assert len(lines) < 200, f"it repeats itself: {lines[-20:]}"

@@ -43,6 +43,18 @@ class Cluster:
         """The other members do not reach this one within the block."""
         return self._without_link(self.members.index(host))
 
+    def boot_after_crash(self, host: Host) -> None:
+        """Kill the member, and boot it again. Its Incus finds its address when it starts."""
+        number = self.members.index(host)
+
+        def link() -> None:
+            # The end here ends with the other one, a moment after the host.
+            self._ip("link", "set", f"member{number}", "name", "gone", check=False)
+            self._ip("link", "delete", "gone", check=False)
+            self._link(number, host)
+
+        host.boot_after_crash(link)
+
     @contextlib.contextmanager
     def _without_link(self, number: int) -> Iterator[None]:
         self._ip("link", "set", f"member{number}", "down")
@@ -58,10 +70,8 @@ class Cluster:
 
     def _join(self, number: int, host: Host) -> None:
         """Give the host its link and address, and make the cluster or join it."""
-        end, address = f"member{number}", _address(number)
-        self._ip("link", "add", end, "type", "veth", "peer", "cluster0", "netns", str(host.pid))
-        self._ip("link", "set", end, "master", "bridge0", "up")
-        host.sh(f"ip address add {address}/24 dev cluster0; ip link set cluster0 up")
+        address = _address(number)
+        self._link(number, host)
         if number == 0:
             host.run(["incus", "admin", "init", "--minimal"])
             host.run(["incus", "config", "set", f"core.https_address={address}:{_PORT}"])
@@ -77,8 +87,18 @@ class Cluster:
 """
         host.run(["incus", "admin", "init", "--preseed"], input=seed)
 
-    def _ip(self, *words: str) -> None:
-        tool(["ip", "-netns", self.namespace, *words])
+    def _link(self, number: int, host: Host) -> None:
+        end = f"member{number}"
+        self._ip("link", "add", end, "type", "veth", "peer", "cluster0", "netns", str(host.pid))
+        self._ip("link", "set", end, "master", "bridge0", "up")
+        host.sh(f"ip address add {_address(number)}/24 dev cluster0; ip link set cluster0 up")
+
+    def _ip(self, *words: str, check: bool = True) -> None:
+        command = ["ip", "-netns", self.namespace, *words]
+        if check:
+            tool(command)
+        else:
+            subprocess.run(command, check=False, capture_output=True)
 
 
 def address_of(cluster: Cluster, host: Host) -> str:

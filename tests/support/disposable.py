@@ -242,8 +242,20 @@ class Host:
             self.run(["systemctl", "reboot"], check=False)  # the shutdown may kill systemctl
         self._boot()
 
+    def boot_after_crash(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Kill every process of the host, and boot it again. `meanwhile` is called as its init
+        begins, before any service starts."""
+        self._kill()
+        self._boot(meanwhile)
+
     def down(self) -> None:
         """Kill every process of the host, and remove the host. It can be called again."""
+        self._kill()
+        if os.path.ismount(self.root):
+            tool(["umount", "--lazy", self.root])
+        remove(self.directory)
+
+    def _kill(self) -> None:
         with self._ending(30):
             with contextlib.suppress(FileNotFoundError):
                 (self._cgroups()[0] / "cgroup.kill").write_text("1")
@@ -253,8 +265,6 @@ class Host:
             Path(f"/run/systemd/nspawn/locks/inode-{root.st_dev}:{root.st_ino}").unlink(True)
             with contextlib.suppress(FileNotFoundError):
                 Path(f"/run/systemd/nspawn/propagate/{self.name}").rmdir()
-            tool(["umount", "--lazy", self.root])
-        remove(self.directory)
 
     def _claim(self) -> None:
         with locked(CACHE / "hosts.lock"):
@@ -284,7 +294,7 @@ class Host:
         layers = f"lowerdir={lower},upperdir={self.directory}/upper,workdir={self.directory}/work"
         tool(["mount", "-t", "overlay", "overlay", "-o", f"{layers},volatile", self.root])
 
-    def _boot(self) -> None:
+    def _boot(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         groups = self._cgroups()
         for group in groups:
             group.mkdir()
@@ -314,13 +324,13 @@ class Host:
                 env=NSPAWN_ENVIRONMENT | {"NOTIFY_SOCKET": f"@{name}"},
                 check=True,
             )
-            self._wait_for_boot(notify)
+            self._wait_for_boot(notify, meanwhile)
         state = self.run(["systemctl", "is-system-running", "--wait"], check=False).stdout.strip()
         if state != "running":
             failed = self.run(["systemctl", "--failed", "--no-pager", "--plain"]).stdout
             raise HostError(f"host '{self.name}' came up {state}\n{failed}")
 
-    def _wait_for_boot(self, notify: socket.socket) -> None:
+    def _wait_for_boot(self, notify: socket.socket, meanwhile: Callable[[], None]) -> None:
         with (self._cgroups()[0] / "cgroup.events").open() as events:
             poll = select.poll()
             poll.register(notify, select.POLLIN)
@@ -335,6 +345,7 @@ class Host:
                         key, _, value = line.partition("=")
                         if key == "X_NSPAWN_LEADER_PID":
                             Process.of(int(value)).write(self.directory / "leader")
+                            meanwhile()
                         ready = ready or line == "READY=1"
 
     @contextlib.contextmanager

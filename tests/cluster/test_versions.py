@@ -12,8 +12,8 @@ from support.services import check
 
 pytestmark = pytest.mark.cluster
 
-# The first version that starts instances with a status of a newer inx.
-FORMER = "5366328"
+# The last version that does not say which member has what an instance names.
+FORMER = "802f160"
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ class StatusWriter:
     def _enqueue(self, instance: Instance, config: dict[str, str], delay: float = 0.0) -> bool:
         key = _key(instance)
         note = "; ".join(filter(None, self._notes.get(key, {}).values()))
-        if _TEXT_KEY in config:
+        if TEXT_KEY in config:
             hides, name = instance.isolated, instance.lxc_name
             config = visible_config(config, note, isolated=hides, name=name)
         last = self._last.get(key, {})
@@ -206,7 +206,7 @@ class StatusWriter:
             return False
         self._last[key] = last | config
         self._wanted[key] = (instance, self._unwritten(key) | config)
-        if key in self._news and _TEXT_KEY in config:
+        if key in self._news and TEXT_KEY in config:
             self._news[key].set()
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._write_wanted(key, delay))

@@ -1,5 +1,6 @@
 """What an update changes is told, and a system can be tried before it is taken."""
 
+import functools
 import json
 import re
 
@@ -7,7 +8,7 @@ import pytest
 from support.disposable import Host
 from support.gc import ROOTS
 from support.incus import Incus
-from support.pages import commands
+from support.pages import blocks, commands
 from support.running import greeting_of, newest_system, says
 from support.services import journal, restart_sidecar, sync
 from support.sources import broken, bump, offer
@@ -311,6 +312,35 @@ def test_an_isolated_instance_reads_no_names_of_what_is_tried(incus: Incus, host
 
 def unit(text: str) -> str:
     return f"[Service]\\nExecStart=/run/current-system/sw/bin/sleep {text}\\n"
+
+
+SIZE = r"[+-]?[\d.]+ [KMG]?i?B"
+
+
+def prints(host: Host, command: str, lines: list[str]) -> bool:
+    """Whether the command prints these lines, but for sizes and the widths of columns."""
+
+    def plain(text: str) -> str:
+        return re.sub(SIZE, "SIZE", " ".join(text.split()))
+
+    return [plain(line) for line in host.sh(command).stdout.splitlines()] == [*map(plain, lines)]
+
+
+def test_the_session_of_the_page(incus: Incus, host: Host) -> None:
+    """What the page says that the commands print is what they print."""
+    name = incus.adopt("web")
+    dry = "echo would restart the following units: nginx.service >&2"
+    flake = system(incus, "one", "nginx-1.26", dry=dry)
+    incus.launch(name=name, flake=f"{flake}#web")
+    system(incus, "two", "nginx-1.28", "brotli-1.1", dry=dry)
+    (block,) = (block for block in blocks(PAGE) if block.heading == "A session")
+    text = "".join(f"{line}\n" for line in block.lines)
+    for command, printed in re.findall(r"^(incus .*)\n((?:# .*\n)*)", text, re.M):
+        lines = [line.removeprefix("# ") for line in printed.splitlines()]
+        if command.startswith("incus config set"):
+            assert prints(host, command, lines), command
+        else:  # a status follows within a second
+            incus.eventually(functools.partial(prints, host, command, lines), incus.story)
 
 
 def test_a_dry_run_names_the_units(incus: Incus, host: Host) -> None:

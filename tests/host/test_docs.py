@@ -24,6 +24,7 @@ RUN = {
     (README, OTHER_LINUX): "test_the_packages_to_install_exist",
     (README, "Try it here"): "test_try_it_here",
     (README, "Everyday commands"): "test_everyday_commands",
+    ("docs/updates.md", "A session"): "test_changes.py",
     ("docs/updates.md", "Update, pin, unpin"): "test_how_to_update",
     ("docs/updates.md", "Confirm an update"): "test_how_to_confirm",
     ("docs/updates.md", "Many instances"): "test_how_to_update_many",

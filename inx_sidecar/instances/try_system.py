@@ -9,6 +9,8 @@ from inx_sidecar.base.errors import RootError, one_line
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.builds import build
 from inx_sidecar.container import activation
+from inx_sidecar.incus.instance import Instance
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances.activate_update import last_output, show_and_write
 from inx_sidecar.instances.change_report import ChangeReport
 from inx_sidecar.instances.deployment import Deployment
@@ -53,4 +55,17 @@ def forget_other_try(deployment: Deployment) -> bool:
         tried_system.forget(instance.lxc_name, instance.uuid)
     except RootError as error:
         instance_log(instance.lxc_name).error("%s", error)
+    if tried is not None:
+        _show_no_more(instance, tried.system)
     return tried is not None
+
+
+def _show_no_more(instance: Instance, system: str) -> None:
+    """An isolated container may see `system` still, but it may be collected now: if it is built
+    again, it gets a view of its own. Names that were looked up in a view before they were made stay
+    absent there (overlayfs)."""
+    running = Running.load(instance.uuid)
+    if running is not None and system not in (running.booted, running.system):
+        visible = tuple(shown for shown in running.visible_systems if shown != system)
+        if visible != running.visible_systems:
+            Running.amend(instance.uuid, visible_systems=visible)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from support.direct_roots import ONE, TWO, UUID, present
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError
+from inx_sidecar.incus.instance import Instance, LxcFacts
+from inx_sidecar.incus.running_record import Running
+from inx_sidecar.instances import try_system
+from inx_sidecar.kernel.process_times import process_start_time
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import tried_system
 from inx_sidecar.roots.tried_system import TRIED, Tried
@@ -20,7 +25,9 @@ pytestmark = [pytest.mark.life, pytest.mark.usefixtures("gc_paths")]
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(paths, "STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(paths, "RUN", str(tmp_path / "run"))
     os.makedirs(paths.state_dir(UUID))
+    os.makedirs(paths.run_dir(UUID))
     return Path(paths.state_dir(UUID))
 
 
@@ -61,3 +68,15 @@ def test_what_cannot_be_remembered_is_an_error_and_has_a_root(state: Path) -> No
 def test_what_is_no_record_is_none(state: Path, text: str) -> None:
     (state / "tried.json").write_text(text)
     assert tried_system.read(UUID) is None
+
+
+def test_a_try_that_is_let_go_is_shown_anew_if_it_is_built_again() -> None:
+    """Its store paths may be collected, and made again: the view from before lacks them."""
+    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
+    instance = Instance("web", "default", UUID, facts, privileged=False, config={})
+    running = Running(facts, os.getpid(), process_start_time(os.getpid()), True, booted=ONE)
+    replace(running, visible_systems=(TWO, ONE)).save(UUID)
+    for system in TWO, ONE:
+        try_system._show_no_more(instance, system)
+        shown = Running.load(UUID)
+        assert shown is not None and shown.visible_systems == (ONE,), "what runs stays"

@@ -139,7 +139,8 @@ async def forget_former_keys(inventory: Inventory) -> None:
     ]
     if old and await inventory.is_current():
         for path in old:
-            with contextlib.suppress(FileNotFoundError):
+            # One that stays, as on a file system that is read-only, only keeps more.
+            with contextlib.suppress(OSError):
                 os.unlink(path)
 
 

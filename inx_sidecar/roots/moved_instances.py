@@ -6,6 +6,7 @@ other. So its roots stay here until that member has dealt with it, as a key of t
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -192,11 +193,10 @@ def mark(owner: Owner, member: str) -> None:
 
 
 def unmark(owner: Owner) -> None:
-    """The instance is here."""
-    try:
+    """The instance is here. A note that cannot be removed, as on a file system that is read-only,
+    keeps nothing."""
+    with contextlib.suppress(OSError):
         os.unlink(_mark_of(owner))
-    except FileNotFoundError:
-        pass
 
 
 def member_of(owner: Owner) -> str:

@@ -45,7 +45,7 @@ def cut(text: str, size: int) -> str:
 
 
 def _narrow(columns: list[int], width: int) -> list[int]:
-    """The widths of the columns, of which the widest ones give way, until they fit."""
+    """The widths of the columns; the widest ones are made narrower until all fit."""
     room = width - len(_GAP) * (len(columns) - 1)
     limit = max(columns)
     while sum(min(column, limit) for column in columns) > room and limit > _NARROWEST:

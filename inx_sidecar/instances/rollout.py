@@ -54,8 +54,8 @@ class Rollout:
         self._has_orders = self._has_orders or bool(order)
 
     def expect(self, instances: Iterable[Expected], max_failures: int, at_once: int) -> None:
-        """A look at `instances`, all of the project that run, follows. Who failed and is asked for
-        something else counts no more as failed."""
+        """A look at `instances`, all of the project that run, follows. An instance that has
+        failed, and is asked for something else now, does not count as failed any more."""
         self.max_failures, self.at_once = max_failures, at_once
         self._expected = {item.name: item for item in instances}
         self._has_orders = any(item.order for item in self._expected.values())

@@ -34,6 +34,17 @@ class LxcFacts:
     lxc_config: str
 
 
+def lxc_name_of(project: str, name: str) -> str:
+    """The name that LXC has for an instance (incus internal/server/project, Instance)."""
+    return name if project == "default" else f"{project}_{name}"
+
+
+def project_and_name(lxc_name: str) -> tuple[str, str]:
+    """The project and the name in Incus. No name of an instance has an underscore."""
+    project, _, name = lxc_name.rpartition("_")
+    return project or "default", name
+
+
 @dataclass(frozen=True)
 class Instance:
     """One Incus instance; `uuid` survives rename and restore and is new in a copy."""
@@ -93,7 +104,7 @@ class Instance:
     @property
     def lxc_name(self) -> str:
         """The name in LXC, logs and GC roots (incus internal/server/project/project.go)."""
-        return self.name if self.project == "default" else f"{self.project}_{self.name}"
+        return lxc_name_of(self.project, self.name)
 
 
 def read_instance(facts: LxcFacts) -> Instance:

@@ -11,7 +11,13 @@ from typing import Any, Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.incus.instance import UUID, Instance, LxcFacts, read_instance
+from inx_sidecar.incus.instance import (
+    UUID,
+    Instance,
+    LxcFacts,
+    project_and_name,
+    read_instance,
+)
 from inx_sidecar.incus.running_record import Running
 
 _ADVICE: Final = "make space in its pool: Incus then writes the file again with the next change"
@@ -65,11 +71,10 @@ def problem_of(facts: LxcFacts) -> str:
 
 def from_record(uuid: str, running: Running) -> Instance:
     """What running.json says of instance `uuid`."""
-    # Neither the names of projects nor those of instances have an underscore.
-    project, _, name = running.facts.lxc_name.rpartition("_")
+    project, name = project_and_name(running.facts.lxc_name)
     return Instance(
         name=name,
-        project=project or "default",
+        project=project,
         uuid=uuid,
         facts=running.facts,
         privileged=False,

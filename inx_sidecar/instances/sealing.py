@@ -5,8 +5,10 @@ import os
 from typing import Final
 
 from inx_sidecar.base import paths
+from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus.instance import Instance
+from inx_sidecar.nix import generations
 from inx_sidecar.nix.generation_changes import Append, DropSeals, Seal, Select
 from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.seals import Sealer
@@ -40,6 +42,17 @@ def sealer_of(instance: Instance) -> Sealer:
 def trusted_generations(present: Generations, instance: Instance) -> Generations:
     """The generations that may be booted: in an isolated container, those that inx gave to it."""
     return sealer_of(instance).trusted(present) if instance.isolated else present
+
+
+def present_generations(instance: Instance) -> Generations:
+    """The generations that may be booted; none, and an error in the journal, if they cannot be
+    read."""
+    try:
+        present = generations.read(instance.rootfs, instance.name)
+    except InxError as error:
+        instance_log(instance.lxc_name).error("%s", error)
+        return Generations()
+    return trusted_generations(present, instance)
 
 
 def with_seal(change: Select | Append | None, instance: Instance) -> Select | Append | None:

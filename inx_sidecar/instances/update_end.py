@@ -9,16 +9,14 @@ from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.instances.activate_update import open_container
-from inx_sidecar.instances.sealing import trusted_generations
+from inx_sidecar.instances.sealing import present_generations
 from inx_sidecar.instances.status_text import running_status, shown_text
-from inx_sidecar.nix import generations
 from inx_sidecar.nix.generation_changes import Prune
-from inx_sidecar.nix.generations import Generations
 
 
 def tell(statuses: StatusWriter, instance: Instance, text: str, changes: str | None = None) -> None:
     """Let the status say `text`, and which system runs by now. `changes` as in `Status`."""
-    present = _present(instance)
+    present = present_generations(instance)
     Running.amend(instance.uuid, status_text=text, profile_system=present.system or "")
     running = Running.load(instance.uuid)
     if running is not None:
@@ -38,14 +36,5 @@ async def prune(instance: Instance, keep: int) -> None:
 
 def current_number(instance: Instance, system: str) -> int | None:
     """The number of the current generation, if that has `system`."""
-    present = _present(instance)
+    present = present_generations(instance)
     return present.current if present.system == system else None
-
-
-def _present(instance: Instance) -> Generations:
-    try:
-        present = generations.read(instance.rootfs, instance.name)
-    except InxError as error:
-        instance_log(instance.lxc_name).error("%s", error)
-        return Generations()
-    return trusted_generations(present, instance)

@@ -27,7 +27,7 @@ from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.obtain_system import change_of, obtain_system
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.instances.rollout import Turn, held_text, queued_text
-from inx_sidecar.instances.sealing import trusted_generations
+from inx_sidecar.instances.sealing import present_generations
 from inx_sidecar.instances.status_text import (
     BUG,
     failed_update_text,
@@ -41,7 +41,6 @@ from inx_sidecar.instances.update_decision import UpdateStep, update_needed
 from inx_sidecar.nix import generations
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generation_changes import Append, Select
-from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots, system_roots, tried_system
 
@@ -246,7 +245,7 @@ class Updater:
                 instance.uuid,
                 spec_digest=deployment.digest,
                 status_text=text,
-                profile_system=_present(instance).system or "",
+                profile_system=present_generations(instance).system or "",
                 update=asked_now(instance.config),
             )
             running = Running.load(instance.uuid)
@@ -262,7 +261,7 @@ class Updater:
     def _publish(self, instance: Instance, text: str, changes: str | None = None) -> None:
         running = Running.load(instance.uuid)
         if running is not None:
-            status = running_status(text, _present(instance), running)
+            status = running_status(text, present_generations(instance), running)
             status = replace(status, changes=changes)
             self._statuses.publish(instance, status, delayed=True)
 
@@ -286,15 +285,4 @@ def _system_of(instance: Instance) -> str:
 
 def _failed(instance: Instance, reason: InxError | str) -> str:
     running = Running.load(instance.uuid)
-    return failed_update_text(str(reason), _present(instance), running)
-
-
-def _present(instance: Instance) -> Generations:
-    """The generations that may be booted; none, and an error in the journal, if they cannot be
-    read."""
-    try:
-        present = generations.read(instance.rootfs, instance.name)
-    except InxError as error:
-        instance_log(instance.lxc_name).error("%s", error)
-        return Generations()
-    return trusted_generations(present, instance)
+    return failed_update_text(str(reason), present_generations(instance), running)

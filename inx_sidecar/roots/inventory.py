@@ -8,7 +8,7 @@ from typing import Any, Self
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import members
-from inx_sidecar.incus.instance import SEALED, UUID
+from inx_sidecar.incus.instance import SEALED, UUID, lxc_name_of, project_and_name
 from inx_sidecar.incus.status_keys import ELSEWHERE
 from inx_sidecar.nix.store_paths import split_store_paths
 
@@ -44,7 +44,7 @@ class ListedInstance:
         config = api["expanded_config"]
         sealed = config.get(SEALED, "")
         return cls(
-            name if project == "default" else f"{project}_{name}",
+            lxc_name_of(project, name),
             config.get("volatile.uuid", ""),
             f"{paths.HOOKS}/" in config.get("raw.lxc", ""),
             bool(config.get("user.inx.status") or sealed),
@@ -57,8 +57,8 @@ class ListedInstance:
 
     @property
     def place(self) -> tuple[str, str]:
-        """The project and the name in Incus. No name of an instance has an underscore."""
-        return self.project, self.lxc_name.rpartition("_")[2]
+        """The project and the name in Incus."""
+        return project_and_name(self.lxc_name)
 
     @property
     def owner(self) -> Owner:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus import api as incus
 from inx_sidecar.incus import arrival, members
+from inx_sidecar.incus.instance import project_and_name
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.inventory import Owner
 
@@ -23,8 +24,8 @@ _AT_ONCE: Final = 8
 _NOT_FOUND: Final = 404
 # Incus waits longer for a member that is away.
 _ANSWER_SECONDS: Final = 4.0
-# A list of all instances costs all members: none follows for so many times as long as it took, up
-# to so many seconds.
+# A list of all instances is work for all members. After one that took a time T, the next one comes
+# no sooner than _REST * T later, or _LONGEST_REST_SECONDS later if that is less.
 _REST: Final = 100
 _LONGEST_REST_SECONDS: Final = 60.0
 # The file in the directory of the roots that names the member. Nix ignores it.
@@ -106,7 +107,7 @@ class MovedInstances:
         """None if no instance has that name and uuid."""
         async with turns:
             try:
-                api = await incus.get_instance(*place_of(owner[0]))
+                api = await incus.get_instance(*project_and_name(owner[0]))
             except incus.IncusError as error:
                 return None if error.code == _NOT_FOUND else _as_before(owner)
         return fate_of(owner[1], api, member)
@@ -163,18 +164,12 @@ def fate_in_list(
 
 def _as_before(owner: Owner) -> Fate:
     """Incus cannot tell now what it told last."""
-    return Fate(True, member_of(owner), place_of(owner[0]))
+    return Fate(True, member_of(owner), project_and_name(owner[0]))
 
 
 def uuid_of(api: Mapping[str, Any]) -> str:
     """ "" if Incus does not tell it, as for a member that is away."""
     return str((api.get("config") or {}).get("volatile.uuid", ""))
-
-
-def place_of(lxc_name: str) -> _Place:
-    """No name of an instance has an underscore."""
-    project, _, name = lxc_name.rpartition("_")
-    return project or "default", name
 
 
 def mark(owner: Owner, member: str) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 from support.disposable import Host
 from support.incus import Incus
-from support.services import PROGRAM, journal
+from support.services import LISTEN, PROGRAM, journal
 from support.sources import derivation, launched, offer
 
 pytestmark = pytest.mark.main
@@ -42,12 +42,6 @@ def test_a_build_tells_how_far_it_is_in_few_writes(incus: Incus, host: Host, sto
     name = incus.init(flake=f"{many(incus)}#web", store=store)
     seen = f"/root/{incus.prefix}-events"
     script = """
-        incus monitor --type=lifecycle --format=json >"$SEEN" &
-        trap 'kill %1' EXIT
-        until grep -q profile-updated "$SEEN"; do
-            incus profile set inx user.other="$(date +%N)"; sleep 0.1
-        done
-        incus profile unset inx user.other
         incus start "$NAME"
         begin=$(date +%s)
         "$PROGRAM" wait "$NAME" --timeout 60 &
@@ -61,7 +55,7 @@ def test_a_build_tells_how_far_it_is_in_few_writes(incus: Incus, host: Host, sto
             "$(($(date +%s) - begin))"
     """
     env = {"SEEN": seen, "NAME": name, "PROGRAM": PROGRAM}
-    *statuses, counted = host.sh(script, env=env).stdout.splitlines()
+    *statuses, counted = host.sh(LISTEN + script, env=env).stdout.splitlines()
     writes, seconds = map(int, counted.split())
     # `building`, then one each two seconds, `starting` and `ready`.
     assert writes <= 3 + seconds / 2, (statuses, counted)

@@ -9,7 +9,7 @@ import pytest
 from support.disposable import REPO, Host
 from support.incus import Incus
 from support.running import says
-from support.services import PROGRAM, wait_build
+from support.services import LISTEN, PROGRAM, wait_build
 from support.sources import at_switch, broken, bump, endless, launched, source
 
 pytestmark = pytest.mark.life
@@ -116,12 +116,6 @@ def test_a_system_is_starting_until_its_activation_is_done(incus: Incus, host: H
     name = incus.init(flake=f"{source(incus, 'one', activate=slow)}#web")
     seen = f"/root/{incus.prefix}-events"
     script = """
-        incus monitor --type=lifecycle --format=json >"$SEEN" &
-        trap 'kill $!' EXIT
-        until grep -q profile-updated "$SEEN"; do
-            incus profile set inx user.other="$(date +%N)"; sleep 0.1
-        done
-        incus profile unset inx user.other
         incus start "$NAME"
         sleep 3
         incus config get "$NAME" user.inx.status
@@ -130,7 +124,7 @@ def test_a_system_is_starting_until_its_activation_is_done(incus: Incus, host: H
         sleep 2
         sed -n '/instance-started/,$p' "$SEEN" | grep -c '"action":"instance-updated"'
     """
-    said = host.sh(script, env={"SEEN": seen, "NAME": name}).stdout.split("\n")
+    said = host.sh(LISTEN + script, env={"SEEN": seen, "NAME": name}).stdout.split("\n")
     writes = host.run(["cat", seen]).stdout
     assert said[:2] == ["starting", f"{name}: ready"], (said, writes)
     # The build, the start, and the end of it.

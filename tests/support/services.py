@@ -12,6 +12,16 @@ PROGRAM = "/opt/inx/bin/inx-sidecar"
 SERVICE = "inx-sidecar.service"
 SOCKET = "inx-sidecar.socket"
 UNITS = [SOCKET, SERVICE]
+# Shell text: from its end on, the file $SEEN gets each event of Incus. The first change of the
+# profile that is told shows that this client listens.
+LISTEN = """
+    incus monitor --type=lifecycle --format=json >"$SEEN" &
+    trap "kill $!" EXIT
+    until grep -q profile-updated "$SEEN"; do
+        incus profile set inx user.other="$(date +%N)"; sleep 0.1
+    done
+    incus profile unset inx user.other
+"""
 
 
 def sync(host: Host) -> None:

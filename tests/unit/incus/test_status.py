@@ -17,6 +17,9 @@ pytestmark = pytest.mark.life
 
 SYSTEM = f"/nix/store/{'0' * 32}-nixos-system-web"
 
+FACTS = LxcFacts("web", "/rootfs", "/lxc.conf")
+WEB = Instance("web", "default", "uuid", FACTS, privileged=False, config={})
+
 
 def test_a_status_sets_all_keys() -> None:
     assert Status("ready", SYSTEM, 3).config() == {
@@ -74,8 +77,7 @@ def test_another_system_changes_the_status_that_was_saved_once(
 ) -> None:
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
     (tmp_path / "uuid").mkdir()
-    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
-    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    instance = WEB
     written: list[Mapping[str, str]] = []
 
     async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
@@ -112,8 +114,7 @@ def test_refused_writes_are_repeated_ever_more_slowly_and_never_given_up() -> No
 
 
 def test_a_newer_status_does_not_wait_for_the_next_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
-    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    instance = WEB
     texts: list[str] = []
 
     async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
@@ -138,8 +139,7 @@ def test_a_newer_status_does_not_wait_for_the_next_attempt(monkeypatch: pytest.M
 def test_a_status_that_incus_did_not_take_is_written_when_it_is_published_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
-    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    instance = WEB
     texts: list[str] = []
     refusals = [IncusError("there is no such instance", 404)]
 
@@ -163,8 +163,7 @@ def test_a_key_that_a_newer_status_lacks_is_written_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A build that begins at once does not hide which update was dealt with before."""
-    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
-    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    instance = WEB
     written: list[Mapping[str, str]] = []
     refusals = [IncusError("busy", 400)]
 
@@ -193,8 +192,7 @@ def test_what_changed_is_written_with_the_status_and_not_lost_by_a_newer_one(
 ) -> None:
     monkeypatch.setattr(paths, "RUN", str(tmp_path))
     (tmp_path / "uuid").mkdir()
-    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
-    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    instance = WEB
     written: list[dict[str, str]] = []
     refusals = [IncusError("it is busy", 500)]
 
@@ -225,8 +223,7 @@ def test_what_changed_is_written_with_the_status_and_not_lost_by_a_newer_one(
 def test_nothing_is_written_while_an_instance_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that meets a start which is refused delays Incus for ten seconds."""
     monkeypatch.setattr(status, "_PAUSE_SECONDS", 0.3)
-    facts = LxcFacts("web", "/rootfs", "/lxc.conf")
-    instance = Instance("web", "default", "uuid", facts, privileged=False, config={})
+    instance = WEB
     written: list[str] = []
 
     async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from inx_sidecar.base import paths
 from inx_sidecar.incus import api, members
 from inx_sidecar.incus.arrival import KEY, RESTORED, is_dealt_with, keys_for, was_elsewhere
+from inx_sidecar.incus.instance import project_and_name
 from inx_sidecar.roots import direct_roots, moved_instances
 from inx_sidecar.roots.moved_instances import (
     DELETED,
@@ -18,7 +19,6 @@ from inx_sidecar.roots.moved_instances import (
     MovedInstances,
     fate_in_list,
     fate_of,
-    place_of,
 )
 
 pytestmark = pytest.mark.gc
@@ -93,8 +93,8 @@ def test_a_record_from_before_a_stay_elsewhere_does_not_count() -> None:
 
 
 def test_a_name_in_lxc_gives_project_and_name() -> None:
-    assert place_of("web") == ("default", "web")
-    assert place_of("my_project_web") == ("my_project", "web")
+    assert project_and_name("web") == ("default", "web")
+    assert project_and_name("my_project_web") == ("my_project", "web")
 
 
 def test_the_member_is_noted_beside_the_roots(

@@ -24,7 +24,7 @@ from inx_sidecar.builds.missing_attribute import SECONDS
 from inx_sidecar.builds.nix_log import NixLog, Progress
 from inx_sidecar.config.credentials import redact
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import System
+from inx_sidecar.config.sources import System
 from inx_sidecar.nix.store_paths import STORE_PATH, check_toplevel, valid_paths
 
 _LOG_MAX_BYTES: Final = 16 << 20

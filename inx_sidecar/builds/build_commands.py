@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from inx_sidecar.config.spec import Flake, NixFile, Source
+from inx_sidecar.config.sources import Flake, NixFile, Source
 
 _LOG_FORMAT: Final = ("--log-format", "internal-json")
 

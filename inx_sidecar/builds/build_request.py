@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import Source
+from inx_sidecar.config.sources import Source
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from inx_sidecar.builds.build_user import Evaluator, groups_of
 from inx_sidecar.builds.git_settings import git_environment, safe_directories
 from inx_sidecar.config.credentials import has_credentials
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import Flake, Source
+from inx_sidecar.config.sources import Flake, Source
 
 # Variables that builds need and that the administrator may set for the sidecar's unit.
 _PASSED_ON: Final = (

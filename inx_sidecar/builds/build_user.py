@@ -21,7 +21,7 @@ from inx_sidecar.builds.build_slots import TRUSTED
 from inx_sidecar.builds.local_source import LocalSource
 from inx_sidecar.builds.shared_places import Shared
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import Flake, NixFile, Source, System
+from inx_sidecar.config.sources import Flake, NixFile, Source, System
 from inx_sidecar.incus.request import IncusError
 from inx_sidecar.kernel.forked import run_in_child
 from inx_sidecar.kernel.mount_table import Place, read_mounts

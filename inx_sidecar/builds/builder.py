@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from inx_sidecar.config.spec import Source
+from inx_sidecar.config.sources import Source
 
 # A path that no shell and no git takes for more than one, as git takes "/srv/*".
 PLAIN_PATH: Final = re.compile(r"/[\w.+@=,:/ -]{1,400}", re.ASCII)

@@ -13,7 +13,7 @@ from inx_sidecar.builds.failure_advice import advice
 from inx_sidecar.builds.failure_reason import OF_SOURCE, failure_of
 from inx_sidecar.builds.missing_attribute import is_missing, missing_text, names_command
 from inx_sidecar.config.credentials import redact
-from inx_sidecar.config.spec import Flake, NixFile, Source
+from inx_sidecar.config.sources import Flake, NixFile, Source
 
 # Half of what an error may have: the source comes before, and the log behind.
 _REASON_MAX: Final = 450

@@ -5,7 +5,7 @@ from typing import Final
 
 from inx_sidecar.builds.builder import Builder
 from inx_sidecar.config.credentials import redact
-from inx_sidecar.config.spec import Flake
+from inx_sidecar.config.sources import Flake
 
 # Nix says that it could not fetch a source, and git has said why before.
 FETCH: Final = re.compile(

@@ -5,7 +5,7 @@ import shlex
 from typing import Final
 
 from inx_sidecar.builds.builder import PLAIN_PATH, Builder
-from inx_sidecar.config.spec import Flake
+from inx_sidecar.config.sources import Flake
 
 _PATH: Final = r"[\"']?(?P<path>/[^\"'\n]{1,600}?)[\"']?"
 # As Nix and the C++ library say it.

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from inx_sidecar.base.errors import BuildError
 from inx_sidecar.builds.ownership import entry_of_others, only_owner, sole_owner, steps_to
-from inx_sidecar.config.spec import Flake, LocalRef, NixFile
+from inx_sidecar.config.sources import Flake, LocalRef, NixFile
 from inx_sidecar.kernel.mount_table import (
     Mount,
     Place,

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from inx_sidecar.config.credentials import redact
-from inx_sidecar.config.spec import Flake, NixFile, Source
+from inx_sidecar.config.sources import Flake, NixFile, Source
 
 # An evaluation of names alone is short.
 SECONDS: Final = 30

@@ -7,7 +7,7 @@ from inx_sidecar.builds.builder import Builder
 from inx_sidecar.builds.failure_reason import shortened
 from inx_sidecar.builds.missing_attribute import system_of
 from inx_sidecar.config.credentials import redact
-from inx_sidecar.config.spec import Flake, NixFile, System
+from inx_sidecar.config.sources import Flake, NixFile, System
 
 _NO_IMPURE: Final = " (use '--impure' to override)"
 _SEARCH_PATH: Final = re.compile(

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from inx_sidecar.base.errors import ConfigError, not_allowed, quoted
-from inx_sidecar.config.credentials import redact
+from inx_sidecar.base.errors import ConfigError, quoted
 from inx_sidecar.config.nic_keys import NIC_KEY, parse_nics
-from inx_sidecar.config.reference_hints import ABSOLUTE, plain_attribute, reference_hint
-from inx_sidecar.config.spec import TRIES, Flake, InstanceSpec, NixFile, Source, System
+from inx_sidecar.config.reference_hints import plain_attribute
+from inx_sidecar.config.references import PATH, check_absolute, check_blanks, check_flake, refused
+from inx_sidecar.config.sources import Flake, NixFile, Source, System
+from inx_sidecar.config.spec import TRIES, InstanceSpec
 from inx_sidecar.config.system_check import ALLOWED, is_check
 from inx_sidecar.nix.store_paths import STORE_PATH, split_store_paths
 
@@ -21,20 +22,10 @@ PREFIX: Final = "user.inx."
 # What is likely to be meant for inx, as user.inx, user.inx-flake and user.INX.flake.
 _NEARLY_OURS: Final = re.compile(r"user\.inx(?![a-z0-9])", re.IGNORECASE)
 _VALUE_MAX: Final = 1 << 16
-_SHOWN_MAX: Final = 2000
 
-# No blanks, control characters or quotes; no leading "-", which begins an option; no "#", which
-# begins ATTR.
-_REFERENCE: Final = re.compile(r"[A-Za-z0-9/][!$%&()*+,./0-9:;=?@A-Z_a-z~\[\]-]{0,1023}")
-# An absolute path on the host; no "." and "..", which could lead out of an allowed prefix.
-_PATH: Final = re.compile(r"/(?!.*(?:^|/)\.\.?(?:/|$))[!%+,./0-9:=@A-Z_a-z~-]{0,1023}")
-# A single attribute name: the installable quotes it, so a dot is part of the name.
-_ATTR: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,255}")
+
 # An attribute path as nix-build -A takes it.
 _ATTR_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_'-]*(?:\.[A-Za-z0-9_][A-Za-z0-9_'-]*)*")
-_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:")
-# ID, ID/REF or ID/REF/REV.
-_REGISTRY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,2}")
 
 
 def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> InstanceSpec:
@@ -116,10 +107,6 @@ def parse_flake(text: str, instance: str) -> Flake:
     return Flake(ref, attr or instance, bool(attr))
 
 
-def _refused(key: str, value: str, allowed: str) -> ConfigError:
-    return not_allowed(key, redact(value[:_SHOWN_MAX]), allowed)
-
-
 def _check(key: str, value: str) -> str:
     """The value of a known key. Incus allows values of any length."""
     if len(value) > _VALUE_MAX and key != f"{PREFIX}update":
@@ -132,77 +119,38 @@ def _attr_of(instance: str) -> str:
     return instance if _ATTR_PATH.fullmatch(instance) else f'"{instance}"'
 
 
-def _check_blanks(key: str, value: str) -> None:  # a copied line brings its newline along
-    plain = value.strip()
-    if plain != value and plain:
-        raise _refused(
-            key, value, f"the same without blanks around it, {quoted(redact(plain[:_SHOWN_MAX]))}"
-        )
-    if re.search(r"\s", value):
-        raise _refused(
-            key, value, "a value without blanks; a link can lead to a path that has some"
-        )
-
-
-def _check_absolute(key: str, value: str) -> None:
-    if not value.startswith("/"):
-        raise _refused(key, value, ABSOLUTE)
-
-
-def check_flake(key: str, value: str) -> str:
-    """`value` if its syntax is that of a flake reference that inx takes; else ConfigError."""
-    _check_blanks(key, value)
-    ref, mark, attr = value.partition("#")
-    attr = plain_attribute(attr)
-    if hint := reference_hint(f"{ref}{mark}{attr}"):
-        raise _refused(key, value, hint)
-    if not _REFERENCE.fullmatch(ref) or (mark and not _ATTR.fullmatch(attr)):
-        raise _refused(
-            key, value, "REF or REF#ATTR, for example /etc/nixos or github:owner/repo#web"
-        )
-    # Nix resolves "." and ".." in paths, also as %2e: they could lead out of an allowed prefix.
-    path = re.sub("%2e", ".", ref, flags=re.IGNORECASE)
-    if {".", ".."} & set(re.split("[/:?&=]", path)):
-        raise _refused(key, value, "a reference without the steps '.' and '..'")
-    if not ref.startswith("/") and not _SCHEME.match(ref) and not _REGISTRY.fullmatch(ref):
-        raise _refused(key, value, "an absolute path, a URL or a name of the flake registry")
-    if ref.startswith(("/", "path:", "git+file:")) and "%" in path.partition("?")[0]:
-        raise _refused(key, value, "a path without '%'")
-    return value
-
-
 def _check_file(key: str, value: str) -> str:
-    _check_blanks(key, value)
-    _check_absolute(key, value)
+    check_blanks(key, value)
+    check_absolute(key, value)
     if value.endswith("/flake.nix") or "#" in value:
-        raise _refused(key, value, "a Nix file; a flake goes into user.inx.flake")
-    if not _PATH.fullmatch(value):
-        raise _refused(key, value, "the absolute path of a Nix file on the host")
+        raise refused(key, value, "a Nix file; a flake goes into user.inx.flake")
+    if not PATH.fullmatch(value):
+        raise refused(key, value, "the absolute path of a Nix file on the host")
     return value
 
 
 def _check_attr(key: str, value: str) -> str:
     if not _ATTR_PATH.fullmatch(value) or len(value) > 256:
-        raise _refused(key, value, "an attribute path such as web or hosts.web")
+        raise refused(key, value, "an attribute path such as web or hosts.web")
     return value
 
 
 def _check_system(key: str, value: str) -> str:
-    _check_blanks(key, value)
+    check_blanks(key, value)
     if "#" in value:
-        raise _refused(key, value, f"the path of a system; for a flake set user.inx.flake={value}")
-    _check_absolute(key, value)
-    if not _PATH.fullmatch(value) or (
+        raise refused(key, value, f"the path of a system; for a flake set user.inx.flake={value}")
+    check_absolute(key, value)
+    if not PATH.fullmatch(value) or (
         value.startswith("/nix/store/") and not STORE_PATH.fullmatch(value)
     ):
-        raise _refused(key, value, "/nix/store/HASH-NAME, or a link on the host that leads there")
+        raise refused(key, value, "/nix/store/HASH-NAME, or a link on the host that leads there")
     return value
 
 
 def _check_number(low: int, high: int) -> Callable[[str, str], str]:
     def check(key: str, value: str) -> str:
         if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise _refused(key, value, f"a number from {low} to {high}")
+            raise refused(key, value, f"a number from {low} to {high}")
         return value
 
     return check
@@ -211,7 +159,7 @@ def _check_number(low: int, high: int) -> Callable[[str, str], str]:
 def _check_one_of(*allowed: str) -> Callable[[str, str], str]:
     def check(key: str, value: str) -> str:
         if value not in allowed:
-            raise _refused(key, value, " or ".join(allowed))
+            raise refused(key, value, " or ".join(allowed))
         return value
 
     return check
@@ -219,19 +167,19 @@ def _check_one_of(*allowed: str) -> Callable[[str, str], str]:
 
 def _check_store_paths(key: str, value: str) -> str:
     if re.sub(r"[\s,]+", " ", value).split() != list(split_store_paths(value)):
-        raise _refused(key, value, "/nix/store/HASH-NAME, more of them with blanks between")
+        raise refused(key, value, "/nix/store/HASH-NAME, more of them with blanks between")
     return value
 
 
 def _check_check(key: str, value: str) -> str:
     if not is_check(value):
-        raise _refused(key, value, ALLOWED)
+        raise refused(key, value, ALLOWED)
     return value
 
 
 def _check_confirmed(key: str, value: str) -> str:
     if not re.fullmatch(r"[0-9]{1,9}", value) and not STORE_PATH.fullmatch(value):
-        raise _refused(key, value, "the number of a generation, or the store path of a system")
+        raise refused(key, value, "the number of a generation, or the store path of a system")
     return value
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError, reason_of
 from inx_sidecar.config.credentials import has_credentials, redact, unknown_parameters
-from inx_sidecar.config.keys import check_flake
-from inx_sidecar.config.spec import Flake, NixFile, Source
+from inx_sidecar.config.references import check_flake
+from inx_sidecar.config.sources import Flake, NixFile, Source
 from inx_sidecar.nix.build_ids import IDS
 
 _HARMLESS_QUERIES: Final = {"dir", "ref", "rev", "submodules", "shallow", "narHash"}

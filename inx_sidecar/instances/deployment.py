@@ -14,7 +14,8 @@ from inx_sidecar.config.disk_paths import check_disks
 from inx_sidecar.config.keys import parse_spec
 from inx_sidecar.config.nic_setup import NicSetup, plan_nic_setups
 from inx_sidecar.config.settings import Settings, load_settings
-from inx_sidecar.config.spec import InstanceSpec, System
+from inx_sidecar.config.sources import System
+from inx_sidecar.config.spec import InstanceSpec
 from inx_sidecar.container.mounts import HostDirectory
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.instances import unconfirmed_record as record

@@ -6,7 +6,7 @@ from inx_sidecar.base.errors import BuildError, SystemMissingError
 from inx_sidecar.builds.build import build_in_slot
 from inx_sidecar.builds.build_request import BuildRequest, Listener
 from inx_sidecar.builds.build_slots import BuildSlots
-from inx_sidecar.config.spec import System
+from inx_sidecar.config.sources import System
 from inx_sidecar.instances.build_status import BuildStatus
 from inx_sidecar.instances.deployment import Deployment
 from inx_sidecar.instances.plan import Build

@@ -4,7 +4,8 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.config.spec import InstanceSpec, System
+from inx_sidecar.config.sources import System
+from inx_sidecar.config.spec import InstanceSpec
 from inx_sidecar.nix.generation_changes import Append, Select
 from inx_sidecar.nix.generations import Generations
 

@@ -323,7 +323,7 @@ def test_nothing_is_evaluated_as_root_while_incus_does_not_answer(incus: Incus, 
         script = f"""
 from inx_sidecar.builds.build_user import evaluator_of
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import NixFile
+from inx_sidecar.config.sources import NixFile
 import asyncio
 print(asyncio.run(evaluator_of(NixFile({file!r}, "web", False), Settings(), "web")).doubt)
 """

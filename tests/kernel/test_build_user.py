@@ -13,7 +13,7 @@ from inx_sidecar.builds.build_user import evaluator_for, evaluator_of
 from inx_sidecar.builds.local_source import LocalSource, look_at
 from inx_sidecar.builds.ownership import sole_owner
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import Flake, NixFile
+from inx_sidecar.config.sources import Flake, NixFile
 
 pytestmark = pytest.mark.main
 

@@ -9,7 +9,7 @@ import pytest
 
 from inx_sidecar.builds.local_source import LocalSource, look_at
 from inx_sidecar.builds.shared_places import places_of
-from inx_sidecar.config.spec import Flake, NixFile
+from inx_sidecar.config.sources import Flake, NixFile
 from inx_sidecar.kernel.mount_table import place_of, places_below, read_mounts
 
 pytestmark = pytest.mark.main

@@ -9,7 +9,7 @@ from inx_sidecar.builds.build import _failed, _open_log
 from inx_sidecar.builds.build_commands import commands
 from inx_sidecar.builds.build_request import BuildRequest
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.spec import Flake, NixFile, System
+from inx_sidecar.config.sources import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
 

@@ -9,7 +9,7 @@ import pytest
 
 from inx_sidecar.builds.build_slots import TRUSTED, BuildSlots, queue_text
 from inx_sidecar.builds.build_user import BuildUser, Evaluator, slot_owner
-from inx_sidecar.config.spec import Flake, System
+from inx_sidecar.config.sources import Flake, System
 
 pytestmark = pytest.mark.main
 

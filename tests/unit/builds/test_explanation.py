@@ -15,7 +15,7 @@ import pytest
 from inx_sidecar.base.process import Completed
 from inx_sidecar.builds.build_user import BuildUser, Evaluator
 from inx_sidecar.builds.explanation import explain
-from inx_sidecar.config.spec import Flake, NixFile, Source, System
+from inx_sidecar.config.sources import Flake, NixFile, Source, System
 
 pytestmark = pytest.mark.main
 

@@ -10,7 +10,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.builds import failure_advice
 from inx_sidecar.builds.builder import Builder, repository_of, server_of
 from inx_sidecar.builds.failure_advice import advice
-from inx_sidecar.config.spec import Flake
+from inx_sidecar.config.sources import Flake
 
 pytestmark = pytest.mark.main
 

@@ -3,7 +3,7 @@
 import pytest
 
 from inx_sidecar.builds.missing_attribute import is_missing, missing_text, names_command
-from inx_sidecar.config.spec import Flake, NixFile, System
+from inx_sidecar.config.sources import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
 

@@ -10,7 +10,8 @@ from inx_sidecar.base.errors import ConfigError
 from inx_sidecar.builds.build_commands import commands
 from inx_sidecar.config import keys
 from inx_sidecar.config.keys import parse_spec
-from inx_sidecar.config.spec import Flake, InstanceSpec, NixFile, Source, System
+from inx_sidecar.config.sources import Flake, NixFile, Source, System
+from inx_sidecar.config.spec import InstanceSpec
 
 pytestmark = pytest.mark.main
 

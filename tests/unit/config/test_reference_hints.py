@@ -6,8 +6,9 @@ import re
 import pytest
 
 from inx_sidecar.base.errors import ConfigError
-from inx_sidecar.config.keys import check_flake, parse_flake
+from inx_sidecar.config.keys import parse_flake
 from inx_sidecar.config.reference_hints import reference_hint
+from inx_sidecar.config.references import check_flake
 
 pytestmark = pytest.mark.main
 

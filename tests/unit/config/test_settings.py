@@ -9,7 +9,7 @@ from inx_sidecar.base.errors import ConfigError
 from inx_sidecar.config import settings
 from inx_sidecar.config.keys import parse_spec
 from inx_sidecar.config.settings import Settings, load_settings
-from inx_sidecar.config.spec import Flake, NixFile, System
+from inx_sidecar.config.sources import Flake, NixFile, System
 
 pytestmark = pytest.mark.main
 

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from inx_sidecar.config.spec import Flake
+from inx_sidecar.config.sources import Flake
 from unit.config.test_keys import SYSTEM, spec
 
 pytestmark = pytest.mark.main

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from inx_sidecar.base.errors import SystemMissingError
-from inx_sidecar.config.spec import Flake, InstanceSpec, System
+from inx_sidecar.config.sources import Flake, System
+from inx_sidecar.config.spec import InstanceSpec
 from inx_sidecar.instances.plan import Boot, Build, Plan, boot_fallback, choose_plan
 from inx_sidecar.nix.generation_changes import Append, Select
 from inx_sidecar.nix.generations import Generations

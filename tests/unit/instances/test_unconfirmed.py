@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from inx_sidecar.config.spec import Flake, InstanceSpec
+from inx_sidecar.config.sources import Flake
+from inx_sidecar.config.spec import InstanceSpec
 from inx_sidecar.incus.update_wait import End, end_of
 from inx_sidecar.instances.plan import Boot, Build
 from inx_sidecar.instances.unconfirmed import (

@@ -1,0 +1,100 @@
+"""The stand-in for nixpkgs of tests gives systems that start, as the real one is used."""
+
+from collections.abc import Iterator
+
+import pytest
+from support import standin
+from support.disposable import Host
+from support.incus import Incus
+from support.store import NIX, build_system
+
+pytestmark = [pytest.mark.main, pytest.mark.sid]
+
+TEXT = """{
+    _file = "user.inx.config";
+    services.nginx.enable = true;
+    users.users.alice.isNormalUser = true;
+    environment.etc."it/s".text = "it's";
+}"""
+
+
+@pytest.fixture
+def channel(host: Host) -> Iterator[str]:
+    with standin.served(host) as url:
+        yield url
+
+
+def flake(host: Host, directory: str, nixpkgs: str, text: str = TEXT) -> str:
+    """A flake that has the system `web` of this nixpkgs, which is no flake for it."""
+    host.sh(
+        """
+        mkdir -p "$D"; cp /root/inx/nix/container.nix "$D"; printf %s "$T" >"$D/text.nix"
+        cat >"$D/flake.nix"
+        """,
+        env={"D": directory, "T": text},
+        input=f"""{{
+            inputs.nixpkgs = {{ url = "{nixpkgs}"; flake = false; }};
+            outputs = {{ self, nixpkgs }}: {{
+                nixosConfigurations.web = import "${{nixpkgs}}/nixos/lib/eval-config.nix" {{
+                    system = null;
+                    modules = [
+                        ./container.nix
+                        ./text.nix
+                        {{
+                            nixpkgs.hostPlatform = "x86_64-linux"; system.stateVersion = "25.11";
+                            system.nixos.revision = nixpkgs.rev or "none";
+                        }}
+                    ];
+                }};
+            }};
+        }}""",
+    )
+    return directory
+
+
+def test_its_systems_start(incus: Incus, host: Host, channel: str) -> None:
+    name = incus.launch(flake=f"{flake(host, f'/srv/{incus.prefix}', channel)}#web")
+    rev = standin.revision("one")
+    told = {
+        "nixos-revision": rev,
+        "published": "one",
+        "state-version": "25.11",
+        "it/s": "it's",
+    }
+    files = " ".join(f"/etc/{file}" for file in told)
+    assert incus.said(name, "sh", "-c", f"tail -n +1 -q {files}") == "".join(told.values())
+    assert incus.inside(name, "grep -q alice: /etc/passwd; cd /home/alice")
+    assert incus.inside(name, "grep -q bin/nginx /etc/systemd/system/nginx.service")
+
+
+def test_all_kinds_of_references_lead_to_it(incus: Incus, host: Host, channel: str) -> None:
+    """Nix evaluates them purely. A new archive gives another system after an update."""
+    link = f"/srv/{incus.prefix}-link"
+    systems = {}
+    standin.put(host)
+    target = {"type": "path", "path": standin.PLACE}
+    with standin.registered(host, target):
+        for n, reference in enumerate(("path:/srv/nixpkgs", "nixpkgs", channel, standin.PLAIN)):
+            place = flake(host, f"/srv/{incus.prefix}-{n}", reference)
+            systems[reference] = build_system(host, f"path:{place}", link)
+    assert systems["path:/srv/nixpkgs"] == systems["nixpkgs"] == systems[standin.PLAIN]
+    assert systems[channel] != systems["nixpkgs"]
+    standin.publish(host, "two")
+    assert build_system(host, f"path:{place}", link) == systems[standin.PLAIN]
+    host.run([*NIX, "flake", "update", "--flake", f"path:{place}"])
+    assert build_system(host, f"path:{place}", link) != systems[standin.PLAIN]
+
+
+def test_its_errors_read_like_those_of_nixpkgs(incus: Incus, host: Host, channel: str) -> None:
+    text = '{ _file = "user.inx.config"; services.ngins.enable = true; }'
+    place = flake(host, f"/srv/{incus.prefix}", channel, text)
+    done = host.run(
+        [*NIX, "eval", f"path:{place}#nixosConfigurations.web.config.system.nixos.label"],
+        check=False,
+    )
+    said = " ".join(done.stderr.rpartition("error: ")[2].split())
+    assert said == (
+        "The option `services.ngins' does not exist. Definition values: - In `user.inx.config': "
+        "{ enable = true; } Did you mean `services.nginx', `services.openssh' or "
+        "`services.postgresql'?"
+    )

@@ -70,6 +70,11 @@ def state_dir(uuid: str) -> str:
     return f"{STATE}/{uuid}"
 
 
+def flake_dir(uuid: str) -> str:
+    """The flake that inx wrote for the last build of modules."""
+    return f"{state_dir(uuid)}/flake"
+
+
 def auto_dir(uuid: str) -> str:
     """The roots that Nix clients of the instance register with its own nix-daemon."""
     return f"{state_dir(uuid)}/auto"

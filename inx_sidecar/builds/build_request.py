@@ -1,6 +1,6 @@
 """What is asked of a build, and who follows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from inx_sidecar.config.settings import Settings
@@ -11,7 +11,8 @@ from inx_sidecar.config.sources import Source
 class BuildRequest:
     """What to build for instance `name` of `project`. If `missing`, a store path, is given, a
     fetch of it is tried before `source` is built. `names` says whether the instance may know the
-    names of packages in the store, and of other instances."""
+    names of packages in the store, and of other instances. `update` is the value of
+    user.inx.update."""
 
     uuid: str
     name: str
@@ -20,12 +21,15 @@ class BuildRequest:
     settings: Settings
     project: str = "default"
     names: bool = True
+    update: str = ""
 
 
 @dataclass(frozen=True)
 class Listener:
     """Who follows a build: `say` receives each line that Nix prints, `report` what the status says
-    of the build, each time that this changes."""
+    of the build, each time that this changes. `keep` receives the keys that the instance keeps of a
+    build of modules, before it ends."""
 
     say: Callable[[str], None]
     report: Callable[[str], None]
+    keep: Callable[[Mapping[str, str]], None]

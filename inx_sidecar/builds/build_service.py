@@ -14,7 +14,7 @@ from inx_sidecar.builds.build_user import Evaluator, groups_of
 from inx_sidecar.builds.git_settings import git_environment, safe_directories
 from inx_sidecar.config.credentials import has_credentials
 from inx_sidecar.config.settings import Settings
-from inx_sidecar.config.sources import Flake, Source
+from inx_sidecar.config.sources import Flake, Modules, Source
 
 # Variables that builds need and that the administrator may set for the sidecar's unit.
 _PASSED_ON: Final = (
@@ -64,11 +64,25 @@ class BuildService:
         """Where Nix makes the link to the result."""
         return f"{self._output}/system"
 
+    @property
+    def output(self) -> str:
+        """A directory that the evaluation can write."""
+        return self._output
+
+    @property
+    def flake(self) -> str:
+        """Where inx writes the flake of an instance that has modules."""
+        return f"{self._path}/flake"
+
     def source(self) -> Source:
         """The source by the path that the build sees."""
         source = self._evaluator.source
         if isinstance(source, Flake):
             return replace(source, ref=self._seen(source.ref))
+        if isinstance(source, Modules):
+            base = source.base and replace(source.base, ref=self._seen(source.base.ref))
+            files = tuple((key, self._seen(path)) for key, path in source.files)
+            return replace(source, base=base, nixpkgs=self._seen(source.nixpkgs), files=files)
         return replace(source, path=self._seen(source.path))
 
     @contextmanager

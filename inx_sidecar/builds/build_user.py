@@ -27,9 +27,9 @@ from inx_sidecar.kernel.forked import run_in_child
 from inx_sidecar.kernel.mount_table import Place, read_mounts
 
 # A file system that does not answer must not hold a build for ever.
-_SECONDS: Final = 10.0
+SECONDS: Final = 10.0
 _SHARED: Final = "the look at the disk devices of instances"
-_FILE_SCHEMES: Final = ("file:", "hg+file:", "tarball+file:", "file+file:")
+FILE_SCHEMES: Final = ("file:", "hg+file:", "tarball+file:", "file+file:")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ async def evaluator_of(source: Source, settings: Settings, instance: str) -> Eva
 
     BuildError if the source does not exist, UnsupportedError if the user does not exist.
     """
-    if isinstance(source, Flake) and source.ref.startswith(_FILE_SCHEMES):
+    if isinstance(source, Flake) and source.ref.startswith(FILE_SCHEMES):
         doubt = "inx does not know who can change what its scheme leads to"
         return Evaluator(build_user(settings), source, doubt=doubt)
     if not isinstance(source, NixFile) and not (isinstance(source, Flake) and source.local()):
@@ -155,7 +155,7 @@ async def _look(source: Flake | NixFile, instance: str) -> LocalSource:
         value, _ = await run_in_child(
             lambda: (local_source.look_at(source).to_json(), []),
             f"the look at {source}",
-            _SECONDS,
+            SECONDS,
             instance=instance,
         )
     except (BuildError, MountError) as error:
@@ -168,7 +168,7 @@ async def _shared_places() -> list[SharedPlaces] | str:
     try:
         shared = await shared_places.ask_incus()
         value, _ = await run_in_child(
-            lambda: (_find_places(shared), []), _SHARED, _SECONDS, group=_SHARED
+            lambda: (_find_places(shared), []), _SHARED, SECONDS, group=_SHARED
         )
     except (IncusError, MountError) as error:
         return f"it is not known which directories instances can write: {error}"

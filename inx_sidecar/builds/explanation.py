@@ -12,8 +12,9 @@ from inx_sidecar.builds.builder import Builder, directory_of, repository_of, ser
 from inx_sidecar.builds.failure_advice import advice
 from inx_sidecar.builds.failure_reason import OF_SOURCE, failure_of
 from inx_sidecar.builds.missing_attribute import is_missing, missing_text, names_command
+from inx_sidecar.builds.module_errors import module_error
 from inx_sidecar.config.credentials import redact
-from inx_sidecar.config.sources import Flake, NixFile, Source
+from inx_sidecar.config.sources import Flake, Modules, NixFile, Source
 
 # Half of what an error may have: the source comes before, and the log behind.
 _REASON_MAX: Final = 450
@@ -36,12 +37,14 @@ async def explain(
         names = await ask(names_command(seen, reason))
         return redact(missing_text(source, reason, names.output))
     found = advice(reason, done.output, builder_of(source, seen, evaluator))
-    short = OF_SOURCE.sub("", one_line(redact(reason), _REASON_MAX))
+    short, details = OF_SOURCE.sub("", one_line(redact(reason), _REASON_MAX)), failure.details
+    if isinstance(source, Modules):
+        short, details = module_error(done), ""
     if not found:
         rest = f"; {log} has the rest" if log else ""
-        return f"{short}{failure.details}{rest}"
+        return f"{short}{details}{rest}"
     if found.startswith(reason):
-        return f"{short}{failure.details}{redact(found.removeprefix(reason))}"
+        return f"{short}{details}{redact(found.removeprefix(reason))}"
     return redact(found)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from inx_sidecar.base.errors import ConfigError, quoted
+from inx_sidecar.config.module_keys import MODULE_KEY, NIXPKGS, check_nixpkgs, parse_modules
 from inx_sidecar.config.nic_keys import NIC_KEY, parse_nics
 from inx_sidecar.config.reference_hints import plain_attribute
 from inx_sidecar.config.references import PATH, check_absolute, check_blanks, check_flake, refused
@@ -35,8 +36,8 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
     """
     given = {k: v for k, v in config.items() if _NEARLY_OURS.match(k) and v != ""}
     for key in given:
-        known = key in _KEYS or NIC_KEY.fullmatch(key) or _WRITTEN_BY_INX.fullmatch(key)
-        if not known:
+        patterns = NIC_KEY, MODULE_KEY, _WRITTEN_BY_INX
+        if key not in _KEYS and not any(pattern.fullmatch(key) for pattern in patterns):
             raise ConfigError(f"unknown key {quoted(key, 450)}; {_known_keys()}")
     values = {key: _check(key, value) for key, value in given.items() if key in _KEYS}
     isolated = given.get(f"{PREFIX}store") == "isolated"
@@ -49,7 +50,7 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
         raise ConfigError("user.inx.store.include goes with user.inx.store=isolated")
     generation = given.get(f"{PREFIX}generation")
     return InstanceSpec(
-        source=_parse_source(values, instance, default_flake),
+        source=_parse_source(values, given, instance, default_flake),
         update=given.get(f"{PREFIX}update", ""),
         generation=None if generation is None else int(generation),
         keep=int(given.get(f"{PREFIX}keep", InstanceSpec.keep)),
@@ -81,15 +82,27 @@ def asked_for(config: Mapping[str, str]) -> Mapping[str, str]:
     }
 
 
-def _parse_source(values: Mapping[str, str], instance: str, default_flake: str) -> Source:
-    given = [name for name in ("flake", "file", "system") if PREFIX + name in values]
-    if len(given) > 1:
-        names = " and ".join(PREFIX + name for name in given)
+def _parse_source(
+    values: Mapping[str, str], given: Mapping[str, str], instance: str, default_flake: str
+) -> Source:
+    named = [name for name in ("flake", "file", "system") if PREFIX + name in values]
+    if len(named) > 1:
+        names = " and ".join(PREFIX + name for name in named)
         raise ConfigError(f"{names} exclude each other; unset all but one")
     attr = values.get(f"{PREFIX}attr")
-    if attr is not None and given != ["file"]:
+    if attr is not None and named != ["file"]:
         raise ConfigError("user.inx.attr goes with user.inx.file; a flake takes REF#ATTR")
-    match given:
+    base = parse_flake(values[f"{PREFIX}flake"], instance) if named == ["flake"] else None
+    modules = parse_modules(given, instance, base, given.get(f"{PREFIX}update", ""))
+    if modules is not None:
+        if named not in ([], ["flake"]):
+            key = next(key for key, _ in (*modules.texts, *modules.files))
+            raise ConfigError(
+                f"{key} and {PREFIX}{named[0]} exclude each other: only a flake can be extended by "
+                "modules; unset one"
+            )
+        return modules
+    match named:
         case ["file"]:
             path = values[f"{PREFIX}file"]
             return NixFile(path, attr or _attr_of(instance), attr is not None)
@@ -196,6 +209,7 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.file": _check_file,
     "user.inx.attr": _check_attr,
     "user.inx.system": _check_system,
+    NIXPKGS: check_nixpkgs,
     "user.inx.store": _check_one_of("shared", "isolated"),
     "user.inx.store.include": _check_store_paths,
     "user.inx.daemon": _check_one_of("true", "false"),
@@ -209,10 +223,12 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.order": _check_number(0, 999_999_999),
 }
 # A newer inx, on another member of a cluster, may have written more of the status than this one.
-_WRITTEN_BY_INX: Final = re.compile(r"user\.inx\.(status(\.[a-z]+)*|sealed|declared)")
+_WRITTEN_BY_INX: Final = re.compile(
+    r"user\.inx\.(status(\.[a-z]+)*|sealed|declared|locked|state_version)"
+)
 
 
 def _known_keys() -> str:
     nic_keys = [f"{PREFIX}net.NIC.{name}" for name in ("address", "host_address", "gateway")]
-    keys = [*_KEYS, *nic_keys]
+    keys = [*_KEYS, "config", "config.NAME", "module", "module.NAME", *nic_keys]
     return "known are " + ", ".join(key.removeprefix(PREFIX) for key in keys)

@@ -8,10 +8,13 @@ from typing import Any, Final
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import ConfigError, reason_of
 from inx_sidecar.config.credentials import has_credentials, redact, unknown_parameters
+from inx_sidecar.config.module_keys import NIXPKGS, check_nixpkgs
 from inx_sidecar.config.references import check_flake
-from inx_sidecar.config.sources import Flake, NixFile, Source
+from inx_sidecar.config.sources import Flake, Modules, NixFile, Source
 from inx_sidecar.nix.build_ids import IDS
 
+# An entry of allowed_flakes that stands for all texts.
+TEXTS: Final = "user.inx.config"
 _HARMLESS_QUERIES: Final = {"dir", "ref", "rev", "submodules", "shallow", "narHash"}
 _SIZE: Final = re.compile(r"[1-9][0-9]*[KMGT%]?|infinity")
 _MAX_NUMBER: Final = 10**6
@@ -25,6 +28,7 @@ class Settings:
     """The settings; the documentation describes each, and a test compares it with these fields."""
 
     default_flake: str = "/etc/nixos"
+    nixpkgs: str = "flake:nixpkgs"
     allowed_flakes: tuple[str, ...] = ("",)
     build_user: str = "inx-build"
     build_memory_max: str = "50%"
@@ -39,21 +43,41 @@ class Settings:
     metrics: bool = False
     max_failures: int = 0
 
+    @property
+    def allows_everything(self) -> bool:
+        """Whether any source may be built."""
+        return "" in self.allowed_flakes
+
     def check_allowed(self, source: Source) -> None:
-        """ConfigError if `source` is a flake or a file that `allowed_flakes` does not allow, or
-        contains a credential."""
+        """ConfigError if `source` is something that `allowed_flakes` does not allow, or contains a
+        credential."""
         match source:
-            case Flake(ref=text):
-                key = "user.inx.flake"
-            case NixFile(path=text):
-                key = "user.inx.file"
-            case _:
-                return
+            case Flake(ref=ref):
+                self._check_one("user.inx.flake", ref, is_flake=True)
+            case NixFile(path=path):
+                self._check_one("user.inx.file", path)
+            case Modules():
+                self._check_modules(source)
+
+    def _check_modules(self, source: Modules) -> None:
+        if source.base is not None:
+            self.check_allowed(source.base)
+        if source.nixpkgs:
+            self._check_one(NIXPKGS, source.nixpkgs, is_flake=True)
+        for key, path in source.files:
+            self._check_one(key, path)
+        if source.texts and not self.allows_everything and TEXTS not in self.allowed_flakes:
+            raise ConfigError(
+                f"{source.texts[0][0]} is not allowed, because 'allowed_flakes' in {paths.CONFIG} "
+                f"allows only some sources: add {TEXTS!r} there to allow texts"
+            )
+
+    def _check_one(self, key: str, text: str, *, is_flake: bool = False) -> None:
         where = (
             f"put it into netrc or access-tokens of {self.build_user}, see 'Private sources' in "
             "docs/secrets-and-deployment.md"
         )
-        if unknown := isinstance(source, Flake) and unknown_parameters(text):
+        if unknown := is_flake and unknown_parameters(text):
             raise ConfigError(
                 f"{key} is {redact(text)!r}, with the parameter {redact(unknown[0])!r}, which inx "
                 f"does not know and which may be a credential; {where}"
@@ -135,6 +159,10 @@ def _check(path: str, name: str, value: Any) -> Any:
             if not isinstance(value, str):
                 raise invalid("a flake reference")
             return check_flake(f"{path}: {name}", value)
+        case "nixpkgs":
+            if not isinstance(value, str) or not value:
+                raise invalid("a reference or a path of nixpkgs, or the name of a channel")
+            return check_nixpkgs(f"{path}: {name}", value)
         case "metrics":
             if not isinstance(value, bool):
                 raise invalid("true or false")

@@ -1,9 +1,15 @@
 """What a system is built from, or where it is: the sources that `user.inx.*` keys can name."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from inx_sidecar.config.credentials import redact
+from inx_sidecar.config.locks import Lock
+
+_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
@@ -88,4 +94,41 @@ class System:
         return self.path
 
 
-Source = Flake | NixFile | System
+@dataclass(frozen=True)
+class Modules:
+    """A configuration of NixOS that consists of modules.
+
+    `texts` are keys with the text of a module, `files` keys with a path on the host. `base` is a
+    flake whose configuration they extend. Without it, `nixpkgs` is what the operator names as
+    nixpkgs, empty for the setting of the host, and `below` is where it lies in that. `attr` is the
+    name that the configuration gets.
+    `lock` is what the build before this one has used of `base` or `nixpkgs`; None to look what that
+    is now. `state_version` is system.stateVersion unless a module sets it; empty before the first
+    build.
+    """
+
+    texts: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, str], ...]
+    attr: str
+    base: Flake | None = None
+    nixpkgs: str = ""
+    below: str = ""
+    lock: Lock | None = None
+    state_version: str = ""
+
+    def identity(self) -> str:
+        """The source as text, without what the builds before have found."""
+        pieces = json.dumps([self.texts, self.files])
+        digest = hashlib.sha256(pieces.encode(errors="surrogateescape")).hexdigest()
+        of = f"nixpkgs {self.nixpkgs}" if self.base is None else self.base.identity()
+        return f"modules {digest} on {of}"
+
+    def __str__(self) -> str:
+        pieces = [key for key, _ in self.texts] + [path for _, path in self.files]
+        if len(pieces) > _SHOWN:
+            pieces[_SHOWN - 1 :] = [f"{len(pieces) - _SHOWN + 1} more"]
+        named = " and ".join(filter(None, (", ".join(pieces[:-1]), pieces[-1])))
+        return named if self.base is None else f"{self.base} with {named}"
+
+
+Source = Flake | NixFile | Modules | System

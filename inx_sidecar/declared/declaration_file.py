@@ -12,7 +12,9 @@ _VERSION: Final = 1
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _PROJECT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 # Keys that Incus and inx write.
-_RESERVED_KEY: Final = re.compile(r"volatile\..*|user\.inx\.(status.*|sealed|declared)")
+_RESERVED_KEY: Final = re.compile(
+    r"volatile\..*|user\.inx\.(status.*|sealed|declared|locked|state_version)"
+)
 _KINDS: Final = {str: "a text", list: "a list", dict: "an object", bool: "true or false"}
 
 

@@ -8,6 +8,7 @@ backup.yaml; then the repeated write brings that file back.
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Final
 
 from inx_sidecar.base.errors import InxError, one_line
@@ -18,6 +19,7 @@ from inx_sidecar.incus.instance import SEALED, Instance
 from inx_sidecar.incus.status_keys import (
     CHANGES_KEY,
     INTERRUPTED,
+    KEPT,
     KEYS,
     STARTING,
     TEXT_KEY,
@@ -98,7 +100,7 @@ class StatusWriter:
     def set_known_status(self, instance: Instance) -> None:
         """`instance` has just been read: the status in its configuration is what Incus has."""
         if _key(instance) not in self._tasks:
-            keys = *KEYS, DEALT_WITH, CHANGES_KEY, SEALED, arrival.KEY
+            keys = *KEYS, DEALT_WITH, CHANGES_KEY, SEALED, *KEPT, arrival.KEY
             self._last[_key(instance)] = {key: instance.config.get(key, "") for key in keys}
 
     def text_of(self, instance: Instance) -> str:
@@ -161,7 +163,7 @@ class StatusWriter:
     def save_for_successor(self, instance: Instance, status: Status) -> None:
         """Save `status`; the next sidecar publishes it if this one ends before it does."""
         saved = saved_status.load(instance.uuid) or {}
-        kept = {key: saved[key] for key in (CHANGES_KEY,) if key in saved}
+        kept = {key: saved[key] for key in (CHANGES_KEY, *KEPT) if key in saved}
         saved_status.save(instance.uuid, kept | _config(instance, status))
 
     def publish_refusal(self, instance: Instance, error: InxError) -> None:
@@ -190,6 +192,13 @@ class StatusWriter:
         task = self._tasks.get(_key(instance))
         if task is not None:
             await asyncio.wait([task], timeout=_WAIT_SECONDS)
+
+    def keep(self, instance: Instance, keys: Mapping[str, str]) -> None:
+        """Write what the instance keeps of a build, with the next status, or alone."""
+        saved = saved_status.load(instance.uuid)
+        if keys and saved is not None:
+            saved_status.save(instance.uuid, saved | dict(keys))
+        self._enqueue(instance, dict(keys), _DELAY_SECONDS)
 
     def tell_arrival(self, instance: Instance, member: str) -> None:
         """Write that `member` has what `instance` names, with the next status, or alone."""

@@ -16,6 +16,11 @@ INTERRUPTED: Final = "failed: it stopped while its system was built; start it to
 ELSEWHERE: Final = "failed: no inx on the member "
 KEYS: Final = (TEXT_KEY, "user.inx.status.system", "user.inx.status.generation")
 CHANGES_KEY: Final = "user.inx.status.changes"
+# What an instance keeps of a build of modules: the nixpkgs that it used, and the release of the
+# first one.
+LOCKED: Final = "user.inx.locked"
+STATE_VERSION: Final = "user.inx.state_version"
+KEPT: Final = (LOCKED, STATE_VERSION)
 TEXT_MAX: Final = 800
 
 

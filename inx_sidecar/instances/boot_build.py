@@ -120,6 +120,7 @@ class BootBuilder:
             system = await obtain_system(
                 self._slots, deployment, plan, console.print,
                 lambda text: self._statuses.publish(instance, Status(text)), building_text(),
+                lambda keys: self._statuses.keep(instance, keys),
             )  # fmt: skip
         except InxError as error:
             now = asyncio.get_running_loop().time()

@@ -1,6 +1,6 @@
 """Get the system that a plan needs and the store lacks: fetched, or built from its source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from inx_sidecar.base.errors import BuildError, SystemMissingError
 from inx_sidecar.builds.build import build_in_slot
@@ -16,9 +16,11 @@ from inx_sidecar.nix.generation_changes import Append, Select
 async def obtain_system(
     slots: BuildSlots, deployment: Deployment, plan: Build,
     say: Callable[[str], None], publish: Callable[[str], None], shown: str,
+    keep: Callable[[Mapping[str, str]], None],
 ) -> str:  # fmt: skip
     """The store path of the system, once a slot is free; `say` receives the lines of Nix, and
-    `publish` the texts of the status, which says `shown` already.
+    `publish` the texts of the status, which says `shown` already. `keep` receives the keys that the
+    instance keeps of a build.
 
     BuildError if it cannot be built; SystemMissingError if a generation was chosen, and its system
     cannot be fetched: its source may give another system by now.
@@ -28,11 +30,11 @@ async def obtain_system(
         source = System(plan.missing)
     request = BuildRequest(
         instance.uuid, instance.name, source, plan.missing, deployment.settings,
-        instance.project, not instance.isolated,
+        instance.project, not instance.isolated, deployment.spec.update,
     )  # fmt: skip
     status = BuildStatus(publish, shown)
     try:
-        return await build_in_slot(slots, request, Listener(say, status.report))
+        return await build_in_slot(slots, request, Listener(say, status.report, keep))
     except BuildError as error:
         if plan.choice is None:
             raise

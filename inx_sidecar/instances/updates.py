@@ -223,6 +223,7 @@ class Updater:
         system = await obtain_system(
             self._slots, deployment, plan, lambda line: journal.info("%s", line),
             lambda text: self._publish(instance, text), BUILDING,
+            lambda keys: self._statuses.keep(instance, keys),
         )  # fmt: skip
         return system, change_of(plan, system, keep=None)
 

@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from inx_sidecar.base.errors import ConfigError
-from inx_sidecar.builds.build_commands import commands
+from inx_sidecar.builds.build_commands import build_command, fetch_command
 from inx_sidecar.config import keys
 from inx_sidecar.config.keys import parse_spec
-from inx_sidecar.config.sources import Flake, NixFile, Source, System
+from inx_sidecar.config.sources import Flake, Modules, NixFile, Source, System
 from inx_sidecar.config.spec import InstanceSpec
 
 pytestmark = pytest.mark.main
@@ -246,10 +246,16 @@ def test_a_long_unknown_key_is_named_in_part_and_the_known_ones_are_told_still()
     assert "unknown key 'user.inx.xxx" in text and "known are flake" in text
 
 
+MODULES = ("config", "config.more-1", "module", "module.more")
 GOOD = {
     "flake": ["/etc/nixos", "/etc/nixos#web", "github:o/r#a.b", "path:/srv/x?dir=y", "nixpkgs"],
     "file": ["/srv/x.nix", "/srv/dir"],
     "attr": ["web", "hosts.web"],
+    "config": ["services.nginx.enable = true;", "{ pkgs, ... }:\n{ }"],
+    "config.more-1": ["# none"],
+    "module": ["/srv/web.nix", "/srv/dir"],
+    "module.more": ["/srv/more.nix"],
+    "nixpkgs": ["nixpkgs", "nixos-26.05", "/srv/nixpkgs", "github:NixOS/nixpkgs/nixos-unstable"],
     "system": [SYSTEM, "/nix/var/nix/profiles/system"],
     "store": ["shared", "isolated"],
     "store.include": [SYSTEM, f"{SYSTEM} {SYSTEM}-2", f"{SYSTEM},\n {SYSTEM}-2 "],
@@ -263,7 +269,8 @@ GOOD = {
     "keep": ["5"],
     "order": ["0", "100"],
 }
-assert {f"user.inx.{key}" for key in GOOD} == set(keys._KEYS)
+ALL = set(keys._KEYS) | {f"user.inx.{key}" for key in MODULES}
+assert {f"user.inx.{key}" for key in GOOD} == ALL
 
 ODD = st.sampled_from(
     ["\n", "\r", "\0", "\x1b[2J", "\x7f", "\x85", "\u2028", "\u202e", "\ufeff", "\U0001d4b3",
@@ -308,8 +315,13 @@ def plain(source: Source) -> Source:
             return Flake("/etc/nixos", "web", attr_given=False)
         case NixFile():
             return NixFile("/srv/x.nix", "web", attr_given=False)
-        case System():
+        case _:
             return System(SYSTEM)
+
+
+def commands(source: Source) -> list[list[str]]:
+    fetch = [fetch_command(SYSTEM, LINK)]
+    return fetch + ([build_command(source, LINK)] if isinstance(source, Flake | NixFile) else [])
 
 
 def apart(argv: list[str]) -> tuple[list[str], str, str]:
@@ -322,10 +334,12 @@ def apart(argv: list[str]) -> tuple[list[str], str, str]:
 def check_harmless(source: Source) -> None:
     """A value that users choose comes after "--" or is that of --attr, and is printable."""
     assert str(source).isprintable()
+    if isinstance(source, Modules):
+        assert all(path.startswith("/") for _, path in source.files)
     if isinstance(source, System):
         assert source.path.startswith("/")
-    ours = commands(plain(source), SYSTEM, LINK)
-    for argv, usual in zip(commands(source, SYSTEM, LINK), ours, strict=True):
+    ours = commands(plain(source))
+    for argv, usual in zip(commands(source), ours, strict=True):
         options, attr, last = apart(argv)
         assert options == apart(usual)[0]
         assert re.match(r'[A-Za-z_]|"[A-Za-z0-9]', attr)

@@ -38,6 +38,7 @@ def test_without_a_file_all_is_default(tmp_path: Path) -> None:
 def test_every_setting_can_be_set(tmp_path: Path) -> None:
     text = """
         default_flake = "github:owner/repo#web"
+        nixpkgs = "nixos-26.05"
         allowed_flakes = ["/etc/nixos", "github:owner/"]
         build_user = "_builder"
         build_memory_max = "4G"
@@ -53,20 +54,20 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     """
     allowed = ("/etc/nixos", "github:owner/")
     wanted = Settings(
-        "github:owner/repo#web",
-        allowed,
-        "_builder",
-        "4G",
-        60,
-        8,
-        20_000,
-        "3G",
-        100,
-        32,
-        200_000,
-        60,
-        True,
-        3,
+        default_flake="github:owner/repo#web",
+        nixpkgs="nixos-26.05",
+        allowed_flakes=allowed,
+        build_user="_builder",
+        build_memory_max="4G",
+        build_timeout=60,
+        max_builds=8,
+        daemon_memory_max="3G",
+        daemon_tasks_max=100,
+        builds_per_instance=32,
+        first_build_id=200_000,
+        lock_patience=60,
+        metrics=True,
+        max_failures=3,
     )
     assert loaded(tmp_path, text) == wanted
 

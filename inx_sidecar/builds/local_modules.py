@@ -1,0 +1,99 @@
+"""A look at what the modules of an instance name on this host: module files, nixpkgs, a flake.
+
+The look follows links and may wait for a file system, so a child takes it.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import BuildError
+from inx_sidecar.builds.local_source import check_path, look_at
+from inx_sidecar.config.module_keys import NIXPKGS, nixpkgs_reference
+from inx_sidecar.config.sources import Flake, Modules, NixFile
+
+_IN_STORE: Final = re.compile(rf"({paths.STORE}/[^/]+)((?:/.*)?)")
+_EVAL_CONFIG: Final = "nixos/lib/eval-config.nix"
+
+
+@dataclass(frozen=True)
+class LocalModules:
+    """`base` and `nixpkgs` are the references that Nix is given, without a link or a choice; empty
+    if there is none. A `nixpkgs` that begins with "/" is read where it is. `below` is where nixpkgs
+    lies in what the reference names. `repositories` are directories of git that are read.
+    `is_local` says whether anything of this is on the host, but not in the store.
+    """
+
+    base: str = ""
+    nixpkgs: str = ""
+    below: str = ""
+    repositories: tuple[str, ...] = ()
+    is_local: bool = False
+
+    def to_json(self) -> Mapping[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "LocalModules":
+        return cls(**value | {"repositories": tuple(value["repositories"])})
+
+
+def check_paths(source: Modules, nixpkgs: str) -> None:
+    """BuildError if a path shows that a look could wait for an instance for ever."""
+    for _, path in source.files:
+        check_path(NixFile(path, "", attr_given=False))
+    for flake in filter(None, (source.base, _flake_of(nixpkgs))):
+        check_path(flake)
+
+
+def look_at_modules(source: Modules, nixpkgs: str, setting: str) -> LocalModules:
+    """`nixpkgs` is the reference in use, and `setting` where the operator wrote it.
+
+    BuildError if something is missing.
+    """
+    for key, path in source.files:
+        _check_module(key, path)
+    found = LocalModules(is_local=bool(source.files))
+    if source.base is not None:
+        if source.base.local() is None:
+            return replace(found, base=source.base.ref)
+        looked = look_at(source.base)
+        return replace(found, base=looked.ref, repositories=looked.repositories, is_local=True)
+    flake = _flake_of(nixpkgs)
+    local = flake.local() if flake is not None else None
+    if flake is None or local is None:
+        return replace(found, nixpkgs=nixpkgs_reference(nixpkgs))
+    if local.scheme == "git+file":
+        looked = look_at(flake)
+        return replace(found, nixpkgs=looked.ref, repositories=looked.repositories, is_local=True)
+    directory = flake.directory() or ""
+    if not os.path.exists(f"{directory}/{_EVAL_CONFIG}"):
+        raise BuildError(
+            f"{setting} is {nixpkgs}, but there is no {directory}/{_EVAL_CONFIG}: name a directory "
+            "that has nixpkgs"
+        )
+    real = os.path.realpath(directory)
+    if in_store := _IN_STORE.fullmatch(real):
+        return replace(found, nixpkgs=f"path:{in_store[1]}", below=in_store[2])
+    return replace(found, nixpkgs=real, is_local=True)
+
+
+def setting_of(source: Modules) -> str:
+    """Where the operator wrote which nixpkgs `source` has."""
+    return NIXPKGS if source.nixpkgs else f"nixpkgs in {paths.CONFIG}"
+
+
+def _flake_of(nixpkgs: str) -> Flake | None:
+    return Flake(nixpkgs, "", attr_given=False) if nixpkgs else None
+
+
+def _check_module(key: str, path: str) -> None:
+    if not os.path.exists(path):
+        raise BuildError(f"there is no {path}: correct {key}")
+    if os.path.isdir(path) and not os.path.exists(f"{path}/default.nix"):
+        raise BuildError(f"there is no {path}/default.nix: name a module in {key}")
+    if not os.path.samefile(path, os.path.realpath(path)):
+        raise BuildError(f"{path} is not {os.path.realpath(path)}, where its links lead")

@@ -1,0 +1,173 @@
+"""How modules become a system: their texts are parsed, nixpkgs is locked, and a flake is written.
+
+Nix runs as the user who evaluates, in the service of the build.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import BuildError
+from inx_sidecar.base.process import Completed
+from inx_sidecar.builds.build_commands import EXPERIMENTAL, LOG_FORMAT
+from inx_sidecar.builds.build_request import BuildRequest
+from inx_sidecar.builds.build_run import BuildRun
+from inx_sidecar.builds.build_service import BuildService
+from inx_sidecar.builds.module_errors import module_error
+from inx_sidecar.builds.module_flake import (
+    COPIED,
+    NIX_FILES,
+    fetches_nixpkgs,
+    flake_files,
+    is_impure,
+)
+from inx_sidecar.builds.module_texts import bodies_among
+from inx_sidecar.config.credentials import redact
+from inx_sidecar.config.locks import Lock, is_release, lock_of
+from inx_sidecar.config.sources import Flake, Modules
+from inx_sidecar.incus.status_keys import LOCKED, STATE_VERSION
+
+_PARSE_SECONDS: Final = 60
+
+
+def modules_of(
+    request: BuildRequest, seen: Modules, service: BuildService, running: BuildRun
+) -> "ModuleBuild":
+    """The build of `seen`, the modules of `request` by the paths that the build sees."""
+    asked = request.source
+    assert isinstance(asked, Modules)
+    reference = asked.base.ref if asked.base is not None else asked.nixpkgs
+    if not request.settings.allows_everything:
+        # Who edits the instance can edit what is locked.
+        seen = replace(seen, lock=None)
+    return ModuleBuild(request, seen, reference, service, running)
+
+
+class ModuleBuild:
+    """`kept` are the keys that the instance keeps of a build that succeeds."""
+
+    def __init__(
+        self,
+        request: BuildRequest,
+        source: Modules,
+        reference: str,
+        service: BuildService,
+        running: BuildRun,
+    ) -> None:
+        self._request = request
+        self._source = source
+        self._reference = reference
+        self._service = service
+        self._running = running
+        self.kept: Mapping[str, str] = {}
+
+    async def prepare(self) -> list[str]:
+        """The command that builds the system.
+
+        BuildError with the key and the line if a text is no module; BuildError if nixpkgs cannot be
+        fetched.
+        """
+        source, kept = self._source, dict[str, str]()
+        os.makedirs(self._service.flake, exist_ok=True)
+        bodies = await bodies_among(dict(source.texts), self._parse)
+        lock = self._usable_lock()
+        if lock is None and fetches_nixpkgs(source):
+            lock = await self._lock(source)
+            kept[LOCKED] = lock.text()
+        if source.base is not None and source.base.local() is None:
+            source = replace(source, base=await self._locked_base(source.base))
+        if source.base is None and not source.state_version:
+            self._write(source, bodies, lock)
+            source = replace(source, state_version=await self._release(source))
+            kept[STATE_VERSION] = source.state_version
+        self._write(source, bodies, lock)
+        self._tell(source, lock)
+        self.kept = kept
+        wanted = f'nixosConfigurations."{source.attr}".config.system.build.toplevel'
+        return [*EXPERIMENTAL, "build", *LOG_FORMAT, *_options(source), "--no-write-lock-file",
+                "--out-link", self._service.link,
+                "--", f"path:{self._service.flake}#{wanted}"]  # fmt: skip
+
+    def _usable_lock(self) -> Lock | None:
+        lock = self._source.lock
+        if lock is not None and lock.store_path and not os.path.exists(lock.store_path):
+            self._running.record(f"inx: {lock} of the builds before is gone; taking a new nixpkgs")
+            return None
+        return lock if fetches_nixpkgs(self._source) else None
+
+    async def _lock(self, source: Modules) -> Lock:
+        """The nixpkgs that is there now, fetched."""
+        fetched = await self._json("flake", "prefetch", "--refresh", "--json", "--", source.nixpkgs)
+        lock = lock_of(self._reference, self._request.update, fetched, source.below)
+        if lock is None:
+            raise BuildError(f"Nix does not say what {source.nixpkgs} is by now: {fetched}")
+        return lock
+
+    async def _locked_base(self, base: Flake) -> Flake:
+        """The flake that is there now: a pure evaluation takes no other one."""
+        told = await self._json(
+            "flake", "metadata", "--refresh", "--json", "--no-write-lock-file", "--", base.ref
+        )
+        return replace(base, ref=str(told.get("url", base.ref)))
+
+    async def _release(self, source: Modules) -> str:
+        """The release of nixpkgs."""
+        flake = f"path:{self._service.flake}#inx"
+        told = await self._json("eval", *_options(source), "--json", "--no-write-lock-file",
+                                "--", flake)  # fmt: skip
+        release = told.get("release")
+        if not is_release(release):
+            raise BuildError(f"{source.nixpkgs} says no release of NixOS in lib.trivial.release")
+        return str(release)
+
+    async def _json(self, *command: str) -> dict[str, Any]:
+        """The object that a command of Nix prints."""
+        begin = [*EXPERIMENTAL, *command[: command.index("--")], *LOG_FORMAT]
+        done = await self._running.follow([*begin, *command[command.index("--") :]], hidden="{")
+        if done.status:
+            raise BuildError(self._running.limit or module_error(done))
+        for line in reversed(done.output.splitlines()):
+            with suppress(ValueError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    return value
+        return {}
+
+    async def _parse(self, key: str, text: str) -> Completed:
+        path = f"{self._service.flake}/{key}"
+        _write_file(path, text)
+        return await self._running.ask(["nix-instantiate", "--parse", "--", path], _PARSE_SECONDS)
+
+    def _write(self, source: Modules, bodies: frozenset[str], lock: Lock | None) -> None:
+        for name, text in flake_files(source, bodies, lock).items():
+            _write_file(f"{self._service.flake}/{name}", text)
+        for name in COPIED:
+            shutil.copyfile(f"{NIX_FILES}/{name}", f"{self._service.flake}/{name}")
+
+    def _tell(self, source: Modules, lock: Lock | None) -> None:
+        """Keep the flake, and say of what the system is built."""
+        if source.base is None:
+            self._running.record(f"inx: with nixpkgs {lock or source.nixpkgs}")
+        elif source.base != self._source.base:
+            self._running.record(f"inx: with {redact(source.base.ref)}")
+        place = paths.flake_dir(self._request.uuid)
+        with suppress(OSError):  # a build does not need it
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(self._service.flake, place)
+            self._running.record(f"inx: the configuration is in {place}")
+        for line in flake_files(source, frozenset(), lock)["flake.nix"].splitlines():
+            self._running.note(f"inx: {line}")
+
+
+def _options(source: Modules) -> list[str]:
+    return ["--no-accept-flake-config", *(["--impure"] if is_impure(source) else [])]
+
+
+def _write_file(path: str, text: str) -> None:
+    with open(path, "w", newline="") as file:
+        file.write(text)

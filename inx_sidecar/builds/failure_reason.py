@@ -43,11 +43,19 @@ _PART_MAX: Final = 200
 
 @dataclass(frozen=True)
 class Failure:
-    """`reason` is the error of Nix; `details` is what can follow it in a sentence, or empty: more
-    of the message, the position of the code, and what the builder said last."""
+    """`reason` is the error of Nix. What can follow it in a sentence: `message` is more of it,
+    `place` the position of the code, and `rest` a proposal of Nix and what the builder said last.
+    Each may be empty."""
 
     reason: str
-    details: str = ""
+    message: str = ""
+    place: str = ""
+    rest: str = ""
+
+    @property
+    def details(self) -> str:
+        """All that can follow the reason."""
+        return self.message + (f" at {self.place}" if self.place else "") + self.rest
 
 
 def failure_reason(done: Completed) -> str:
@@ -63,7 +71,7 @@ def failure_of(done: Completed) -> Failure:
     causes = [each for each in errors if not _DEPENDENT.search(each.reason)]
     if errors and "interrupted by the user" not in errors[-1].reason:
         error = (builders or causes or errors)[-1]
-        return Failure(error.reason.rstrip(".:;"), _details(error))
+        return _failure(error)
     if errors or done.status in _KILLED or done.status < 0:
         return Failure(_ENDED_FROM_OUTSIDE)
     lines = [line for line in done.output.splitlines() if line.strip()]
@@ -132,7 +140,7 @@ def _reason(first: str, more: Sequence[str]) -> str:
     return reason
 
 
-def _details(error: _Error) -> str:
+def _failure(error: _Error) -> Failure:
     message, log, suggestion, place = list[str](), list[str](), "", error.place
     in_message = True
     for line in error.more:
@@ -149,16 +157,13 @@ def _details(error: _Error) -> str:
             suggestion = "there may be no space left, as 'df -h /nix /tmp' shows"
         elif in_message and text:
             message.append(text)
-    details = ""
+    text = ""
     if error.reason.endswith(":") and message:
-        details = f": {shortened(' '.join(message)).rstrip('.:;')}"
-    if place:
-        details += f" at {place}"
-    if suggestion:
-        details += f"; {suggestion}"
+        text = f": {shortened(' '.join(message)).rstrip('.:;')}"
+    rest = f"; {suggestion}" if suggestion else ""
     if said := _last_said(log):
-        details += f"; its log says: {said}"
-    return details
+        rest += f"; its log says: {said}"
+    return Failure(error.reason.rstrip(".:;"), text, place, rest)
 
 
 def _place(at: re.Match[str]) -> str:

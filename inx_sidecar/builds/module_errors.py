@@ -25,11 +25,9 @@ def module_error(done: Completed) -> str:
     """Why Nix failed, with the key and the line that its trace names last, if any."""
     output = without_colours(done.output)
     failure = failure_of(done)
-    reason = failure.reason
-    if reason.endswith(("Definition values", "Definition values:")) or ":" in failure.details[:1]:
-        reason += failure.details
     places = list(filter(None, map(_AT.match, output.splitlines())))
-    reason = without_places(one_line(redact(reason), _REASON_MAX))
+    reason = redact(failure.reason + failure.message) + failure.rest
+    reason = without_places(one_line(reason, _REASON_MAX))
     if not places:
         return reason
     return f"{places[-1]['key']}:{places[-1]['line']}: {reason}"

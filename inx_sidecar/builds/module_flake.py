@@ -71,9 +71,8 @@ def fetches_nixpkgs(source: Modules) -> bool:
     return source.base is None and not source.nixpkgs.startswith("/")
 
 
-def platform() -> str:
-    """The platform of this host, as nixpkgs.hostPlatform names it."""
-    machine = os.uname().machine
+def platform(machine: str) -> str:
+    """The platform of a `machine`, as uname(2) names it, for nixpkgs.hostPlatform."""
     if re.fullmatch(r"armv[67]l?|[a-z0-9_]+", machine):
         return f"{_MACHINES.get(machine, machine)}-linux"
     raise UnsupportedError(f"inx does not know the platform {machine!r}")
@@ -117,7 +116,7 @@ def _arguments(source: Modules, lock: Lock | None) -> Mapping[str, str]:
     arguments = {
         "nixpkgs": _nixpkgs(source, lock),
         "shown": _string(source.nixpkgs),
-        "hostPlatform": _string(platform()),
+        "hostPlatform": _string(platform(os.uname().machine)),
         "stateVersion": _string(source.state_version) if source.state_version else "null",
     }
     return arguments | ({"source": "inputs.source"} if lock is not None else {})

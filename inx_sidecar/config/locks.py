@@ -77,16 +77,20 @@ def digest_of(update: str) -> str:
 
 def lock_of(reference: str, update: str, fetched: Any, below: str = "") -> Lock | None:
     """The lock of `reference` after 'nix flake prefetch --json' (Nix 2.18 to 2.34) has said
-    `fetched` of it; None if that is not what Nix says, or a later build cannot use it, as it is not
-    on a server and not in the store."""
+    `fetched` of it; None if that is not what Nix says.
+
+    What is on no server, as a directory of the host, is in the store by now. Nix 2.18 says only
+    that."""
     if not isinstance(fetched, Mapping):
         return None
-    locked = fetched.get("locked", {"type": "path", "path": fetched.get("storePath")})
-    if not isinstance(locked, Mapping):
-        return None
-    public = {name: value for name, value in locked.items() if not str(name).startswith("_")}
-    attributes = public | {"narHash": fetched.get("hash")}
-    return _lock(reference, digest_of(update), attributes, below)
+    in_store = {"type": "path", "path": fetched.get("storePath")}
+    for locked in fetched.get("locked"), in_store:
+        if isinstance(locked, Mapping):
+            public = {name: value for name, value in locked.items() if name[:1] != "_"}
+            attributes = public | {"narHash": fetched.get("hash")}
+            if lock := _lock(reference, digest_of(update), attributes, below):
+                return lock
+    return None
 
 
 def parse_lock(text: str) -> Lock | None:

@@ -148,7 +148,11 @@ def test_modules_extend_a_flake(incus: Incus, host: Host, nixpkgs: str) -> None:
         }}""",
     )
     one = incus.launch(name=incus.name("a"), flake=f"{place}#web", config=etc("line", "one"))
-    two = incus.launch(name=incus.name("b"), flake=f"{place}#web", config=etc("line", "two"))
+    # As an archive on a server, it is evaluated purely.
+    archive = f"{incus.prefix}.tar.gz"
+    host.sh('tar -C "$D" -czf "$A" .', env={"D": place, "A": f"{standin.ARCHIVES}/{archive}"})
+    url = f"http://127.0.0.1:{standin.PORT}/{archive}"
+    two = incus.launch(name=incus.name("b"), flake=f"{url}#web", config=etc("line", "two"))
     for name, line in (one, "one"), (two, "two"):
         assert inside(incus, name, "shared") == "by both"
         assert inside(incus, name, "line") == line

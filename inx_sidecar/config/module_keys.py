@@ -12,8 +12,10 @@ from inx_sidecar.incus.status_keys import LOCKED, STATE_VERSION
 
 NIXPKGS: Final = "user.inx.nixpkgs"
 MODULE_KEY: Final = re.compile(r"user\.inx\.(?P<kind>config|module)(?:\.[A-Za-z0-9_-]{1,64})?")
-# All texts of an instance together: Incus writes them at each start.
-_TEXTS_MAX: Final = 1 << 20
+# All texts of an instance together. Incus writes each twice, for the instance and for each of its
+# snapshots, into the index of an export. Incus 7 imports none whose index is over 1 MiB, and takes
+# no longer request (MaxBytesReader in internal/server/backup and cmd/incusd/daemon.go).
+_TEXTS_MAX: Final = 1 << 16
 _PIECES_MAX: Final = 64
 # What Nix takes in a file, beside printable characters (its lexer stops at "\0").
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -50,11 +52,7 @@ def parse_modules(
         )
     for key, text in texts:
         _check_text(key, text)
-    if (size := sum(len(text.encode()) for _, text in texts)) > _TEXTS_MAX:
-        raise ConfigError(
-            f"user.inx.config and user.inx.config.NAME have {size} bytes; at most {_TEXTS_MAX} are "
-            "allowed: put the rest into a file, and its path into user.inx.module"
-        )
+    _check_size(texts)
     for key, path in files:
         _check_path(key, path)
     if nixpkgs:
@@ -96,6 +94,19 @@ def _check_text(key: str, text: str) -> None:
     if found := _CONTROL.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise ConfigError(f"{key}:{line}: the control character {quoted(found[0])}; remove it")
+
+
+def _check_size(texts: list[tuple[str, str]]) -> None:
+    left = _TEXTS_MAX
+    for key, text in texts:
+        raw = text.encode()
+        if len(raw) > left:
+            line = raw.count(b"\n", 0, left) + 1
+            raise ConfigError(
+                f"{key}:{line}: here the texts of user.inx.config exceed {_TEXTS_MAX} bytes, which "
+                "is all that is allowed: put more into a file, and its path into user.inx.module"
+            )
+        left -= len(raw)
 
 
 def _check_path(key: str, value: str) -> None:

@@ -119,7 +119,7 @@ REFUSED = {
     "a name": ({"config__a b": TEXT}, "unknown key 'user.inx.config.a b'"),
     "a long name": ({f"config__{'a' * 65}": TEXT}, "unknown key"),
     "two levels": ({"config__a__b": TEXT}, "unknown key"),
-    "size": ({"config": "#" * (1 << 20), "config__a": "# x"}, "1048579 bytes; at most 1048576"),
+    "size": ({"config": "#" * 65_530, "config__a": "# x\n# y"}, "config.a:2: here the texts"),
     "number": ({f"config__{n}": "#" for n in range(65)}, "are 65; at most 64 are allowed"),
 }
 

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-SECONDS: Final = 20
+# Far more than any wait takes on a slow machine, and less than the 600 s of the waits of inx that
+# nothing ends.
+SECONDS: Final = 60
 
 
 def eventually(condition: Callable[[], object]) -> None:

@@ -218,7 +218,7 @@ def test_the_barrier_leaves_no_descriptor_open(gcroots: str, start: Start) -> No
 def test_openings_do_not_wait_for_each_other(
     gcroots: str, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(barrier, "SECONDS", 1.0)
+    monkeypatch.setattr(barrier, "SECONDS", 1.5)
 
     async def main() -> float:
         async with Sidecar().running(), guarding():
@@ -228,7 +228,7 @@ def test_openings_do_not_wait_for_each_other(
                 await until(opener.succeeded)
             return time.monotonic() - begin
 
-    assert asyncio.run(main()) < 8
+    assert asyncio.run(main()) < 20, "one after the other takes 30 s"
 
 
 def test_a_process_may_be_killed_while_it_waits(

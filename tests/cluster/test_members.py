@@ -146,5 +146,5 @@ def test_a_comparison_asks_no_other_member(members: list[Incus]) -> None:
     with hanging_incus(other):
         began = time.monotonic()
         sync(a.host)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
     assert_gone(a, let_go)

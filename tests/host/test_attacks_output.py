@@ -5,7 +5,7 @@ import time
 import pytest
 from support.disposable import Host
 from support.gc import SYNC, main_pid
-from support.incus import Incus
+from support.incus import PROMPT, SECONDS, Incus
 
 pytestmark = pytest.mark.main
 
@@ -29,12 +29,12 @@ def test_what_a_build_prints_delays_nobody_else(incus: Incus, host: Host, texts:
     before = main_pid(host)
     name = incus.init(file=file, attr="web")
     incus.start(name)
-    longest, slowest = 0.0, time.monotonic() + 60
-    while incus.status(name) != "ready" and time.monotonic() < slowest:
+    longest, latest = 0.0, time.monotonic() + SECONDS
+    while incus.status(name) != "ready" and time.monotonic() < latest:
         begin = time.monotonic()
         host.run(SYNC)
         longest = max(longest, time.monotonic() - begin)
-    assert incus.status(name) == "ready" and longest < 5
+    assert incus.status(name) == "ready" and longest < PROMPT / 2
     incus("restart", "-f", other)
     assert main_pid(host) == before
 
@@ -47,6 +47,5 @@ def test_a_value_of_any_length_is_refused_at_once(incus: Incus, host: Host) -> N
     incus.wait_status(
         name, r"failed: user.inx.flake has 120001 characters; at most 65536 are allowed"
     )
-    begin = time.monotonic()
     host.run(SYNC)
-    assert time.monotonic() - begin < 5 and main_pid(host) == before
+    assert main_pid(host) == before, "the sidecar was busy, and its watchdog ended it"

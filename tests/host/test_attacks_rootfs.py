@@ -1,7 +1,5 @@
 """Files that a container leaves in its root file system, to attack the hooks of the next start."""
 
-import time
-
 import pytest
 from support.disposable import Host
 from support.fingerprint import changes, fingerprint, unchanged
@@ -130,17 +128,15 @@ def test_a_file_in_the_way_is_refused_by_name(incus: Incus, host: Host) -> None:
     wrong: dict[str, str] = {}
     for what, (script, beginning) in IN_THE_WAY.items():
         started = victim.start(script) == 0
-        begin = time.monotonic()
         if started and what in FALLS_BACK:
             said = incus.wait_status(victim.name, f"failed: {beginning} .*; started generation 1")
             text = said.removeprefix("failed: ")
         else:
             text = "" if started else refusal(incus, victim.name)
-        took = time.monotonic() - begin
         harm = victim.end()
-        told = text.startswith(f"{beginning} ") and repr(victim.name) in text and took < 5
+        told = text.startswith(f"{beginning} ") and repr(victim.name) in text
         if started != (what in FALLS_BACK) or not told or harm:
-            wrong[what] = f"started: {started}, said after {took:.1f} s: {text}, harm: {harm}"
+            wrong[what] = f"started: {started}, said: {text}, harm: {harm}"
     # The instance starts again once nothing stands in the way.
     assert victim.start(":") == 0
     incus.wait_inside(victim.name)

@@ -1,7 +1,6 @@
 """A running build does not delay Incus; a failed build gives its reason in one sentence."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -35,12 +34,6 @@ def slow_flake(incus: Incus, seconds: int) -> str:
     return incus.flake_text(SLOW % (incus.prefix, seconds, init), f"/srv/{incus.prefix}")
 
 
-def timed(incus: Incus, *args: str) -> float:
-    begin = time.monotonic()
-    incus(*args)
-    return time.monotonic() - begin
-
-
 def wait_building(incus: Incus, name: str) -> None:
     incus.eventually(
         lambda: "step one of the slow build" in incus.console(name), lambda: incus.story()
@@ -53,26 +46,24 @@ def builds_that_run(host: Host) -> str:
 
 
 def test_incus_answers_while_a_build_runs(incus: Incus, host: Host) -> None:
-    """incus start returns at once, and the other commands are as fast as without a build."""
-    other = incus.launch(name=incus.name("other"), flake="/etc/nixos#web")
-    usual = {verb: timed(incus, *verb.split()) for verb in ("list", f"info {other}")}
-    name = incus.init(flake=f"{slow_flake(incus, 20)}#slow")
-    assert timed(incus, "start", name) < 5
+    """The build has no end: no command of Incus waits for it."""
+    name = incus.init(flake=f"{slow_flake(incus, 3600)}#slow")
+    incus.start(name)
     wait_building(incus, name)
     incus.wait_status(name, "building")
-    assert timed(incus, "list") < max(1.0, 3 * usual["list"])
-    assert timed(incus, "info", name) < max(1.0, 3 * usual[f"info {other}"])
+    incus("list")
+    incus("info", name)
     assert incus.state(name) == "RUNNING"
-    assert timed(incus, "stop", name) < 3, "the bootstrap init ends on SIGPWR"
+    incus("stop", name)  # the bootstrap init ends on SIGPWR
     assert builds_that_run(host) == ""
     incus.start(name)
     wait_building(incus, name)
-    assert timed(incus, "stop", "-f", name) < 3
+    incus("stop", "-f", name)
     incus.start(name)
     wait_building(incus, name)
-    assert timed(incus, "restart", "-f", name) < 4
+    incus("restart", "-f", name)
     wait_building(incus, name)
-    assert timed(incus, "delete", "-f", name) < 3
+    incus("delete", "-f", name)
     assert builds_that_run(host) == "", "nothing is built for an instance that is gone"
 
 

@@ -40,7 +40,7 @@ from support.gc_stages import (
     wait_until,
     waits_for_barrier,
 )
-from support.incus import SECONDS
+from support.incus import PROMPT, SECONDS
 
 from inx_sidecar.roots import barrier
 
@@ -104,7 +104,7 @@ def test_a_sidecar_that_never_answers_delays_a_collection_for_a_while_and_the_jo
                 took = time.monotonic() - begin
                 asleep.close()
                 told, _ = listing.communicate(timeout=SECONDS)
-    assert barrier.SECONDS <= took < barrier.SECONDS + 10
+    assert barrier.SECONDS <= took < barrier.SECONDS_IN_ALL - 20
     assert listing.returncode == 0 and client.path in told
     assert journal(host, since, BARRIER).count(said) == 1
     client.unlink()
@@ -150,11 +150,9 @@ def test_a_barrier_that_hangs_is_ended_and_collections_go_on(instance: Instance)
     host = instance.host
     before, since = main_pid(host, BARRIER), journal_end(host)
     send_signal(host, "STOP", BARRIER)
-    begin = time.monotonic()
     with running(host, *PRINT_ROOTS) as collection:
         wait_until(lambda: waits_for_barrier(child_of(collection)), "it does not wait")
         wait_success(collection)
-    assert time.monotonic() - begin < 30
     assert "Watchdog timeout" in journal(host, since, BARRIER)
     assert_next_barrier_works(instance, before)
 
@@ -178,7 +176,7 @@ def test_a_barrier_that_is_killed_lets_all_go_at_once_and_comes_back(instance: I
         send_signal(host, "KILL", BARRIER)
         wait_success(listing)
         collection.reach(Stage.READ)
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < PROMPT
     assert_next_barrier_works(instance, before)
 
 
@@ -194,7 +192,7 @@ def test_without_a_sidecar_collections_go_on_at_once(instance: Instance) -> None
             host.run(["systemctl", "stop", *SIDECAR_UNITS])  # systemd wakes what it stops
             wait_success(waiting)
         host.run(PRINT_ROOTS)
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < PROMPT
         host.run(["systemctl", "start", *SIDECAR_UNITS])
     said = journal(host, since, BARRIER)
     assert "goes on: the inx sidecar is not reachable" in said, said

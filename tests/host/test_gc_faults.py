@@ -6,19 +6,18 @@ the missing roots appear without any help.
 
 import contextlib
 import shlex
-import time
 from collections.abc import Iterator
 
 import pytest
 from support.disposable import Host
 from support.gc import (
-    LONGEST_COLLECTION,
     ROOTS,
     SIDECAR,
     STATE,
     SYNC,
     add_to_store,
     collect,
+    collect_in_time,
     in_store,
     journal_end,
     journal_lines,
@@ -159,12 +158,10 @@ def test_roots_that_cannot_be_written_are_reported_and_made_later(
             assert host.sh(SYNC_AT_ONCE).stdout.split() == ["26"] * 4
             register(incus, name, list(after))
         assert set(link_roots(incus, name)) == {root_name(text, path) for text in before}
-        assert collect(host) < LONGEST_COLLECTION
+        collect_in_time(host)
         told = [line for line in journal_lines(host, since) if words.encode() in line]
         assert 1 <= len(told) <= 3, told
-    begin = time.monotonic()
     wait_rooted(incus, name, before | after)
-    assert time.monotonic() - begin < 20
     incus.wait_status(name, "ready$")
     assert in_store(host, path)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from support.disposable import Host
 from support.gc import (
-    LONGEST_COLLECTION,
     add_to_store,
     build_by,
     collect,
+    collect_in_time,
     collect_when_idle,
     in_store,
     left,
@@ -27,7 +27,7 @@ from support.gc import (
     wait_gone,
     wait_rooted,
 )
-from support.incus import Incus
+from support.incus import PROMPT, Incus
 
 pytestmark = pytest.mark.gc
 
@@ -169,7 +169,7 @@ def test_hundreds_of_namespaces_and_thousands_of_control_groups_delay_nobody(
         register(incus, name, list(links))
         make_roots(incus, neighbour, {"/root/meanwhile": path})
         wait_rooted(incus, name, links)
-        assert collect(host) < LONGEST_COLLECTION
+        collect_in_time(host)
         # The sidecar looks at a limited number of namespaces. While there are more of them, it
         # cannot know that a link is in none of them, and drops no root.
         incus.sh(
@@ -209,8 +209,8 @@ def test_a_file_system_that_never_answers_delays_others_for_a_limited_time(
             for label in "first", "second":
                 begin = time.monotonic()
                 make_roots(incus, neighbour, {f"/root/{label}": path})
-                assert time.monotonic() - begin < 10
-                assert collect(host) < LONGEST_COLLECTION
+                assert time.monotonic() - begin < PROMPT
+                collect_in_time(host)
             # The sidecar drops no root of an instance that it cannot read.
             assert root_name("/root/before", path) in link_roots(incus, name)
         make_roots(incus, name, {"/root/late": add_to_store(incus, "late")})

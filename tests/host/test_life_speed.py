@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 from support.disposable import Host
 from support.incus import Incus
-from support.running import STATUS, began, truth, wait_truth
+from support.running import PROFILE, STATUS, began, truth, wait_truth
 from support.store import build_system
 
 pytestmark = pytest.mark.life
@@ -30,35 +30,50 @@ def seconds_to_switch(incus: Incus, name: str, system: str, *pairs: str) -> floa
     return taken
 
 
-def test_a_new_file_is_there_within_a_second_and_other_instances_do_not_change(
+def seconds_by_hand(incus: Incus, name: str, system: str) -> float:
+    """The time that the same takes inside, with the commands of Nix and of the system."""
+    script = f"nix-env -p {PROFILE} --set {system}; {PROFILE}/bin/switch-to-configuration switch"
+    begin = time.monotonic()
+    incus.sh(name, script)
+    taken = time.monotonic() - begin
+    incus.eventually(lambda: truth(incus, name) == ("ready", system), incus.story)
+    return taken
+
+
+def test_a_new_file_is_there_as_soon_as_by_hand_and_other_instances_do_not_change(
     incus: Incus, host: Host
 ) -> None:
-    """The time to build is left out. The best of five counts, so that other load does not."""
+    """The best of three counts, so that other load does not; and inx first waits for 0.3 s."""
     flake = incus.flake(greeting="one")
     name, *others = [incus.launch(flake=f"{flake}#web", name=incus.name(s)) for s in "abc"]
     before = {other: began(host, incus.pid(other)) for other in (name, *others)}
     others_before = {other: truth(incus, other) for other in others}
 
     root = f"/nix/var/nix/gcroots/{incus.prefix}"
-    ready_made, by_flake = [], []
-    for number in range(5):
-        incus.flake(greeting="one", added=f"made {number}")
-        system = build_system(host, flake, f"{root}-{number}")
+
+    def built(text: str) -> str:
+        incus.flake(greeting="one", added=text)
+        return build_system(host, flake, f"{root}-{text}")
+
+    by_hand, ready_made, by_flake, builds = [], [], [], []
+    for number in range(3):
+        by_hand.append(seconds_by_hand(incus, name, built(f"hand-{number}")))
+        system = built(f"made-{number}")
         ready_made.append(seconds_to_switch(incus, name, system, f"system={system}", "flake="))
-        incus.sh(name, f'[ "$(cat /etc/added)" = "made {number}" ]')
-    for number in range(5):
-        incus.flake(greeting="one", added=f"built {number}")
-        system = build_system(host, flake, f"{root}-built-{number}")
+        incus.sh(name, f'[ "$(cat /etc/added)" = "made-{number}" ]')
+    for number in range(3):
+        system = built(f"built-{number}")
         begin = time.monotonic()
         assert build_system(host, flake, f"{root}-again") == system
-        to_build = time.monotonic() - begin
+        builds.append(time.monotonic() - begin)
         pairs = "system=", f"flake={flake}#web", f"update={number}"
-        by_flake.append(seconds_to_switch(incus, name, system, *pairs) - to_build)
-        incus.sh(name, f'[ "$(cat /etc/added)" = "built {number}" ]')
+        by_flake.append(seconds_to_switch(incus, name, system, *pairs))
+        incus.sh(name, f'[ "$(cat /etc/added)" = "built-{number}" ]')
 
-    print(f"to switch: {ready_made}; by a flake, without building: {by_flake}")
-    assert min(ready_made) < 1
-    assert min(by_flake) < 1
+    print(f"by hand: {by_hand}; a system: {ready_made}; a flake: {by_flake}, to build: {builds}")
+    longest = 0.5 + 3 * min(by_hand)
+    assert min(ready_made) < longest
+    assert min(by_flake) < longest + 3 * min(builds)
     assert {other: began(host, incus.pid(other)) for other in before} == before
     assert {other: truth(incus, other) for other in others} == others_before
 
@@ -96,9 +111,9 @@ def test_twenty_instances_follow_one_change_of_their_profile_two_at_a_time(
     starts, most = builds_of(host, {incus.uuid(name) for name in names})
     assert starts == 2 * len(names), "each built once for each text"
     assert most == 2, "max_builds"
-    medians = [median(meanwhile[n : n + 5]) for n in range(len(meanwhile) - 4)]
-    print(f"incus list: {idle} s idle, {medians} s meanwhile")
-    assert min(medians) < 3 * idle
+    print(f"incus list: {idle} s idle, {meanwhile} s meanwhile")
+    # The builds take the CPUs, too. If Incus waited for them, no list would be as quick.
+    assert min(meanwhile) < 3 * idle
 
 
 def time_to_list(incus: Incus) -> tuple[float, dict[str, tuple[str, str]]]:

@@ -19,7 +19,7 @@ from support.store import collect
 
 pytestmark = pytest.mark.life
 
-WAIT_FOR_GO = at_switch("until [ -e /root/go ]; do :; done")
+WAIT_FOR_GO = at_switch("until [ -e /root/go ]; do sleep 0.05; done")
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])

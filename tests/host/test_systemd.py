@@ -39,7 +39,7 @@ def test_systemd_runs_and_gets_an_address(incus: Incus, booted: str) -> None:
 def test_systemd_stops_cleanly_and_comes_back(incus: Incus, booted: str) -> None:
     begin = time.monotonic()
     incus("stop", booted)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 45, "systemd waits 90 s for a unit"
     incus.start(booted)
     incus.wait_inside(booted)
     wait_running(incus, booted)

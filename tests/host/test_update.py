@@ -41,7 +41,7 @@ def test_a_changed_source_is_built_and_activated_and_pid_1_stays(
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_a_system_that_is_there_and_a_generation_are_activated_at_once(
+def test_a_system_that_is_there_and_a_generation_are_activated_without_a_build(
     incus: Incus, host: Host, store: str
 ) -> None:
     name = launched(incus, store=store)
@@ -49,7 +49,6 @@ def test_a_system_that_is_there_and_a_generation_are_activated_at_once(
     source(incus, "two")
     bump(incus, name)
     incus.wait_generation(name, "2")
-    begin = time.monotonic()
     incus.set(name, "user.inx.generation=1")
     incus.wait_generation(name, "1")
     assert says(incus, name, "one")
@@ -58,7 +57,6 @@ def test_a_system_that_is_there_and_a_generation_are_activated_at_once(
     incus.set(name, f"user.inx.system={first}", "user.inx.flake=")
     incus.wait_generation(name, "3")
     assert says(incus, name, "one")
-    assert time.monotonic() - begin < 20
     assert len([line for line in journal(host, name) if "building" in line]) <= 2
 
 

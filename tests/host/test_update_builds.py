@@ -96,7 +96,7 @@ def test_a_change_while_the_sidecar_is_down_is_found(incus: Incus, host: Host) -
 
 def test_an_activation_goes_on_after_the_sidecar_died(incus: Incus, host: Host) -> None:
     name = launched(incus)
-    source(incus, "two", activate=at_switch("until [ -e /root/go ]; do :; done"))
+    source(incus, "two", activate=at_switch("until [ -e /root/go ]; do sleep 0.05; done"))
     bump(incus, name)
     begun = ["test", "-e", "/run/inx-activation.log"]
     incus.eventually(lambda: incus.run(name, *begun, check=False).returncode == 0, incus.story)

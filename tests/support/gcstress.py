@@ -18,6 +18,10 @@ from dataclasses import asdict, dataclass, field
 
 from support.nixworker import NixClient, make_link
 
+KINDS = frozenset(
+    ("nix-store --gc", "nix-collect-garbage", "nix-gc.service", "--print-roots", "min-free")
+)
+
 
 @dataclass
 class Figures:
@@ -79,8 +83,12 @@ class Stress:
             others.append(threading.Thread(target=self._kill, args=(kill_after,)))
         for thread in workers + others:
             thread.start()
-        while time.monotonic() < begin + seconds or self.figures.registered < at_least:
-            if time.monotonic() > begin + 4 * seconds:
+        while (
+            time.monotonic() < begin + seconds
+            or self.figures.registered < at_least
+            or not (kill_after or KINDS <= self.figures.collections.keys())
+        ):
+            if time.monotonic() > begin + 6 * seconds:
                 break  # the figures tell the caller how many links were registered
             self._stop.wait(0.1)
         self._stop.set()

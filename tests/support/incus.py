@@ -11,7 +11,12 @@ from typing import Any
 from support.cache import HostError
 from support.disposable import Host
 
-SECONDS = 60.0
+# Far more than any wait takes on a slow machine, and less than the 600 s after which the sidecar
+# compares all by itself.
+SECONDS = 120.0
+# For what waits for nothing, on a slow machine. What it must not wait for takes longer: the barrier
+# lets a collection go on after 45 s, and most others have no end.
+PROMPT = 40.0
 POOL = "/var/lib/incus/storage-pools/default/containers"  # the files of instances, by name
 
 

@@ -48,7 +48,10 @@ def broken(incus: Incus) -> str:
 
 def endless(incus: Incus) -> str:
     """A flake whose system takes for ever to build."""
-    return offer(incus, derivation(f"{incus.prefix}-endless", "while :; do :; done"))
+    return offer(
+        incus,
+        derivation(f"{incus.prefix}-endless", "exec ${deps.busybox}/bin/sleep 86400"),
+    )
 
 
 def slow(incus: Incus, seconds: float, *, same: bool = False) -> str:

@@ -118,8 +118,14 @@ class Victim:
         return start(self.incus, self.name)
 
     def end(self) -> str:
-        """Stop the instance, and tell the changes on the host."""
-        self.incus("stop", "-f", self.name, check=False)
+        """Stop the instance if it runs, and tell the changes on the host."""
+
+        def stopped() -> bool:
+            """Incus refuses it while the sidecar writes a status."""
+            done = self.incus("stop", "-f", self.name, check=False)
+            return done.returncode == 0 or "already stopped" in done.stderr
+
+        self.incus.eventually(stopped, self.incus.story)
         return changes(self.host, self.before)
 
 

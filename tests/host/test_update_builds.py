@@ -83,7 +83,7 @@ def test_a_lost_event_or_build_heals(
     disturb(host)
     incus.eventually(lambda: says(incus, name, "three"), incus.story)
     incus.wait_generation(name, "2")
-    assert builds(host) == ""
+    incus.eventually(lambda: builds(host) == "", incus.story)
 
 
 def test_a_change_while_the_sidecar_is_down_is_found(incus: Incus, host: Host) -> None:

@@ -115,7 +115,11 @@ class Incus:
         return self("config", "get", name, key, "--project", project).stdout.strip()
 
     def set(self, name: str, *pairs: str, project: str = "default") -> None:
-        self("config", "set", name, *pairs, "--project", project)
+        """Set keys. The client reads and then writes: another write may come between."""
+        argv = ["config", "set", name, *pairs, "--project", project]
+        while "ETag doesn't match" in (done := self(*argv, check=False)).stderr:
+            pass
+        assert done.returncode == 0, done.stderr
 
     def status(self, name: str, project: str = "default") -> str:
         return self.get(name, "user.inx.status", project)

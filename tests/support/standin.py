@@ -101,6 +101,37 @@ def publish(host: Host, text: str = "one", *, told: bool = False, date: int = DA
     return rev
 
 
+def flake(host: Host, directory: str, nixpkgs: str, text: str) -> str:
+    """A flake that has the system `web` of this nixpkgs, which is no flake for it.
+
+    `text` is the text of a module. Errors call it user.inx.config.
+    """
+    host.sh(
+        """
+        mkdir -p "$D"; cp /root/inx/nix/container.nix "$D"; printf %s "$T" >"$D/text.nix"
+        cat >"$D/flake.nix"
+        """,
+        env={"D": directory, "T": text},
+        input=f"""{{
+            inputs.nixpkgs = {{ url = "{nixpkgs}"; flake = false; }};
+            outputs = {{ self, nixpkgs }}: {{
+                nixosConfigurations.web = import "${{nixpkgs}}/nixos/lib/eval-config.nix" {{
+                    system = null;
+                    modules = [
+                        ./container.nix
+                        {{ _file = "user.inx.config"; imports = [ (import ./text.nix) ]; }}
+                        {{
+                            nixpkgs.hostPlatform = "x86_64-linux"; system.stateVersion = "25.11";
+                            system.nixos.revision = nixpkgs.rev or "none";
+                        }}
+                    ];
+                }};
+            }};
+        }}""",
+    )
+    return directory
+
+
 @contextlib.contextmanager
 def served(host: Host, text: str = "one") -> Iterator[str]:
     """Within the block, a server on the host has archives: CHANNEL, which is given, and PLAIN."""

@@ -5,6 +5,7 @@ Nix runs as the user who evaluates, in the service of the build.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -102,7 +103,12 @@ class ModuleBuild:
 
     async def _lock(self, source: Modules) -> Lock:
         """The nixpkgs that is there now, fetched."""
-        fetched = await self._json("flake", "prefetch", "--refresh", "--json", "--", source.nixpkgs)
+        # Nix 2.26 fetches the global registry also for what no registry has, and fails without it.
+        direct = re.match(r"(?!flake:)[a-z][a-z0-9+.-]*:", source.nixpkgs)
+        alone = ["--option", "flake-registry", ""] if direct else []
+        fetched = await self._json(
+            "flake", "prefetch", "--refresh", *alone, "--json", "--", source.nixpkgs
+        )
         lock = lock_of(self._reference, self._request.update, fetched, source.below)
         if lock is None:
             raise BuildError(f"Nix does not say what {source.nixpkgs} is by now: {fetched}")

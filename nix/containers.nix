@@ -179,13 +179,20 @@ let
       sources = map (
         source: if source == "system" && options.config.isDefined then "config" else source
       ) given;
+      modules = lib.filter (module: config.${module} != null) [
+        "configText"
+        "configFile"
+      ];
     in
     {
       imports = replacedOptions ++ [ (lib.mkAliasOptionModule [ "path" ] [ "system" ]) ];
 
       options = {
         config = mkOption {
-          description = "The configuration of the container, as a NixOS module.";
+          description = ''
+            The configuration of the container, as a NixOS module. It is evaluated and built with the configuration of the host;
+            {option}`configText` and {option}`configFile` are evaluated by inx.
+          '';
           type = lib.mkOptionType {
             name = "NixOS configuration";
             merge =
@@ -232,17 +239,36 @@ let
 
         attr = optional types.str "web" "The attribute of {option}`file` (`user.inx.attr`).";
 
+        configText = optional types.lines "services.nginx.enable = true;" ''
+          The text of a NixOS module, whole or its body alone (`user.inx.config`). inx evaluates it after the switch of the host.
+          With {option}`flake`, it extends that configuration.
+        '';
+
+        configFile = optional types.path "/etc/nixos/web.nix" ''
+          The absolute path of a NixOS module on the host (`user.inx.module`). inx evaluates it after the switch of the host. A
+          path without quotes is copied into the store. With {option}`flake`, it extends that configuration.
+        '';
+
         nixpkgs = mkOption {
           type = types.path;
           default = pkgs.path;
           defaultText = lib.literalExpression "pkgs.path";
-          description = "The nixpkgs that {option}`config` is evaluated with.";
+          description = ''
+            The nixpkgs that {option}`config` is evaluated with, and, if it is set, {option}`configText` and
+            {option}`configFile` (`user.inx.nixpkgs`).
+          '';
+        };
+
+        nixpkgsKey = mkOption {
+          type = types.nullOr types.str;
+          internal = true;
+          description = "The value of `user.inx.nixpkgs`.";
         };
 
         specialArgs = mkOption {
           type = types.attrsOf types.unspecified;
           default = { };
-          description = "Arguments for the modules in {option}`config`.";
+          description = "Arguments for the modules in {option}`config`. Other modules take `_module.args`.";
         };
 
         project = mkOption {
@@ -410,6 +436,10 @@ let
       config = {
         system = lib.mkIf options.config.isDefined (lib.mkDefault config.config.system.build.toplevel);
 
+        # 1500 is the priority of a default.
+        nixpkgsKey =
+          if modules != [ ] && options.nixpkgs.highestPrio < 1500 then toString config.nixpkgs else null;
+
         assertions = [
           {
             assertion = builtins.match "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?" name != null;
@@ -418,6 +448,20 @@ let
           {
             assertion = lib.length sources <= 1;
             message = "set one of ${lib.concatStringsSep ", " sources} alone.";
+          }
+          {
+            assertion = modules == [ ] || lib.elem sources [ [ ] [ "flake" ] ];
+            message = "set one of ${
+              lib.concatStringsSep ", " (sources ++ modules)
+            } alone: only a flake can be extended by configText and configFile.";
+          }
+          {
+            assertion = modules == [ ] || config.specialArgs == { };
+            message = "specialArgs goes with config; set _module.args in ${lib.concatStringsSep ", " modules}.";
+          }
+          {
+            assertion = config.nixpkgsKey == null || config.flake == null;
+            message = "nixpkgs and flake exclude each other: the flake has its own nixpkgs.";
           }
           {
             assertion = config.attr != null -> config.file != null;

@@ -185,6 +185,12 @@ in
     };
     environment.systemPackages = [ cfg.package ];
 
+    # The nixpkgs of this system, for modules in keys. With flakes it is a store path, which this string keeps; nothing is
+    # copied. An instance keeps the nixpkgs of its last build until `user.inx.update` changes, so a newer one rebuilds none.
+    virtualisation.inx.settings.nixpkgs = lib.mkDefault (
+      toString (if config.nixpkgs.flake.source or null != null then config.nixpkgs.flake.source else pkgs.path)
+    );
+
     # Root of a container with a shared store could take leases on files of the store. A lease holds the next open of the file
     # for up to 45 s. Samba (kernel oplocks) and the NFS server of the kernel (delegations) use leases: set 1 to keep them.
     boot.kernel.sysctl."fs.leases-enable" = lib.mkDefault 0;

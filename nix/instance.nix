@@ -128,6 +128,12 @@ let
       { "security.idmap.base" = container.privateUsers; }
       // lib.optionalAttrs (!baseExcludesIsolated) { "security.idmap.isolated" = true; };
 
+  # As for `config`: with static addresses, inx sets the addresses, and the interface needs no DHCP. A flake says it itself.
+  static =
+    container.flake == null
+    && (container.configText != null || container.configFile != null)
+    && (container.localAddress != null || container.localAddress6 != null);
+
   # A unit of the host starts a container that needs mounts: Incus would not wait for them.
   started = container.autoStart && !container.requireMounts;
 
@@ -143,9 +149,15 @@ let
       "raw.lxc" = if lxc == "" then null else "${profile.config."raw.lxc"}${lib.removeSuffix "\n" lxc}\n";
       "user.inx.activate" = if container.restartIfChanged then null else "boot";
       "user.inx.attr" = container.attr;
+      "user.inx.config" = container.configText;
+      "user.inx.config.static-addresses" =
+        if static then "virtualisation.inx.container.dhcp = mkDefault [ ];" else null;
       "user.inx.daemon" = container.daemon;
       "user.inx.file" = container.file;
       "user.inx.flake" = container.flake;
+      # A path that is no string is copied into the store: the declaration refers to the copy.
+      "user.inx.module" = if container.configFile == null then null else "${container.configFile}";
+      "user.inx.nixpkgs" = container.nixpkgsKey;
       "user.inx.store" = if container.isolated then "isolated" else null;
       "user.inx.system" = if container.system == null then null else toString container.system;
     }

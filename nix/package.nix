@@ -21,6 +21,8 @@ buildPythonApplication {
       ../LICENSE
       ../inx_sidecar
       ../hooks
+      ./container.nix
+      ./modules.nix
       ../profiles
       ../systemd
     ];

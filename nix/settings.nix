@@ -9,6 +9,10 @@ in
 {
   default_flake = setting types.str "/etc/nixos" "The flake of instances that name no source.";
 
+  nixpkgs = setting types.str "flake:nixpkgs" ''
+    The nixpkgs of instances whose configuration consists of modules: a flake reference, a path, or the name of a channel.
+  '';
+
   allowed_flakes = setting (types.listOf types.str) [ "" ] ''
     Prefixes of flake references and files that may be built. A prefix matches whole path components.
   '';

@@ -99,6 +99,26 @@ in
     two.config.imports = [ { } ];
   };
 
+  # Modules that inx evaluates.
+  texts = containers {
+    text = {
+      configText = "services.nginx.enable = true;";
+      localAddress = "10.7.0.2/24";
+      hostBridge = "br0";
+    };
+    file = {
+      configFile = "/etc/nixos/web.nix";
+      nixpkgs = "/srv/nixpkgs";
+    };
+    literal.configFile = ./cases.nix;
+    both = {
+      flake = "/etc/nixos#web";
+      configText = "networking.hostName = \"both\";";
+      localAddress = "10.7.0.3/24";
+      hostBridge = "br0";
+    };
+  };
+
   everything = containers {
     all = {
       file = "/srv/all.nix";
@@ -213,6 +233,23 @@ in
     two-kinds = {
       config = { };
       file = "/srv/web.nix";
+    };
+    two-modules = {
+      configText = "";
+      file = "/srv/web.nix";
+    };
+    two-ways = {
+      config = { };
+      configFile = "/srv/web.nix";
+    };
+    arguments = {
+      configText = "";
+      specialArgs.x = 1;
+    };
+    two-nixpkgs = {
+      configText = "";
+      flake = "/etc/nixos";
+      nixpkgs = "/srv/nixpkgs";
     };
     attr.attr = "web";
     hooks.settings."raw.lxc" = "lxc.cap.drop = sys_chroot";

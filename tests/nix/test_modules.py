@@ -21,6 +21,7 @@ from support.disposable import REPO, Host, project_files
 from support.incus import Incus
 from support.services import PROGRAM, state_of
 
+from inx_sidecar.config.keys import parse_spec
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.declared.declaration_file import read_declaration
 
@@ -48,6 +49,10 @@ WRONG_CONTAINERS = {
     "under_score": "the name of an instance has letters, digits and, between them, '-'",
     "two-sources": "set one of system, flake alone.",
     "two-kinds": "set one of config, file alone.",
+    "two-modules": "set one of file, configText alone: only a flake can be extended",
+    "two-ways": "set one of config, configFile alone: only a flake can be extended",
+    "arguments": "specialArgs goes with config; set _module.args in configText.",
+    "two-nixpkgs": "nixpkgs and flake exclude each other",
     "attr": "attr goes with file",
     "hooks": "would replace the hooks; add lines by the option lxc.",
     "isolated": "a Nix daemon shows every path of the store.",
@@ -175,13 +180,27 @@ def test_enable_sets_up_the_whole_host(evaluate: Any) -> None:
     }
     assert plain["etc"]["inx/profile.yaml"] == PROFILE
     assert plain["etc"]["inx/hooks"] == f"{PACKAGE}/share/inx/hooks"
-    assert plain["etc"]["inx/config.toml"] == DEFAULTS
+    nixpkgs = {"nixpkgs": f"{PROJECT}/tests/nix/nixpkgs"}
+    assert plain["etc"]["inx/config.toml"] == DEFAULTS | nixpkgs
     nothing = {"version": 1, "dropped": "keep", "instances": []}
     assert plain["etc"]["inx/instances.json"] == nothing, (
         "converge has to see that all containers were dropped"
     )
     assert plain["firewall"]["incusbr0"]["allowedUDPPorts"] == [53, 67, 547]
     assert plain["users"] == ["inx-build"]
+
+
+def test_the_nixpkgs_of_instances_is_that_of_the_host(evaluate: Any) -> None:
+    """With flakes, it is a string with the store path as its context; a setting goes first."""
+    found = {
+        case: evaluate("", f"{{ virtualisation.inx.enable = true; {case} }}")
+        for case in (
+            'nixpkgs.flake.source = "/nix/store/x-source";',
+            'virtualisation.inx.settings.nixpkgs = "nixos-26.05";',
+        )
+    }
+    named = [one["etc"]["inx/config.toml"]["nixpkgs"] for one in found.values()]
+    assert named == ["/nix/store/x-source", "nixos-26.05"]
 
 
 def test_members_read_the_stores_of_each_other(evaluate: Any) -> None:
@@ -284,6 +303,34 @@ def test_the_option_config_becomes_the_system_of_the_instance(evaluate: Any) -> 
         for name, one in instances(modules).items()
     }
     assert systems == {"one": "called-one", "two": ""}, "without a name of its own"
+
+
+def test_modules_that_inx_evaluates_become_keys(evaluate: Any, tmp_path: Path) -> None:
+    texts = evaluate("texts")
+    assert texts["wrong"] == []
+    found = {
+        name: {
+            key.removeprefix("user.inx."): value
+            for key, value in one["config"].items()
+            if key.startswith("user.inx.") and ".net." not in key
+        }
+        for name, one in instances(texts).items()
+    }
+    copied = found["literal"].pop("module")
+    assert re.fullmatch(r"/nix/store/[0-9a-z]{32}-cases\.nix", copied)
+    assert found == {
+        "text": {
+            "config": "services.nginx.enable = true;",
+            "config.static-addresses": "virtualisation.inx.container.dhcp = mkDefault [ ];",
+        },
+        "file": {"module": "/etc/nixos/web.nix", "nixpkgs": "/srv/nixpkgs"},
+        "literal": {},
+        "both": {"flake": "/etc/nixos#web", "config": 'networking.hostName = "both";'},
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(texts["etc"]["inx/instances.json"]))
+    for one in read_declaration(str(path)).instances:
+        parse_spec({k: str(v) for k, v in one.config.items()}, one.name, "/etc/nixos")
 
 
 def test_every_option_becomes_keys_and_devices_of_incus(evaluate: Any, tmp_path: Path) -> None:
@@ -555,5 +602,6 @@ def test_the_flake_has_all_outputs(host: Host, nixpkgs: str) -> None:
         "click", "h11", "inotify-simple", "logging-journald", "pyroute2", "pyyaml"
     ]  # fmt: skip
     assert package["files"] == [
-        "LICENSE", "README.md", "hooks", "inx_sidecar", "profiles", "pyproject.toml", "systemd"
+        "LICENSE", "README.md", "hooks", "inx_sidecar", "nix", "profiles", "pyproject.toml",
+        "systemd",
     ]  # fmt: skip

@@ -1,10 +1,14 @@
 """pip and the NixOS package install the same files, and the installed programs work."""
 
 import json
+import os
 import re
+import tomllib
 
 import pytest
 from support.disposable import REPO, Host, project_files
+
+from inx_sidecar.builds.module_flake import COPIED
 
 pytestmark = pytest.mark.nixos
 
@@ -91,8 +95,22 @@ def test_pip_installs_hooks_profile_and_units_from_an_sdist(host: Host, site_pac
     found = host.run(["find", place, "-name", "*.py", "-printf", "%P\n"]).stdout
     ours = REPO / "inx_sidecar"
     assert {path.relative_to(ours).as_posix() for path in ours.rglob("*.py")} == set(found.split())
+    for name in COPIED:
+        installed = host.run(["cat", f"{place}/builds/nix/{name}"]).stdout
+        assert installed == (REPO / "nix" / name).read_text()
     version = host.run([f"{PREFIX}/bin/inx-sidecar", "--version"]).stdout
     assert version == "inx-sidecar, version 0.1.0\n"
+
+
+def test_the_nix_package_has_all_that_pip_installs() -> None:
+    """The package is made from some of the files of the repository alone."""
+    (given,) = re.findall(r"unions \[\n(.*?)\]", (REPO / "nix/package.nix").read_text(), re.S)
+    sources = {os.path.normpath(f"nix/{path}") for path in given.split()}
+    wheel = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    wheel = wheel["targets"]["wheel"]
+    wanted = {*wheel["packages"], *wheel["force-include"], *wheel["shared-data"]}
+    assert wanted <= sources and {f"nix/{name}" for name in COPIED} <= wanted
+    assert all((REPO / path).exists() for path in sources)
 
 
 def test_the_install_script_installs_and_removes_every_unit() -> None:

@@ -102,6 +102,7 @@ in
       }) { };
     };
 
+    nixpkgs.flake.source = option (types.nullOr (types.either types.str types.path)) null;
     nixpkgs.hostPlatform = option types.unspecified null;
 
     programs.ssh = {

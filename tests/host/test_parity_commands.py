@@ -1,5 +1,5 @@
-"""Each command of nixos-container, nixcloud-container and inx-container has one of incus, by the
-tables of docs/coming-from.md: carried out, and looked at."""
+"""Each command of nixos-container, extra-container, nixcloud-container and inx-container has one of
+incus, by the tables of docs/coming-from.md: carried out, and looked at."""
 
 import contextlib
 import itertools
@@ -15,12 +15,14 @@ from support.parity import (
     Checks,
     Row,
     Web,
+    configured_by_modules,
     make_sources,
     on_the_host,
     started_with_incus,
     table,
     updated_to_another_source,
     with_an_address,
+    with_nixpkgs,
     words,
 )
 
@@ -37,6 +39,12 @@ CREATE_OPTIONS = (
 IN_ADDITION = (
     "exists state list-generations delete-generations switch-generation rollback"
 ).split()
+# Of extra-container 0.14: subcommands, options, and options of its containers.
+OF_EXTRA_CONTAINER = (
+    "create build shell list restart destroy --attr --nixpkgs-path --nixos-path --start "
+    "--update-changed --restart-changed --ssh --build-args --expr -E STORE_PATH --run --all "
+    "extra addressPrefix enableWAN"
+).split()
 # Of inx-container 0.0.3: subcommands, options, profile and devices.
 OF_INX_CONTAINER = (
     "create update help --flake --verbose -v VERBOSE=1 nixstore nixsocket nixdb nixprofiles "
@@ -44,12 +52,13 @@ OF_INX_CONTAINER = (
 ).split()
 CHECKS = Checks(
     "nixos-container",
+    "extra-container",
     "nixcloud-container",
     "inx-container",
     "nixos-rebuild",
     reasons={
-        "create web --config TEXT": "a source is a flake or a file, not a text",
-        "create web --nixos-path PATH": "stands in the source",
+        "extra-container create FILE --attr ATTR": "a module file may import another file",
+        "--build-args ARGS": "no key passes flags on to Nix",
         "create web --override-input NAME FLAKE": "no key passes flags on to Nix",
     },
 )
@@ -57,8 +66,10 @@ shows = CHECKS.shows
 
 
 @pytest.fixture(scope="module", autouse=True)
-def sources(host: Host) -> None:
+def sources(host: Host) -> Iterator[None]:
     make_sources(host)
+    with with_nixpkgs(host):
+        yield
 
 
 @shows(
@@ -74,14 +85,72 @@ def _created_from_a_flake(web: Web) -> None:
     assert "nixos-system-web" in web.incus.get("web", "user.inx.status.system")
 
 
-@shows("create web --config-file FILE")
-def _created_from_a_file(web: Web) -> None:
+@shows("create --start <<EOF")
+def _launched_from_yaml(web: Web) -> None:
     web.carry_out()
-    web.start()
+    web.ready()
     web.says(SECOND)
 
 
-@shows("create web --system-path PATH")
+@shows("create --expr EXPR, -E EXPR")
+def _created_from_a_function(web: Web) -> None:
+    web.carry_out()
+    web.start()
+    web.holds("hello | grep -q Hello")
+
+
+@shows("--nixpkgs-path EXPR, --nixos-path PATH")
+def _with_another_nixpkgs(web: Web) -> None:
+    web.create(module="/srv/module.nix")
+    web.carry_out()
+    web.start()
+    web.holds("[ $(cat /etc/published) = one ]")
+
+
+@shows("update web --config TEXT", "--update-changed, -u")
+def _updated_to_another_text(web: Web) -> None:
+    web.launch(module="/srv/module.nix")
+    before = web.incus.pid("web")
+    web.incus.set("web", "user.inx.module=")
+    web.carry_out()
+    web.says("hello")
+    assert web.incus.pid("web") == before
+
+
+@shows("--restart-changed, -r")
+def _restarted_with_another_text(web: Web) -> None:
+    web.launch(module="/srv/module.nix")
+    web.incus.set("web", "user.inx.module=")
+    web.carry_out()
+    web.ready()
+    web.says("hello")
+
+
+@shows("extra-container shell -E EXPR")
+def _in_a_shell_and_gone(web: Web) -> None:
+    launch, wait, shell, delete = web.row.commands
+    web.host.sh(launch)
+    web.host.sh(wait)
+    web.host.sh(shell, input="[ $(cat /etc/greeting) = hello ] && touch /root/seen\n")
+    web.holds("[ -e /root/seen ]")
+    web.host.sh(delete)
+    assert web.incus.state("web") == ""
+
+
+@shows("extra-container destroy --all")
+def _all_destroyed(web: Web) -> None:
+    web.create()
+    web.carry_out()
+    assert web.incus("list", "-f", "csv").stdout == ""
+
+
+@shows("extra.enableWAN = true")
+def _with_a_network_by_itself(web: Web) -> None:
+    web.launch()
+    web.incus.eventually(lambda: "default via" in web.network("ip", "route"), web.incus.story)
+
+
+@shows("create web --system-path PATH", "create STORE_PATH")
 def _created_from_a_system(web: Web) -> None:
     web.carry_out()
     web.start()
@@ -128,7 +197,7 @@ def _stopped(web: Web) -> None:
     assert web.incus.state("web") == "STOPPED"
 
 
-@shows("restart web")
+@shows("restart web", "extra-container restart web")
 def _restarted(web: Web) -> None:
     web.launch()
     before = web.incus.pid("web")
@@ -146,7 +215,7 @@ def _with_a_state(web: Web) -> None:
     assert web.carry_out() == "RUNNING\n"
 
 
-@shows("nixos-container list")
+@shows("nixos-container list", "extra-container list")
 def _listed(web: Web) -> None:
     web.create()
     web.incus.init(name="other")
@@ -197,7 +266,7 @@ def _with_a_console(web: Web) -> None:
             console.kill()
 
 
-@shows("root-login web")
+@shows("root-login web", "--ssh")
 def _with_a_shell(web: Web) -> None:
     web.launch()
     (command,) = web.row.commands
@@ -205,7 +274,7 @@ def _with_a_shell(web: Web) -> None:
     web.holds('[ "$(cat /root/who)" = "0 /root /root" ]')
 
 
-@shows("run web -- uname -n")
+@shows("run web -- uname -n", "extra-container shell --run c uname -n")
 def _with_a_program(web: Web) -> None:
     web.launch()
     web.incus.eventually(lambda: web.carry_out() == "web\n", lambda: "no output")
@@ -235,7 +304,7 @@ def _with_a_host_key(web: Web) -> None:
     assert web.carry_out() == "ssh-ed25519\n"
 
 
-@shows("destroy web")
+@shows("destroy web", "extra-container destroy web")
 def _destroyed(web: Web) -> None:
     web.launch()
     roots = f"/nix/var/nix/gcroots/inx/web.{web.incus.uuid('web')}"
@@ -342,7 +411,7 @@ def _with_the_time_of_the_host(web: Web) -> None:
         web.holds("[ $(cat /etc/localtime) = here ]")
 
 
-@shows("nixos-rebuild build", "nixos-rebuild dry-activate")
+@shows("nixos-rebuild build", "nixos-rebuild dry-activate", "extra-container build FILE")
 def _tried(web: Web) -> None:
     web.launch(flake=web.flake("one"))
     web.flake("two")
@@ -355,7 +424,16 @@ def _tried(web: Web) -> None:
 
 
 shows("create web --auto-start")(started_with_incus)
-shows("create web --host-address 10.233.1.1 --local-address 10.233.1.2")(with_an_address)
+shows(
+    "create web --host-address 10.233.1.1 --local-address 10.233.1.2",
+    'extra.addressPrefix = "10.233.1"',
+)(with_an_address)
+shows(
+    "create web --config TEXT",
+    "create web --config-file FILE",
+    "create web --nixos-path PATH",
+    "extra-container create FILE",
+)(configured_by_modules)
 shows(
     "update web --flake /etc/nixos#second",
     "update web --config-file FILE",
@@ -376,6 +454,7 @@ def test_the_tables_name_everything() -> None:
     options = [f"--{option}" for option in CREATE_OPTIONS]
     for heading, names in (
         ("nixos-container", [*SUBCOMMANDS, *options]),
+        ("extra-container", OF_EXTRA_CONTAINER),
         ("nixcloud-container", IN_ADDITION),
         ("inx-container", OF_INX_CONTAINER),
         ("nixos-rebuild", ("build", "dry-activate")),

@@ -3,11 +3,13 @@ docs/coming-from.md: carried out, and looked at."""
 
 import re
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 from support.disposable import Host
 from support.incus import Incus
 from support.parity import (
+    SECOND,
     Checks,
     Row,
     Web,
@@ -16,6 +18,7 @@ from support.parity import (
     started_with_incus,
     updated_to_another_source,
     with_an_address,
+    with_nixpkgs,
     words,
 )
 
@@ -31,7 +34,6 @@ OPTIONS = (
 CHECKS = Checks(
     "Options of containers.NAME",
     reasons={
-        "nixpkgs = ..., specialArgs = ...": "stands in the source",
         "pkgs = ...": "stands in the source",
         'timeoutStartSec = "1min"': "Incus has no such key",
     },
@@ -40,8 +42,26 @@ shows = CHECKS.shows
 
 
 @pytest.fixture(scope="module", autouse=True)
-def sources(host: Host) -> None:
+def sources(host: Host) -> Iterator[None]:
     make_sources(host)
+    with with_nixpkgs(host):
+        yield
+
+
+@shows("nixpkgs = /srv/nixpkgs")
+def _with_another_nixpkgs(web: Web) -> None:
+    web.create(module="/srv/module.nix")
+    web.carry_out()
+    web.start()
+    web.says(SECOND)
+
+
+@shows('specialArgs = { greeting = "hello"; }')
+def _with_arguments(web: Web) -> None:
+    web.create(config="{ greeting, ... }: { environment.etc.greeting.text = greeting; }")
+    web.carry_out()
+    web.start()
+    web.says("hello")
 
 
 @shows('hostBridge = "br0", localAddress = "10.7.0.2/24"')

@@ -5,10 +5,12 @@ check too, which shows why, or a reason.
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from support import standin
 from support.disposable import Host
 from support.incus import Incus
 from support.pages import section
@@ -177,7 +179,8 @@ class Checks:
         assert set(names) == set(self._checks) | set(self._reasons)
         for row in self.rows:
             if row.commands:
-                assert all(command.startswith("incus ") for command in row.commands), row
+                beginnings = "incus ", "inx-sidecar wait "
+                assert all(command.startswith(beginnings) for command in row.commands), row
             else:
                 assert row.answer in ("*none*", "**no**"), row
         refused = {row.name for row in self.rows if row.answer == "**no**"}
@@ -185,14 +188,28 @@ class Checks:
 
 
 def make_sources(host: Host) -> None:
-    """What the tables name: a system and a file."""
+    """What the tables name: a system, a module, a nixpkgs, and YAML for incus."""
+    standin.put(host)
+    text = f'environment.etc.greeting.text = "{SECOND}";'
     host.sh(
         """
         nix --extra-experimental-features 'nix-command flakes' build -o /srv/system \\
             '/etc/nixos#nixosConfigurations.web.config.system.build.toplevel'
-        echo '{ web = (import /etc/nixos).second; }' >/srv/web.nix
-        """
+        printf %s "{ $SECOND }" >/srv/module.nix
+        printf %s "$YAML" >/srv/web.yaml
+        """,
+        env={"SECOND": text, "YAML": json.dumps({"config": {"user.inx.config": text}})},
     )
+
+
+@contextlib.contextmanager
+def with_nixpkgs(host: Host) -> Iterator[None]:
+    """Within the block, `flake:nixpkgs` leads to the stand-in for nixpkgs, on a server."""
+    with (
+        standin.served(host) as url,
+        standin.registered(host, {"type": "tarball", "url": url}),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -213,6 +230,13 @@ def started_with_incus(web: Web) -> None:
     web.host.run(["systemctl", "restart", "incus"])
     web.incus.wait_state("web", "RUNNING")
     web.ready()
+
+
+def configured_by_modules(web: Web) -> None:
+    """The row creates it, with this text or with a file."""
+    web.carry_out()
+    web.start()
+    web.says(SECOND if "/srv/" in web.row.answer else "hello")
 
 
 def with_an_address(web: Web) -> None:

@@ -23,7 +23,12 @@ OTHER_LINUX = "Other Linux with systemd, Incus and Nix"
 RUN = {
     (README, OTHER_LINUX): "test_the_packages_to_install_exist",
     (README, "Try it here"): "test_try_it_here",
+    (README, "A configuration in the instance"): "test_docs_configuration.py",
     (README, "Everyday commands"): "test_everyday_commands",
+    ("docs/configuration.md", "Launch"): "test_docs_configuration.py",
+    ("docs/configuration.md", "Profiles, files and flakes"): "test_docs_configuration.py",
+    ("docs/configuration.md", "Which nixpkgs"): "test_docs_configuration.py",
+    ("docs/configuration.md", "Look into it"): "test_docs_configuration.py",
     ("docs/updates.md", "A session"): "test_changes.py",
     ("docs/updates.md", "Update, pin, unpin"): "test_how_to_update",
     ("docs/updates.md", "Confirm an update"): "test_how_to_confirm",

@@ -12,6 +12,7 @@ import inx_sidecar
 from inx_sidecar import hook
 from inx_sidecar.base.errors import InxError, UnreachableError, one_line
 from inx_sidecar.config import keys
+from inx_sidecar.config.module_keys import MODULE_KEY
 from inx_sidecar.config.settings import Settings
 from inx_sidecar.declared import ownership
 from inx_sidecar.incus import arrival, status_keys
@@ -53,16 +54,19 @@ def test_the_docs_list_the_statuses() -> None:
 
 
 def test_the_docs_list_the_keys() -> None:
-    listed = re.findall(r"^\| `(user\.inx\.[a-z.]+)`", read("docs/keys.md"), re.MULTILINE)
+    listed = re.findall(r"^\| `(user\.inx\.[a-z_.]+)`", read("docs/keys.md"), re.MULTILINE)
     written = [
         *status_keys.KEYS,
+        *status_keys.KEPT,
         DEALT_WITH,
         status_keys.CHANGES_KEY,
         SEALED,
         ownership.OWNERSHIP_KEY,
         arrival.KEY,
     ]
-    assert sorted(listed) == sorted([*keys._KEYS, *written])
+    with_a_name = ["user.inx.config", "user.inx.module"]
+    assert all(MODULE_KEY.fullmatch(f"{key}.NAME") for key in with_a_name)
+    assert sorted(listed) == sorted([*keys._KEYS, *with_a_name, *written])
 
 
 def test_the_docs_list_the_settings() -> None:

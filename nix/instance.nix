@@ -149,7 +149,8 @@ let
       "raw.lxc" = if lxc == "" then null else "${profile.config."raw.lxc"}${lib.removeSuffix "\n" lxc}\n";
       "user.inx.activate" = if container.restartIfChanged then null else "boot";
       "user.inx.attr" = container.attr;
-      "user.inx.config" = container.configText;
+      # An empty key is none: the instance would get the default flake.
+      "user.inx.config" = if container.configText == "" then "{ }" else container.configText;
       "user.inx.config.static-addresses" =
         if static then "virtualisation.inx.container.dhcp = mkDefault [ ];" else null;
       "user.inx.daemon" = container.daemon;

@@ -111,6 +111,7 @@ in
       nixpkgs = "/srv/nixpkgs";
     };
     literal.configFile = ./cases.nix;
+    empty.configText = "";
     both = {
       flake = "/etc/nixos#web";
       configText = "networking.hostName = \"both\";";

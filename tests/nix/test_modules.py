@@ -325,6 +325,7 @@ def test_modules_that_inx_evaluates_become_keys(evaluate: Any, tmp_path: Path) -
         },
         "file": {"module": "/etc/nixos/web.nix", "nixpkgs": "/srv/nixpkgs"},
         "literal": {},
+        "empty": {"config": "{ }"},
         "both": {"flake": "/etc/nixos#web", "config": 'networking.hostName = "both";'},
     }
     path = tmp_path / "instances.json"

@@ -1,5 +1,5 @@
-"""Each command of nixos-container, extra-container, nixcloud-container and inx-container has one of
-incus, by the tables of docs/coming-from.md: carried out, and looked at."""
+"""Each command of nixos-container, extra-container, nixcloud-container, nixos-nspawn and
+inx-container has one of incus, by the tables of docs/coming-from.md: carried out, and looked at."""
 
 import contextlib
 import itertools
@@ -45,6 +45,7 @@ OF_EXTRA_CONTAINER = (
     "--update-changed --restart-changed --ssh --build-args --expr -E STORE_PATH --run --all "
     "extra addressPrefix enableWAN"
 ).split()
+OF_NIXOS_NSPAWN = "create update --config --flake --system --profile --strategy".split()
 # Of inx-container 0.0.3: subcommands, options, profile and devices.
 OF_INX_CONTAINER = (
     "create update help --flake --verbose -v VERBOSE=1 nixstore nixsocket nixdb nixprofiles "
@@ -54,9 +55,11 @@ CHECKS = Checks(
     "nixos-container",
     "extra-container",
     "nixcloud-container",
+    "nixos-nspawn",
     "inx-container",
     "nixos-rebuild",
     reasons={
+        "--system aarch64-linux": "builds are those of the host",
         "extra-container create FILE --attr ATTR": "a module file may import another file",
         "--build-args ARGS": "no key passes flags on to Nix",
         "create web --override-input NAME FLAKE": "no key passes flags on to Nix",
@@ -76,6 +79,7 @@ def sources(host: Host) -> Iterator[None]:
     "create web --flake /etc/nixos#web",
     "inx-container create web",
     "inx-container create web --flake /etc/nixos",
+    "nixos-nspawn create web --flake /etc/nixos#web",
 )
 def _created_from_a_flake(web: Web) -> None:
     web.carry_out()
@@ -124,6 +128,25 @@ def _restarted_with_another_text(web: Web) -> None:
     web.carry_out()
     web.ready()
     web.says("hello")
+
+
+@shows("nixos-nspawn update web --profile PATH")
+def _updated_to_a_system(web: Web) -> None:
+    web.launch(flake="/etc/nixos#second")
+    web.carry_out()
+    system = web.host.run(["readlink", "-f", "/srv/system"]).stdout.strip()
+    web.incus.eventually(
+        lambda: web.incus.get("web", "user.inx.status.system") == system, web.incus.story
+    )
+
+
+@shows("nixos-nspawn update web --strategy restart")
+def _updated_by_a_restart(web: Web) -> None:
+    web.launch(flake=web.flake("one"))
+    web.flake("two")
+    web.carry_out()
+    web.ready()
+    web.says("two")
 
 
 @shows("extra-container shell -E EXPR")
@@ -433,6 +456,7 @@ shows(
     "create web --config-file FILE",
     "create web --nixos-path PATH",
     "extra-container create FILE",
+    "nixos-nspawn create web --config FILE",
 )(configured_by_modules)
 shows(
     "update web --flake /etc/nixos#second",
@@ -456,6 +480,7 @@ def test_the_tables_name_everything() -> None:
         ("nixos-container", [*SUBCOMMANDS, *options]),
         ("extra-container", OF_EXTRA_CONTAINER),
         ("nixcloud-container", IN_ADDITION),
+        ("nixos-nspawn", OF_NIXOS_NSPAWN),
         ("inx-container", OF_INX_CONTAINER),
         ("nixos-rebuild", ("build", "dry-activate")),
     ):

@@ -207,12 +207,16 @@ class Incus:
         self.wait_ready(name)
 
     def wait_status(self, name: str, pattern: str, project: str = "default") -> str:
-        """Wait until the beginning of the status matches `pattern`, and return the status."""
-        self.eventually(
-            lambda: re.match(pattern, self.status(name, project)) is not None,
-            lambda: f"status of {name} is {self.status(name, project)!r}, not {pattern!r}",
-        )
-        return self.status(name, project)
+        """Wait until the beginning of the status matches `pattern`, and return that status."""
+        found = ""
+
+        def matches() -> bool:
+            nonlocal found
+            found = self.status(name, project)
+            return re.match(pattern, found) is not None
+
+        self.eventually(matches, lambda: f"status of {name} is {found!r}, not {pattern!r}")
+        return found
 
     def wait_state(self, name: str, state: str, project: str = "default") -> None:
         self.eventually(

@@ -22,7 +22,7 @@ OPTIONS = ["--variant=minbase", '--aptopt=Acquire::Check-Valid-Until "false"']
 PACKAGES = (
     "systemd systemd-sysv dbus udev procps kmod iproute2 iputils-ping ca-certificates curl git "
     "attr xz-utils incus-base incus-client lxcfs dnsmasq-base uidmap nix-bin nix-setup-systemd "
-    "python3 python3-venv busybox-static openssh-server"
+    "python3 python3-venv busybox-static openssh-server openssh-client"
 ).split()
 # The tree has no name and no network configuration of this machine. systemd replaces an empty
 # machine-id at the first boot of each host. A test that needs a server for SSH makes its keys.

@@ -38,6 +38,8 @@ _NO_FILE: Final = re.compile(
     r"(?:path|getting status of|opening file) "
     r"'(?:/nix/store/[0-9a-z]{32}-source|«(?P<ref>[^»']*)»)/(?P<file>[^']+)'"
     r"(?: does not exist|: No such file or directory)"
+    r"|(?:reading directory /|cannot read directory \"/)nix/store/[0-9a-z]{32}-source/"
+    r"(?P<directory>[^\"\n]+?)\"?: No such file or directory"
     r"|source tree referenced by '(?P<tree>[^']*)' does not contain a '/?(?P<lacks>[^']+)' file"
     r"|Path '(?P<path>[^']+)' in the repository \"(?P<repository>[^\"]*)\" is not tracked by Git"
 )
@@ -119,7 +121,7 @@ def _untracked(found: re.Match[str], builder: Builder) -> str:
         other = repository_of(ref)
     if not builder.repository or (other is not None and not builder.has(other)):
         return ""
-    file = found["file"] or found["lacks"] or found["path"]
+    file = found["file"] or found["directory"] or found["lacks"] or found["path"]
     if not _PLAIN_FILE.fullmatch(file) or {"", ".", "..", ".git"} & set(file.lower().split("/")):
         return ""
     knows_not = f"git does not know {file} in {builder.repository}, so Nix does not see it"

@@ -209,6 +209,10 @@ def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
     incus: Incus, host: Host
 ) -> None:
     directory = git_repository(host, incus.flake(), "", "git rm -q --cached system.nix")
+    reads = incus.flake_text(
+        "nixosConfigurations.web = builtins.readDir ./hosts;", f"/srv/{incus.prefix}-reads"
+    )
+    git_repository(host, reads, "", "mkdir hosts; touch hosts/a.nix")
     ssh, https = incus.name("ssh"), incus.name("https")
     name = incus.name("untracked")
     host.sh("mv /usr/bin/ssh /usr/bin/ssh.away")
@@ -217,6 +221,7 @@ def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
             incus,
             {
                 name: {"flake": f"{directory}#web"},
+                incus.name("reads"): {"flake": f"{reads}#web"},
                 ssh: {"flake": "git+ssh://git@127.0.0.1/x#web"},
                 https: {"flake": "git+http://127.0.0.1:9/x#web"},
             },
@@ -226,6 +231,10 @@ def test_the_first_cause_of_a_git_source_that_cannot_be_read_is_the_reason(
     assert found[name] == (
         f"{directory}#web: git does not know system.nix in {directory}, so Nix does not see it: "
         f"if it is there, run 'git -C {directory} add system.nix'"
+    )
+    assert found[incus.name("reads")] == (
+        f"{reads}#web: git does not know hosts in {reads}, so Nix does not see it: if it is there, "
+        f"run 'git -C {reads} add hosts'"
     )
     assert found[ssh].endswith(
         "#web as inx-build: git cannot run ssh (No such file or directory): install ssh, on "

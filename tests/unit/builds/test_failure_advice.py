@@ -55,6 +55,8 @@ def test_a_daemon_that_refuses_a_user_is_a_matter_of_the_group_or_of_nix_conf() 
         f"path '{STORE}/sub/x.nix' does not exist",
         f"getting status of '{STORE}/sub/x.nix': No such file or directory",
         f"opening file '{STORE}/sub/x.nix': No such file or directory",
+        f"reading directory {STORE}/sub/x.nix: No such file or directory",
+        f'cannot read directory "{STORE}/sub/x.nix": No such file or directory',
         "path '«git+file:///srv/my%20flake»/sub/x.nix' does not exist",
         "Path 'sub/x.nix' in the repository \"/srv/my flake\" is not tracked by Git",
         "source tree referenced by 'git+file:///srv/my%20flake?dir=sub' does not contain a "
@@ -92,6 +94,8 @@ def test_no_odd_name_gets_into_a_command(file: str) -> None:
         "Path 'x.nix' in the repository \"/home/me\" is not tracked by Git",
         "source tree referenced by 'git+file:///home/me' does not contain a '/x.nix' file",
         f"path '/nix/store/{'0' * 32}-secrets/x.nix' does not exist",
+        f"reading directory /nix/store/{'0' * 32}-secrets/x: No such file or directory",
+        f'cannot read directory "{STORE}/a"x": No such file or directory',
         f"no luck: path '{STORE}/x.nix' does not exist",
     ],
 )

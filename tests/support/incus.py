@@ -10,6 +10,7 @@ from typing import Any
 
 from support.cache import HostError
 from support.disposable import Host
+from support.incus_query import query
 
 # Far more than any wait takes on a slow machine, and less than the 600 s after which the sidecar
 # compares all by itself.
@@ -112,7 +113,8 @@ class Incus:
         return self.sh(name, script, check=False).returncode == 0
 
     def get(self, name: str, key: str, project: str = "default") -> str:
-        return self("config", "get", name, key, "--project", project).stdout.strip()
+        """The value of a key of the instance itself, as `incus config get` prints it."""
+        return str(self.info(name, project)["config"].get(key, "")).strip()
 
     def set(self, name: str, *pairs: str, project: str = "default") -> None:
         """Set keys. The client reads and then writes: another write may come between."""
@@ -125,8 +127,9 @@ class Incus:
         return self.get(name, "user.inx.status", project)
 
     def state(self, name: str, project: str = "default") -> str:
-        found = self("list", f"^{name}$", "--project", project, "-c", "s", "-f", "csv").stdout
-        return found.strip()
+        """As `incus list` shows it; "" if there is no such instance."""
+        found = query(self.host, f"/1.0/instances/{name}?project={project}")
+        return found["status"].upper() if found else ""
 
     def states(self, names: list[str]) -> list[str]:
         """State and status of each instance, as in a row of `incus list`."""
@@ -144,7 +147,10 @@ class Incus:
         return json.loads(self(*args).stdout)
 
     def info(self, name: str, project: str = "default") -> dict[str, Any]:
-        return dict(self.json("query", f"/1.0/instances/{name}?project={project}"))
+        found = query(self.host, f"/1.0/instances/{name}?project={project}")
+        if found is None:
+            raise HostError(f"there is no instance '{name}' in project '{project}'")
+        return dict(found)
 
     def info_of_member(self, name: str) -> dict[str, Any]:
         """A member of the cluster, as Incus describes it."""
@@ -152,8 +158,8 @@ class Incus:
 
     def pid(self, name: str) -> int:
         """The PID of the instance's init on the host, or 0 if the instance does not run."""
-        state = self("query", f"/1.0/instances/{name}/state", check=False).stdout
-        return int(json.loads(state)["pid"]) if state else 0
+        state = query(self.host, f"/1.0/instances/{name}/state")
+        return int(state["pid"]) if state else 0
 
     def uuid(self, name: str, project: str = "default") -> str:
         return self.get(name, "volatile.uuid", project)

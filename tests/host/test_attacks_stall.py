@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from support.gc import (
 from support.gc import journal as journal_of
 from support.incus import Incus
 from support.running import PROFILES, newest_system, says
-from support.services import SERVICE, journal, property_of
+from support.services import SERVICE, constant, journal, property_of
 from support.sources import at_switch, bump, launched, source
 
 pytestmark = pytest.mark.main
@@ -116,8 +116,15 @@ def test_processes_that_wait_for_ever_are_few(incus: Incus, host: Host) -> None:
     assert sync.returncode == 0, sync
 
 
+@pytest.fixture
+def impatient(host: Host) -> Iterator[None]:
+    """The sidecar gives up sooner what a container keeps waiting."""
+    with constant(host, "kernel/forked", "_SECONDS", 6.0):
+        yield
+
+
 def test_a_profile_that_does_not_answer_while_an_update_fails_is_restored_later(
-    incus: Incus, host: Host
+    impatient: None, incus: Incus, host: Host
 ) -> None:
     """The activation itself can put the file system there. Then the profile cannot be restored."""
     name = launched(incus, "one")

@@ -52,6 +52,33 @@ def property_of(host: Host, name: str) -> str:
     return host.run(["systemctl", "show", "--value", "-p", name, SERVICE]).stdout.strip()
 
 
+@contextlib.contextmanager
+def constant(
+    host: Host, module: str, name: str, value: float, unit: str = SERVICE
+) -> Iterator[None]:
+    """While the block runs, a constant of the installed program has another value for a unit.
+
+    For times that a test would only wait for. `module` is as "kernel/forked".
+    """
+    script = r"""
+        file=$(ls /opt/inx/lib/python3*/site-packages/inx_sidecar/$MODULE.py)
+        sed -i.before "s/^$NAME: Final = .*/$NAME: Final = $VALUE/" "$file"
+        if cmp -s "$file" "$file.before"; then exit 1; fi
+        systemctl restart "$UNIT"
+    """
+    back = r"""
+        file=$(ls /opt/inx/lib/python3*/site-packages/inx_sidecar/$MODULE.py)
+        mv "$file.before" "$file"
+        systemctl restart "$UNIT"
+    """
+    env = {"MODULE": module, "NAME": name, "VALUE": f"{value}", "UNIT": unit}
+    host.sh(script, env=env)
+    try:
+        yield
+    finally:
+        host.sh(back, env=env)
+
+
 def restart_sidecar(host: Host) -> None:
     host.run(["systemctl", "restart", SERVICE])
 

@@ -18,6 +18,9 @@ SECONDS = 120.0
 # For what waits for nothing, on a slow machine. What it must not wait for takes longer: the barrier
 # lets a collection go on after 45 s, and most others have no end.
 PROMPT = 40.0
+# What Incus says while it handles another request for the instance, as that for a status, and if
+# the sidecar has written between read and write of the client.
+REFUSED = re.compile("busy running|non-reusable operation|ETag doesn't match")
 POOL = "/var/lib/incus/storage-pools/default/containers"  # the files of instances, by name
 
 
@@ -51,7 +54,15 @@ class Incus:
         return f"{self.prefix}-{suffix}" if suffix else self.prefix
 
     def __call__(self, *args: str, check: bool = True, **more: Any) -> CompletedProcess[str]:
-        return self.host.run(["incus", *args], check=check, **more)
+        """Run the client, with `check` again and again while Incus refuses for a moment."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                return self.host.run(["incus", *args], check=check, **more)
+            except HostError as error:
+                if not REFUSED.search(str(error)) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def init(self, *args: str, name: str = "", project: str = "default", **config: str) -> str:
         """Create an instance. Keyword arguments are user.inx.* keys, with "_" for "."."""
@@ -117,11 +128,7 @@ class Incus:
         return str(self.info(name, project)["config"].get(key, "")).strip()
 
     def set(self, name: str, *pairs: str, project: str = "default") -> None:
-        """Set keys. The client reads and then writes: another write may come between."""
-        argv = ["config", "set", name, *pairs, "--project", project]
-        while "ETag doesn't match" in (done := self(*argv, check=False)).stderr:
-            pass
-        assert done.returncode == 0, done.stderr
+        self("config", "set", name, *pairs, "--project", project)
 
     def status(self, name: str, project: str = "default") -> str:
         return self.get(name, "user.inx.status", project)
@@ -263,11 +270,13 @@ class Incus:
           in {{ {outputs} }};
         }}
         """
-        self.host.sh(
-            'mkdir -p "$D"; cp /etc/nixos/*.nix /etc/nixos/deps.json "$D"; cat >"$D/flake.nix"',
-            env={"D": directory},
-            input=text,
-        )
+        script = """
+            mkdir -p "$D"
+            # A build may read them now.
+            [ -e "$D/deps.json" ] || cp /etc/nixos/*.nix /etc/nixos/deps.json "$D"
+            cat >"$D/flake.nix"
+        """
+        self.host.sh(script, env={"D": directory}, input=text)
         return directory
 
     def lose(self, path: str, *roots: str) -> None:

@@ -95,7 +95,7 @@ def test_sleeping_builds_delay_no_other_build(incus: Incus, host: Host) -> None:
         name = "{name}-quick"; system = {deps}.system; args = [ "-c" "echo >$out" ];
         builder = "${{builtins.storePath {deps}.busybox}}/bin/sh";
     }}"""
-    host.run(["nix-build", "--no-out-link", "--store", "daemon", "-E", text], timeout=30)
+    host.run(["nix-build", "--no-out-link", "--store", "daemon", "-E", text], timeout=60)
     status, log = attempt(incus, other, "echo >$out")
     assert status == 0, log
     users = host.sh("ps -o user:32= -C sleep | sort -u").stdout.split()

@@ -10,7 +10,7 @@ from support.incus import Incus
 
 pytestmark = pytest.mark.main
 
-SECONDS = 45.0
+SECONDS = 90.0
 # The same output as a build inside that never ends: its hash is that of the name.
 SAME = """
 let

@@ -97,7 +97,7 @@ def web_server(
     serve = [*enter, "python3", "-I", "-c", _SERVER, address, str(port)]
     host.run(["systemd-run", *options, *serve])
     look = shlex.join([*enter, "ss", "-Htln", "sport", "=", f":{port}"])
-    host.sh(f'until [ -n "$({look})" ]; do sleep 0.05; done', timeout=20)
+    host.sh(f'until [ -n "$({look})" ]; do sleep 0.05; done', timeout=120)
     try:
         yield log
     finally:

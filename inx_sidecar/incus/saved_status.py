@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 
 from inx_sidecar.base import paths
 
@@ -23,3 +24,11 @@ def load(uuid: str) -> dict[str, str] | None:
             return dict(json.load(file))
     except (OSError, ValueError):
         return None
+
+
+def drop(uuid: str, written: Mapping[str, str]) -> None:
+    """Save no longer what is `written`."""
+    saved = load(uuid) or {}
+    left = {key: value for key, value in saved.items() if written.get(key) != value}
+    if left != saved:
+        save(uuid, left)

@@ -183,8 +183,9 @@ class StatusWriter:
     def publish_saved(self, instance: Instance) -> None:
         """Write the status that was saved last, perhaps by the previous sidecar."""
         config = saved_status.load(instance.uuid)
-        if config is not None:
-            self._enqueue(instance, config)
+        if config is not None and not self._enqueue(instance, config):
+            if _key(instance) not in self._tasks:
+                _drop_kept(instance, config)
 
     async def publish_and_wait(self, instance: Instance, status: Status) -> None:
         """Write `status`, and wait up to two seconds until it is written."""
@@ -234,6 +235,7 @@ class StatusWriter:
                 instance, config = self._wanted.pop(key)
                 try:
                     await incus.set_config(instance.project, instance.name, instance.uuid, config)
+                    _drop_kept(instance, config)
                     retry = _FIRST_RETRY_SECONDS
                 except incus.IncusError as error:
                     if error.code == _NOT_FOUND:
@@ -268,3 +270,8 @@ def _key(instance: Instance) -> _Key:
 
 def _config(instance: Instance, status: Status) -> dict[str, str]:
     return status.config() | ({SEALED: instance.uuid} if status.sealed else {})
+
+
+def _drop_kept(instance: Instance, written: Mapping[str, str]) -> None:
+    """Incus has `written`. What a build keeps is not written again: an operator may correct it."""
+    saved_status.drop(instance.uuid, {key: written[key] for key in KEPT if key in written})

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from inx_sidecar.incus import api, saved_status, status
 from inx_sidecar.incus.instance import Instance, LxcFacts
 from inx_sidecar.incus.request import IncusError
 from inx_sidecar.incus.status import StatusWriter, next_retry
-from inx_sidecar.incus.status_keys import Status, visible_config
+from inx_sidecar.incus.status_keys import STATE_VERSION, Status, visible_config
 
 pytestmark = pytest.mark.life
 
@@ -218,6 +219,56 @@ def test_what_changed_is_written_with_the_status_and_not_lost_by_a_newer_one(
     ]
     saved = saved_status.load("uuid")
     assert saved is not None and saved["user.inx.status.changes"] == "a 1 -> 2"
+
+
+def test_what_a_build_keeps_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator may correct it: a status that is written again does not undo this."""
+    monkeypatch.setattr(paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(status, "_DELAY_SECONDS", 0.0)
+    (tmp_path / "uuid").mkdir()
+    written: list[Mapping[str, str]] = []
+    refusals = [IncusError("it is busy", 500)]
+
+    async def set_config(_project: str, _name: str, _uuid: str, config: Mapping[str, str]) -> None:
+        if refusals:
+            raise refusals.pop()
+        written.append(config)
+
+    monkeypatch.setattr(api, "set_config", set_config)
+
+    def saved_version() -> str | None:
+        return (saved_status.load("uuid") or {}).get(STATE_VERSION)
+
+    async def main() -> None:
+        statuses = StatusWriter()
+        statuses.save_for_successor(WEB, Status("building"))
+        statuses.keep(WEB, {STATE_VERSION: "26.05"})
+        while refusals:
+            assert saved_version() == "26.05"
+            await asyncio.sleep(0)
+        statuses.publish(WEB, Status("ready"))
+        assert saved_version() == "26.05", "the next sidecar may have to write it"
+        await asyncio.gather(*statuses._tasks.values())
+        assert saved_version() is None
+
+        # A sidecar that died after Incus took the keys did not drop them.
+        same = replace(WEB, config={STATE_VERSION: "26.05", **Status("ready").config()})
+        saved_status.save("uuid", {STATE_VERSION: "26.05", **Status("ready").config()})
+        second = StatusWriter()
+        second.set_known_status(same)
+        second.publish_saved(same)
+        assert saved_version() is None
+
+        corrected = replace(WEB, config={STATE_VERSION: "25.11"})
+        third = StatusWriter()
+        third.set_known_status(corrected)
+        third.publish_saved(corrected)
+        await asyncio.gather(*third._tasks.values())
+
+    asyncio.run(main())
+    assert [config.get(STATE_VERSION) for config in written] == ["26.05", None]
 
 
 def test_nothing_is_written_while_an_instance_starts(monkeypatch: pytest.MonkeyPatch) -> None:

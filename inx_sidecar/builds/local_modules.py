@@ -13,6 +13,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import BuildError
 from inx_sidecar.builds.local_source import check_path, look_at
 from inx_sidecar.config.module_keys import NIXPKGS, nixpkgs_reference
+from inx_sidecar.config.references import PATH
 from inx_sidecar.config.sources import Flake, Modules, NixFile
 
 _IN_STORE: Final = re.compile(rf"({paths.STORE}/[^/]+)((?:/.*)?)")
@@ -23,11 +24,13 @@ _EVAL_CONFIG: Final = "nixos/lib/eval-config.nix"
 class LocalModules:
     """`base` and `nixpkgs` are the references that Nix is given, without a link or a choice; empty
     if there is none. A `nixpkgs` that begins with "/" is read where it is. `below` is where nixpkgs
-    lies in what the reference names. `repositories` are directories of git that are read.
-    `is_local` says whether anything of this is on the host, but not in the store.
+    lies in what the reference names. `files` are the paths of modules that Nix is given.
+    `repositories` are directories of git that are read. `is_local` says whether anything of this is
+    on the host, but not in the store.
     """
 
     base: str = ""
+    files: tuple[str, ...] = ()
     nixpkgs: str = ""
     below: str = ""
     repositories: tuple[str, ...] = ()
@@ -38,7 +41,8 @@ class LocalModules:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "LocalModules":
-        return cls(**value | {"repositories": tuple(value["repositories"])})
+        lists = {name: tuple(value[name]) for name in ("files", "repositories")}
+        return cls(**value | lists)
 
 
 def check_paths(source: Modules, nixpkgs: str) -> None:
@@ -56,7 +60,8 @@ def look_at_modules(source: Modules, nixpkgs: str, setting: str) -> LocalModules
     """
     for key, path in source.files:
         _check_module(key, path)
-    found = LocalModules(is_local=bool(source.files))
+    files = tuple(_given(path) for _, path in source.files)
+    found = LocalModules(files=files, is_local=bool(files))
     if source.base is not None:
         if source.base.local() is None:
             return replace(found, base=source.base.ref)
@@ -97,3 +102,11 @@ def _check_module(key: str, path: str) -> None:
         raise BuildError(f"there is no {path}/default.nix: name a module in {key}")
     if not os.path.samefile(path, os.path.realpath(path)):
         raise BuildError(f"{path} is not {os.path.realpath(path)}, where its links lead")
+
+
+def _given(path: str) -> str:
+    """The path of a module that Nix is given: an evaluation has other names for the directories of
+    temporary files (builds/build_service.py), so a link into them leads nowhere."""
+    real = os.path.realpath(path)
+    is_temporary = real.startswith((f"{paths.TMP}/", f"{paths.VAR_TMP}/"))
+    return real if is_temporary and PATH.fullmatch(real) else path

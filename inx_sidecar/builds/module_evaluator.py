@@ -34,7 +34,8 @@ async def evaluator_of_modules(source: Modules, settings: Settings, instance: st
     check_paths(source, nixpkgs)
     looked = await _look(source, nixpkgs, instance)
     base = source.base and replace(source.base, ref=looked.base)
-    seen = replace(source, base=base, nixpkgs=looked.nixpkgs, below=looked.below)
+    files = tuple((key, path) for (key, _), path in zip(source.files, looked.files, strict=True))
+    seen = replace(source, base=base, nixpkgs=looked.nixpkgs, below=looked.below, files=files)
     named = base.ref if base is not None else looked.nixpkgs
     if looked.is_local or named.startswith(FILE_SCHEMES):
         return Evaluator(user, seen, doubt=_DOUBT, repositories=looked.repositories)

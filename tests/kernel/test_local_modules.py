@@ -1,5 +1,6 @@
 """What modules name on this host: is it there, and what is Nix given?"""
 
+import json
 import os
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def test_a_module_is_a_file_or_a_directory(tmp_path: Path) -> None:
     (tmp_path / "dir/default.nix").touch()
     assert look(modules(tmp_path / "dir")).is_local
     assert "none.nix: correct user.inx.module" in refusal(modules(tmp_path / "none.nix"))
+
+
+def test_a_link_to_temporary_files_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation has other names for them."""
+    for name in "tmp", "srv":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.nix").touch()
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name / "x.nix")
+    monkeypatch.setattr("inx_sidecar.base.paths.TMP", str(tmp_path / "tmp"))
+    found = look(modules(tmp_path / "to-tmp", tmp_path / "to-srv"))
+    assert found.files == (f"{tmp_path}/tmp/x.nix", f"{tmp_path}/to-srv")
+    assert LocalModules.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_a_local_flake_is_looked_at_as_always(tmp_path: Path) -> None:

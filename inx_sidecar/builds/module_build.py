@@ -42,11 +42,10 @@ def modules_of(
     """The build of `seen`, the modules of `request` by the paths that the build sees."""
     asked = request.source
     assert isinstance(asked, Modules)
-    reference = asked.base.ref if asked.base is not None else asked.nixpkgs
     if not request.settings.allows_everything:
         # Who edits the instance can edit what is locked.
         seen = replace(seen, lock=None)
-    return ModuleBuild(request, seen, reference, service, running)
+    return ModuleBuild(request, seen, asked.nixpkgs, service, running)
 
 
 class ModuleBuild:

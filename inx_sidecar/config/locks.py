@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from inx_sidecar.config.credentials import has_credentials
+
 _SIZE_MAX: Final = 1 << 13
 _STRING_MAX: Final = 2000
 _NAME: Final = re.compile(r"[A-Za-z]{1,32}")
@@ -79,8 +81,8 @@ def lock_of(reference: str, update: str, fetched: Any, below: str = "") -> Lock 
     """The lock of `reference` after 'nix flake prefetch --json' (Nix 2.18 to 2.34) has said
     `fetched` of it; None if that is not what Nix says.
 
-    What is on no server, as a directory of the host, is in the store by now. Nix 2.18 says only
-    that."""
+    What is on no server, as a directory of the host, is in the store by now; so is what was fetched
+    with a credential in its URL. Nix 2.18 says only that."""
     if not isinstance(fetched, Mapping):
         return None
     in_store = {"type": "path", "path": fetched.get("storePath")}
@@ -131,8 +133,8 @@ def _is_plain(name: Any, value: Any) -> bool:
 def _is_fixed(lock: Lock) -> bool:
     """Whether Nix takes the same at each time, from a server or from the store."""
     kind = lock.get("type")
-    if not lock.get("narHash"):
-        return False
+    if not lock.get("narHash") or has_credentials(lock.get("url")):
+        return False  # everybody inside reads the key
     if kind == "path":
         return _STORE_PATH.fullmatch(lock.store_path) is not None
     return kind in _FORGES or lock.get("url").startswith(_URLS.get(kind, ("\0",)))

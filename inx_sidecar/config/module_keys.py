@@ -58,8 +58,7 @@ def parse_modules(
     if nixpkgs:
         check_nixpkgs(NIXPKGS, nixpkgs)
     lock = parse_lock(given.get(LOCKED, ""))
-    reference = base.ref if base is not None else nixpkgs
-    if lock and (lock.reference, lock.update) != (reference, digest_of(update)):
+    if base is not None or (lock and (lock.reference, lock.update) != (nixpkgs, digest_of(update))):
         lock = None
     version = given.get(STATE_VERSION, "")
     return Modules(

@@ -102,8 +102,8 @@ class Modules:
     flake whose configuration they extend. Without it, `nixpkgs` is what the operator names as
     nixpkgs, empty for the setting of the host, and `below` is where it lies in that. `attr` is the
     name that the configuration gets.
-    `lock` is what the build before this one has used of `base` or `nixpkgs`; None to look what that
-    is now. `state_version` is system.stateVersion unless a module sets it; empty before the first
+    `lock` is what the build before this one has used of `nixpkgs`; None to look what that is now.
+    `state_version` is system.stateVersion unless a module sets it; empty before the first
     build.
     """
 

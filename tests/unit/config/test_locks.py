@@ -54,11 +54,15 @@ ELSEWHERE = [
     {"type": "path", "path": "/srv/nixpkgs"},
     {"type": "git", "url": "file:///srv/nixpkgs", "rev": REV},
     {"type": "tarball", "url": "file:///srv/nixpkgs.tar.gz"},
+    {"type": "git", "url": "https://user:secret@example.org/nixpkgs", "rev": REV},
+    {"type": "tarball", "url": "https://example.org/nixpkgs.tar.gz?token=secret"},
 ]
 
 
 @pytest.mark.parametrize("locked", ELSEWHERE)
-def test_what_is_on_no_server_is_taken_from_the_store(locked: dict[str, Any]) -> None:
+def test_what_is_on_no_server_or_has_a_credential_is_taken_from_the_store(
+    locked: dict[str, Any],
+) -> None:
     assert dict(lock(**locked).attributes) == {"type": "path", "path": STORE, "narHash": HASH}
 
 

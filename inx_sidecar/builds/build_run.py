@@ -18,8 +18,8 @@ _LOG_MAX_BYTES: Final = 16 << 20
 
 
 class BuildRun:
-    """`limit` says which limit ended the last command, if one did; `progress` is that of the last
-    command that was followed."""
+    """Of the last command that was followed, `limit` says which limit ended it, if one did, and
+    `progress` how far it came."""
 
     def __init__(
         self, request: BuildRequest, service: BuildService, listener: Listener, log: FileIO
@@ -81,34 +81,34 @@ class BuildRun:
         argv = self._service.command_line(command, self._request.settings)
         done = await run(argv, on_line=show, read=read)
         self.progress = nix.progress
-        await self._look_at_end(done, self._request.settings.build_timeout)
+        self.limit = await self._limit_of(done)
         return done
 
     async def ask(self, command: list[str], seconds: int) -> Completed:
-        """Run a command that is a question, for `seconds` at most."""
+        """Run a command that is a question, for `seconds` at most. `limit` stays as it is: the
+        settings of the host say nothing of a question."""
         settings = self._request.settings
-        seconds = min(settings.build_timeout, seconds)
-        limited = replace(settings, build_timeout=seconds)
+        limited = replace(settings, build_timeout=min(settings.build_timeout, seconds))
         done = await run(self._service.command_line(command, limited))
-        await self._look_at_end(done, seconds)
+        await self._limit_of(done)
         return done
 
-    async def _look_at_end(self, done: Completed, seconds: int) -> None:
-        """Find the limit that made systemd end the command (Result= in systemd.exec(5), environment
-        variables), if any.
+    async def _limit_of(self, done: Completed) -> str:
+        """The limit that made systemd end the command (Result= in systemd.exec(5), environment
+        variables); empty if none did.
 
         The failed unit is then reset, so that its name can be used again.
         """
-        self.limit = ""
         if done.status == 0:
-            return
+            return ""
         unit = paths.build_unit(self._request.uuid)
         shown = await run(["systemctl", "show", "--property=Result", "--value", unit])
         await run(["systemctl", "reset-failed", "--quiet", unit])
         raise_it = f"raise that in {paths.CONFIG}"
-        memory = self._request.settings.build_memory_max
-        self.limit = {
-            "timeout": f"it took over {seconds} s (build_timeout); {raise_it}",
-            "oom-kill": f"it took over {memory} of memory (build_memory_max); {raise_it}",
+        settings = self._request.settings
+        return {
+            "timeout": f"it took over {settings.build_timeout} s (build_timeout); {raise_it}",
+            "oom-kill": f"it took over {settings.build_memory_max} of memory (build_memory_max); "
+            + raise_it,
             "signal": "it was killed; 'journalctl -k' may say why",
         }.get(shown.output.strip(), "")

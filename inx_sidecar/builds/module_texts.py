@@ -18,7 +18,10 @@ from inx_sidecar.builds.module_flake import bindings_text, body_text
 # Nix says this of a text that it has parsed to its end (parser.y): a body may have such names.
 _DYNAMIC: Final = "dynamic attributes not allowed in let"
 _PLACE: Final = re.compile(r" *at \S.*:(?P<line>[0-9]{1,9}):(?P<column>[0-9]{1,9}):?")
-_UNREADABLE: Final = "Nix cannot parse it, perhaps because it is nested too deeply"
+_UNREADABLE: Final = (
+    "Nix cannot parse it, perhaps because it is nested too deeply or has an expression that is too "
+    "long: divide that into bindings"
+)
 
 Parse = Callable[[str, str], Awaitable[Completed]]
 
@@ -42,18 +45,23 @@ async def bodies_among(texts: Mapping[str, str], parse: Parse) -> frozenset[str]
 
 
 async def _is_body(key: str, text: str, parse: Parse) -> bool:
+    # Most texts are bodies. So this is tried first: each parse starts a service.
+    body = await parse(key, body_text(text))
+    bindings = await parse(key, bindings_text(text)) if body.status == 0 else None
+    if bindings is not None and (bindings.status == 0 or failure_of(bindings).reason == _DYNAMIC):
+        return True
     whole = await parse(key, text)
     if whole.status == 0:
         return False
-    body = await parse(key, body_text(text))
-    if body.status:
-        mistakes = _mistake(whole, ""), _mistake(body, body_text("\0").partition("\0")[0])
-        raise _refusal(key, text, max(mistakes, key=lambda each: (each.line, each.column)))
-    bindings = await parse(key, bindings_text(text))
-    if bindings.status and _DYNAMIC not in bindings.output:
-        before = bindings_text("\0").partition("\0")[0]
-        raise _refusal(key, text, _mistake(bindings, before))
-    return True
+    if bindings is not None:
+        raise _refusal(key, text, _mistake(bindings, _before(bindings_text)))
+    mistakes = _mistake(whole, ""), _mistake(body, _before(body_text))
+    raise _refusal(key, text, max(mistakes, key=lambda each: (each.line, each.column)))
+
+
+def _before(around: Callable[[str], str]) -> str:
+    """What `around` puts before a text, on its first line."""
+    return around("\0").partition("\0")[0]
 
 
 def _mistake(done: Completed, before: str) -> _Mistake:

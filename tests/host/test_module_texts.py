@@ -129,7 +129,13 @@ def test_long_and_deep_texts(host: Host) -> None:
         assert kind == "refused" and told.startswith("user.inx.config:1: "), (name, told[:200])
 
 
-@pytest.mark.parametrize("text", ["a = 1; } // { b = 2;", "a = 1; }: { b = 2;", "in { "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = 1; } // { b = 2;", "a = 1; }: { b = 2;", "in { ",
+        "} // { # dynamic attributes not allowed in let",
+    ],
+)  # fmt: skip
 def test_no_brace_of_a_text_ends_the_body(host: Host, text: str) -> None:
     [[kind, told]] = classify(host, [text])
     assert kind == "refused" and "syntax error, unexpected" in told

@@ -66,7 +66,7 @@ def test_an_address_of_another_member_is_refused_until_it_is_free(
     reason = f"10.5.0.7 of '{other}' is a static address of '{one}' on the member '{a.host.name}'"
     while b.start(other, check=False).returncode == 0:  # until that member has read it
         b("stop", "-f", other)
-    assert reason in b.log(other)
+    b.wait_log(other, reason)
     b.wait_status(other, f"failed: {reason}, which runs; change one of the two$")
     # An instance that does not run has no claim, and one that was moved has none of its own.
     a("stop", "-f", one)
@@ -83,7 +83,7 @@ def test_an_address_of_another_member_is_refused_until_it_is_free(
     with cluster.cut_off(a.host):
         last = init(b, "last", f"network={lan}")
         assert b.start(last, check=False).returncode != 0
-        assert f"static address of '{other}'" in b.log(last)
+        b.wait_log(last, f"static address of '{other}'")
 
 
 def test_two_starts_at_the_same_moment_are_told_to_both(members: list[Incus], lan: str) -> None:

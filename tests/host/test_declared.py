@@ -248,7 +248,7 @@ def test_what_one_refuses_keeps_no_other_from_its_turn(declaration: Declaration)
     assert any(f"cannot create '{bad}': " in line and "rofile" in line for line in said)
     assert any(f"cannot create '{typo}': " in line and "limits.cpus" in line for line in said)
     assert any(f"cannot start '{other}': " in line for line in said)
-    assert "user.inx.flake" in incus.log(other)
+    incus.wait_log(other, "user.inx.flake")
     incus.wait_ready(good)
 
 

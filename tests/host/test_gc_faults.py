@@ -245,7 +245,7 @@ def test_an_instance_that_starts_on_a_full_disk_says_why_it_cannot(
     name = incus.init(system=incus.get(other, "user.inx.status.system"))
     with broken(host, "full") as words:
         assert incus.start(name, check=False).returncode != 0
-        assert words in incus.log(name)
+        incus.wait_log(name, words)
         incus.wait_status(name, rf"failed: cannot keep .*{words}")
         collect(host)
         assert in_store(host, path)

@@ -149,7 +149,7 @@ def test_no_text_names_another_path_while_and_after_a_system_is_built(
     incus.wait_inside(vault.name)
     status = incus.wait_status(vault.name, "failed: .*; started generation 2; 'journalctl ")
     assert f"there is no {STORE}/..." in status
-    assert f"there is no {secret}" in incus.log(vault.name)
+    incus.wait_log(vault.name, f"there is no {secret}")
     assert_no_names(vault, first, second)
     assert "there is no " in incus.console(vault.name)
     assert vault.do(reach, [first, vault.secret]) == {}
@@ -207,7 +207,7 @@ def test_a_name_that_is_cut_short_is_left_out_as_well(incus: Incus, host: Host) 
     incus.start(vault.name, check=False)
     status = incus.wait_status(vault.name, "failed: ")
     incus.wait_state(vault.name, "STOPPED")
-    assert bare in incus.log(vault.name)
+    incus.wait_log(vault.name, bare)
     console = incus.console(vault.name)
     for length in range(32, 4, -1):
         assert bare[:length] not in status, status

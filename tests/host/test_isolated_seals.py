@@ -99,7 +99,7 @@ def test_a_copy_boots_what_its_source_was_given_and_nothing_later(incus: Incus, 
     incus.set(copy, "user.inx.generation=9")
     incus("stop", "-f", copy)
     assert incus.start(copy, check=False).returncode != 0
-    assert "no such generation (it has 1)" in incus.log(copy)
+    incus.wait_log(copy, "no such generation (it has 1)")
     # A copy of a copy that has run.
     incus("copy", incus.name("twice"), incus.adopt(incus.name("thrice")))
     boots(incus, incus.name("thrice"), "one")

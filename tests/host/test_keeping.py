@@ -151,6 +151,6 @@ def test_a_sidecar_that_cannot_take_over_lets_init_end(incus: Incus, host: Host)
         host.run(["systemctl", "restart", SIDECAR])
         incus.wait_state(name, "STOPPED")
         incus.eventually(lambda: "unknown setting 'tpyo'" in incus.console(name), incus.story)
-        assert "unknown setting 'tpyo'" in incus.log(name)
+        incus.wait_log(name, "unknown setting 'tpyo'")
     finally:
         host.run(["rm", CONFIG])

@@ -158,7 +158,7 @@ def test_a_generation_can_be_pinned_and_released(incus: Incus) -> None:
     incus("stop", name)
     incus.set(name, "user.inx.generation=7")
     assert incus.start(name, check=False).returncode != 0
-    assert "user.inx.generation is 7" in incus.log(name)
+    incus.wait_log(name, "user.inx.generation is 7")
     assert incus.wait_status(name, "failed: user.inx.generation is 7")
 
 

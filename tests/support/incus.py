@@ -175,6 +175,14 @@ class Incus:
         """The output of `incus info --show-log`."""
         return self("info", name, "--show-log", "--project", project, check=False).stdout
 
+    def wait_log(self, name: str, text: str, project: str = "default") -> None:
+        """Wait until `incus info --show-log` has `text`: Incus moves the log when an instance
+        stops, and shows none for a moment."""
+        self.eventually(
+            lambda: text in self.log(name, project),
+            lambda: f"the log of {name} has no {text!r}: {self.log(name, project)}",
+        )
+
     def console(self, name: str, project: str = "default") -> str:
         """The whole output of the console since the start of the instance.
 

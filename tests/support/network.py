@@ -77,7 +77,7 @@ def is_refused(incus: Incus, name: str, pattern: str) -> None:
     """The start fails, and the log and the status tell the same sentence."""
     assert incus.start(name, check=False).returncode, f"{name} runs, and not: {pattern}"
     status = incus.wait_status(name, f"failed: .*{pattern}")
-    assert status.removeprefix("failed: ") in incus.log(name)
+    incus.wait_log(name, status.removeprefix("failed: "))
     assert status.isprintable() and not status.endswith(".")
     incus.wait_state(name, "STOPPED")
 

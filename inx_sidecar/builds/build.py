@@ -21,7 +21,7 @@ from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
 from inx_sidecar.builds.explanation import explain
 from inx_sidecar.builds.fetch import fetch_options
 from inx_sidecar.builds.missing_attribute import SECONDS
-from inx_sidecar.builds.module_build import modules_of
+from inx_sidecar.builds.module_build import CommandFailedError, modules_of
 from inx_sidecar.builds.module_evaluator import evaluator_of_modules
 from inx_sidecar.builds.nix_log import Progress
 from inx_sidecar.config.sources import Modules, System
@@ -109,6 +109,8 @@ async def build(request: BuildRequest, chosen: Chosen, listener: Listener) -> st
                 else:
                     command = build_command(seen, service.link, write_lock=not alone)
                 done = await running.follow(command)
+            except CommandFailedError as error:
+                done = error.done
             except BuildError as error:
                 reason = str(error)
         seconds = time.monotonic() - begin

@@ -36,6 +36,14 @@ from inx_sidecar.incus.status_keys import LOCKED, STATE_VERSION
 _PARSE_SECONDS: Final = 60
 
 
+class CommandFailedError(BuildError):
+    """A command of Nix that a build needs failed, as `done`."""
+
+    def __init__(self, done: Completed) -> None:
+        super().__init__(module_error(done))
+        self.done = done
+
+
 def modules_of(
     request: BuildRequest, seen: Modules, service: BuildService, running: BuildRun
 ) -> "ModuleBuild":
@@ -69,8 +77,8 @@ class ModuleBuild:
     async def prepare(self) -> list[str]:
         """The command that builds the system.
 
-        BuildError with the key and the line if a text is no module; BuildError if nixpkgs cannot be
-        fetched.
+        BuildError with the key and the line if a text is no module; CommandFailedError if nixpkgs
+        cannot be fetched.
         """
         source, kept = self._source, dict[str, str]()
         os.makedirs(self._service.flake, exist_ok=True)
@@ -135,7 +143,7 @@ class ModuleBuild:
         begin = [*EXPERIMENTAL, *command[: command.index("--")], *LOG_FORMAT]
         done = await self._running.follow([*begin, *command[command.index("--") :]], hidden="{")
         if done.status:
-            raise BuildError(self._running.limit or module_error(done))
+            raise CommandFailedError(done)
         for line in reversed(done.output.splitlines()):
             with suppress(ValueError):
                 value = json.loads(line)

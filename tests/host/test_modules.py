@@ -172,9 +172,11 @@ def test_nixpkgs_is_a_directory_of_the_host_or_in_the_store(
     added = host.run(["nix-store", "--add", place]).stdout.strip()
     incus.set(name, f"user.inx.nixpkgs={added}")
     wait_key(incus, name, LOCKED, added)
-    incus.set(name, "user.inx.nixpkgs=/srv")
+    incus.set(name, f"user.inx.nixpkgs=http://127.0.0.1:{standin.PORT}/none.tar.gz")
     text = incus.wait_status(name, "^failed")
-    assert "there is no /srv/nixos/lib/eval-config.nix" in text
+    assert "HTTP error 404; correct the reference, or if it is private" in text
+    incus.set(name, "user.inx.nixpkgs=/srv")
+    incus.wait_status(name, ".*there is no /srv/nixos/lib/eval-config.nix")
 
 
 def test_a_copy_has_the_same_nixpkgs(incus: Incus, host: Host, nixpkgs: str) -> None:

@@ -21,8 +21,9 @@ from inx_sidecar.builds.build_user import Evaluator, evaluator_of, slot_owner
 from inx_sidecar.builds.explanation import explain
 from inx_sidecar.builds.fetch import fetch_options
 from inx_sidecar.builds.missing_attribute import SECONDS
-from inx_sidecar.builds.module_build import CommandFailedError, modules_of
+from inx_sidecar.builds.module_build import CommandFailedError, ModuleBuild
 from inx_sidecar.builds.module_evaluator import evaluator_of_modules
+from inx_sidecar.builds.module_flake import is_impure
 from inx_sidecar.builds.nix_log import Progress
 from inx_sidecar.config.sources import Modules, System
 
@@ -87,15 +88,15 @@ async def build(request: BuildRequest, chosen: Chosen, listener: Listener) -> st
     await stop(uuid)
     await remove_build_directory(uuid)
     service = BuildService(uuid, evaluator)
+    seen, reason, done = service.source(), "", None
     alone = evaluator.doubt and f" (evaluated by a user without rights: {evaluator.doubt})"
     say(
         f"inx: building the system of {request.name!r} from {source}"
         + (alone or f" as {evaluator.user.name}")
     )
     listener.report(Progress().text())
-    seen, reason, done = service.source(), "", None
     with BuildRun.begun(request, service, listener) as running:
-        modules = modules_of(request, seen, service, running) if isinstance(seen, Modules) else None
+        modules, failed_as = None, evaluator
         if missing is not None:
             fetch = fetch_command(missing, service.link, await fetch_options())
             done = await running.follow(fetch)
@@ -104,13 +105,13 @@ async def build(request: BuildRequest, chosen: Chosen, listener: Listener) -> st
                 running.record(f"inx: {missing} cannot be fetched; building {source}")
             try:
                 if isinstance(seen, Modules):
-                    assert modules is not None
+                    modules = ModuleBuild(request, evaluator, service, running)
                     command = await modules.prepare()
                 else:
                     command = build_command(seen, service.link, write_lock=not alone)
                 done = await running.follow(command)
             except CommandFailedError as error:
-                done = error.done
+                done, failed_as = error.done, error.evaluator
             except BuildError as error:
                 reason = str(error)
         seconds = time.monotonic() - begin
@@ -124,13 +125,15 @@ async def build(request: BuildRequest, chosen: Chosen, listener: Listener) -> st
             if not reason:
                 assert done is not None
                 ask = partial(running.ask, seconds=SECONDS)
-                explained = await explain(source, seen, evaluator, done, running.log, ask)
+                explained = await explain(source, seen, failed_as, done, running.log, ask)
                 reason = running.limit or explained
             by = "" if alone or evaluator.user.uid == 0 else f" as {evaluator.user.name}"
             refusal = f"{by}: {reason}"
     if alone:
         await remove_build_directory(uuid)  # with its caches, which serve no other build
-    raise BuildError(f"{failed}{refusal}{alone}")
+    # A text reads no file, whoever evaluates it.
+    by = "" if isinstance(seen, Modules) and not is_impure(seen) else alone
+    raise BuildError(f"{failed}{refusal}{by}")
 
 
 async def _choose_evaluator(request: BuildRequest) -> Chosen:

@@ -62,9 +62,11 @@ class BuildRun:
             if self._log.tell() < _LOG_MAX_BYTES:
                 self._log.write(f"{redact(line)}\n".encode(errors="replace"))
 
-    async def follow(self, command: list[str], *, hidden: str = "\n") -> Completed:
+    async def follow(
+        self, command: list[str], *, hidden: str = "\n", service: BuildService | None = None
+    ) -> Completed:
         """Run a command of Nix with the log format internal-json, and show what it does, without
-        the lines that begin with `hidden`."""
+        the lines that begin with `hidden`. `service` is another one to run it in."""
 
         def show(line: str) -> None:
             if not line.startswith(hidden):
@@ -78,7 +80,7 @@ class BuildRun:
             self._listener.report(nix.progress.text(names=names))
             return lines
 
-        argv = self._service.command_line(command, self._request.settings)
+        argv = (service or self._service).command_line(command, self._request.settings)
         done = await run(argv, on_line=show, read=read)
         self.progress = nix.progress
         self.limit = await self._limit_of(done)

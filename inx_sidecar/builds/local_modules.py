@@ -25,8 +25,7 @@ class LocalModules:
     """`base` and `nixpkgs` are the references that Nix is given, without a link or a choice; empty
     if there is none. A `nixpkgs` that begins with "/" is read where it is. `below` is where nixpkgs
     lies in what the reference names. `files` are the paths of modules that Nix is given.
-    `repositories` are directories of git that are read. `is_local` says whether anything of this is
-    on the host, but not in the store.
+    `repositories` are directories of git that are read.
     """
 
     base: str = ""
@@ -34,7 +33,6 @@ class LocalModules:
     nixpkgs: str = ""
     below: str = ""
     repositories: tuple[str, ...] = ()
-    is_local: bool = False
 
     def to_json(self) -> Mapping[str, Any]:
         return asdict(self)
@@ -61,19 +59,19 @@ def look_at_modules(source: Modules, nixpkgs: str, setting: str) -> LocalModules
     for key, path in source.files:
         _check_module(key, path)
     files = tuple(_given(path) for _, path in source.files)
-    found = LocalModules(files=files, is_local=bool(files))
+    found = LocalModules(files=files)
     if source.base is not None:
         if source.base.local() is None:
             return replace(found, base=source.base.ref)
         looked = look_at(source.base)
-        return replace(found, base=looked.ref, repositories=looked.repositories, is_local=True)
+        return replace(found, base=looked.ref, repositories=looked.repositories)
     flake = _flake_of(nixpkgs)
     local = flake.local() if flake is not None else None
     if flake is None or local is None:
         return replace(found, nixpkgs=nixpkgs_reference(nixpkgs))
     if local.scheme == "git+file":
         looked = look_at(flake)
-        return replace(found, nixpkgs=looked.ref, repositories=looked.repositories, is_local=True)
+        return replace(found, nixpkgs=looked.ref, repositories=looked.repositories)
     directory = flake.directory() or ""
     if not os.path.exists(f"{directory}/{_EVAL_CONFIG}"):
         raise BuildError(
@@ -83,7 +81,7 @@ def look_at_modules(source: Modules, nixpkgs: str, setting: str) -> LocalModules
     real = os.path.realpath(directory)
     if in_store := _IN_STORE.fullmatch(real):
         return replace(found, nixpkgs=f"path:{in_store[1]}", below=in_store[2])
-    return replace(found, nixpkgs=real, is_local=True)
+    return replace(found, nixpkgs=real)
 
 
 def setting_of(source: Modules) -> str:

@@ -19,13 +19,17 @@ from inx_sidecar.builds.build_commands import EXPERIMENTAL, LOG_FORMAT
 from inx_sidecar.builds.build_request import BuildRequest
 from inx_sidecar.builds.build_run import BuildRun
 from inx_sidecar.builds.build_service import BuildService
+from inx_sidecar.builds.build_user import FILE_SCHEMES, Evaluator
 from inx_sidecar.builds.module_errors import module_error
 from inx_sidecar.builds.module_flake import (
     COPIED,
     NIX_FILES,
+    Nodes,
+    fetches_base,
     fetches_nixpkgs,
     flake_files,
     is_impure,
+    nodes_of_base,
 )
 from inx_sidecar.builds.module_texts import bodies_among
 from inx_sidecar.config.credentials import redact
@@ -37,39 +41,36 @@ _PARSE_SECONDS: Final = 60
 
 
 class CommandFailedError(BuildError):
-    """A command of Nix that a build needs failed, as `done`."""
+    """A command of Nix that `evaluator` has run for a build failed, as `done`."""
 
-    def __init__(self, done: Completed) -> None:
+    def __init__(self, done: Completed, evaluator: Evaluator) -> None:
         super().__init__(module_error(done))
         self.done = done
-
-
-def modules_of(
-    request: BuildRequest, seen: Modules, service: BuildService, running: BuildRun
-) -> "ModuleBuild":
-    """The build of `seen`, the modules of `request` by the paths that the build sees."""
-    asked = request.source
-    assert isinstance(asked, Modules)
-    if not request.settings.allows_everything:
-        # Who edits the instance can edit what is locked.
-        seen = replace(seen, lock=None)
-    return ModuleBuild(request, seen, asked.nixpkgs, service, running)
+        self.evaluator = evaluator
 
 
 class ModuleBuild:
-    """`kept` are the keys that the instance keeps of a build that succeeds."""
+    """The build of modules, as `evaluator` has been chosen for them.
+
+    `kept` are the keys that the instance keeps of a build that succeeds.
+    """
 
     def __init__(
         self,
         request: BuildRequest,
-        source: Modules,
-        reference: str,
+        evaluator: Evaluator,
         service: BuildService,
         running: BuildRun,
     ) -> None:
+        asked, seen = request.source, service.source()
+        assert isinstance(asked, Modules) and isinstance(seen, Modules)
+        if not request.settings.allows_everything:
+            # Who edits the instance can edit what is locked.
+            seen = replace(seen, lock=None)
         self._request = request
-        self._source = source
-        self._reference = reference
+        self._source = seen
+        self._reference = asked.nixpkgs
+        self._evaluator = evaluator
         self._service = service
         self._running = running
         self.kept: Mapping[str, str] = {}
@@ -87,13 +88,12 @@ class ModuleBuild:
         if lock is None and fetches_nixpkgs(source):
             lock = await self._lock(source)
             kept[LOCKED] = lock.text()
-        if source.base is not None and source.base.local() is None:
-            source = replace(source, base=await self._locked_base(source.base))
+        base = await self._nodes_of_base(source.base) if fetches_base(source) else None
         if source.base is None and not source.state_version:
             self._write(source, bodies, lock)
             source = replace(source, state_version=await self._release(source))
             kept[STATE_VERSION] = source.state_version
-        self._write(source, bodies, lock)
+        self._write(source, bodies, lock, base)
         self._tell(source, lock)
         self.kept = kept
         wanted = f'nixosConfigurations."{source.attr}".config.system.build.toplevel'
@@ -113,37 +113,61 @@ class ModuleBuild:
         # Nix 2.26 fetches the global registry also for what no registry has, and fails without it.
         direct = re.match(r"(?!flake:)[a-z][a-z0-9+.-]*:", source.nixpkgs)
         alone = ["--option", "flake-registry", ""] if direct else []
-        fetched = await self._json(
-            "flake", "prefetch", "--refresh", *alone, "--json", "--", source.nixpkgs
-        )
+        fetched = await self._fetch("prefetch", *alone, "--", source.nixpkgs)
         lock = lock_of(self._reference, self._request.update, fetched, source.below)
         if lock is None:
             raise BuildError(f"Nix does not say what {source.nixpkgs} is by now: {fetched}")
         return lock
 
-    async def _locked_base(self, base: Flake) -> Flake:
-        """The flake that is there now: a pure evaluation takes no other one."""
-        told = await self._json(
-            "flake", "metadata", "--refresh", "--json", "--no-write-lock-file", "--", base.ref
-        )
-        return replace(base, ref=str(told.get("url", base.ref)))
+    async def _nodes_of_base(self, base: Flake | None) -> Nodes:
+        """The flake that is there now, with all its inputs, fetched."""
+        assert base is not None
+        told = await self._fetch("metadata", "--no-write-lock-file", "--", base.ref)
+        await self._fetch("archive", "--no-write-lock-file", "--", base.ref)
+        try:
+            nodes = nodes_of_base(told)
+        except (KeyError, TypeError, AttributeError):
+            raise BuildError(f"Nix does not say what {redact(base.ref)} is by now") from None
+        self._running.record(f"inx: with {redact(str(told.get('url', '')))}")
+        return nodes
+
+    async def _fetch(self, verb: str, *arguments: str) -> dict[str, Any]:
+        """What 'nix flake VERB' says of a reference.
+
+        What comes from a server is fetched as `build_user`, whose caches and credentials serve all
+        fetches: nothing of a text is evaluated by that.
+        """
+        service, evaluator = self._service, self._evaluator
+        if not arguments[-1].startswith(("git+file:", *FILE_SCHEMES)):
+            evaluator = replace(evaluator, doubt="")
+            service = BuildService(self._request.uuid, evaluator)
+        command = ("flake", verb, "--refresh", "--json", *arguments)
+        if service is self._service:
+            return await self._json(evaluator, service, *command)
+        with service.environment():
+            return await self._json(evaluator, service, *command)
 
     async def _release(self, source: Modules) -> str:
         """The release of nixpkgs."""
         flake = f"path:{self._service.flake}#inx"
-        told = await self._json("eval", *_options(source), "--json", "--no-write-lock-file",
-                                "--", flake)  # fmt: skip
+        told = await self._json(
+            self._evaluator, self._service,
+            "eval", *_options(source), "--json", "--no-write-lock-file", "--", flake,
+        )  # fmt: skip
         release = told.get("release")
         if not is_release(release):
             raise BuildError(f"{source.nixpkgs} says no release of NixOS in lib.trivial.release")
         return str(release)
 
-    async def _json(self, *command: str) -> dict[str, Any]:
+    async def _json(
+        self, evaluator: Evaluator, service: BuildService, *command: str
+    ) -> dict[str, Any]:
         """The object that a command of Nix prints."""
         begin = [*EXPERIMENTAL, *command[: command.index("--")], *LOG_FORMAT]
-        done = await self._running.follow([*begin, *command[command.index("--") :]], hidden="{")
+        argv = [*begin, *command[command.index("--") :]]
+        done = await self._running.follow(argv, hidden="{", service=service)
         if done.status:
-            raise CommandFailedError(done)
+            raise CommandFailedError(done, evaluator)
         for line in reversed(done.output.splitlines()):
             with suppress(ValueError):
                 value = json.loads(line)
@@ -156,8 +180,14 @@ class ModuleBuild:
         _write_file(path, text)
         return await self._running.ask(["nix-instantiate", "--parse", "--", path], _PARSE_SECONDS)
 
-    def _write(self, source: Modules, bodies: frozenset[str], lock: Lock | None) -> None:
-        for name, text in flake_files(source, bodies, lock).items():
+    def _write(
+        self,
+        source: Modules,
+        bodies: frozenset[str],
+        lock: Lock | None,
+        base: Nodes | None = None,
+    ) -> None:
+        for name, text in flake_files(source, bodies, lock, base).items():
             _write_file(f"{self._service.flake}/{name}", text)
         for name in COPIED:
             shutil.copyfile(f"{NIX_FILES}/{name}", f"{self._service.flake}/{name}")
@@ -166,8 +196,6 @@ class ModuleBuild:
         """Keep the flake, and say of what the system is built."""
         if source.base is None:
             self._running.record(f"inx: with nixpkgs {lock or source.nixpkgs}")
-        elif source.base != self._source.base:
-            self._running.record(f"inx: with {redact(source.base.ref)}")
         place = paths.flake_dir(self._request.uuid)
         with suppress(OSError):  # a build does not need it
             shutil.rmtree(place, ignore_errors=True)

@@ -1,16 +1,16 @@
 """Who evaluates the modules of an instance: never their owner.
 
-Who may edit an instance chooses its modules, so they are evaluated with the rights of `build_user`
-at most. If they read files of this host, a user of this build alone evaluates them, in the groups
-of `build_user`: what lies on the host may be anybody's, and must not reach the caches and the
-credentials of `build_user`.
+Who may edit an instance chooses its modules. So a user of this build alone evaluates them, in the
+groups of `build_user`: also a pure evaluation reads any file of its user, by a fetch whose hash is
+known (builtins.fetchurl of "file:", which tells the right hash for a wrong one). `build_user` has
+caches and credentials.
 """
 
 from dataclasses import replace
 from typing import Final
 
 from inx_sidecar.base.errors import BuildError, MountError, one_line
-from inx_sidecar.builds.build_user import FILE_SCHEMES, SECONDS, Evaluator, build_user
+from inx_sidecar.builds.build_user import SECONDS, Evaluator, build_user
 from inx_sidecar.builds.local_modules import (
     LocalModules,
     check_paths,
@@ -36,10 +36,7 @@ async def evaluator_of_modules(source: Modules, settings: Settings, instance: st
     base = source.base and replace(source.base, ref=looked.base)
     files = tuple((key, path) for (key, _), path in zip(source.files, looked.files, strict=True))
     seen = replace(source, base=base, nixpkgs=looked.nixpkgs, below=looked.below, files=files)
-    named = base.ref if base is not None else looked.nixpkgs
-    if looked.is_local or named.startswith(FILE_SCHEMES):
-        return Evaluator(user, seen, doubt=_DOUBT, repositories=looked.repositories)
-    return Evaluator(user, seen)
+    return Evaluator(user, seen, doubt=_DOUBT, repositories=looked.repositories)
 
 
 async def _look(source: Modules, nixpkgs: str, instance: str) -> LocalModules:

@@ -238,7 +238,17 @@ def test_no_text_reads_what_the_user_of_builds_cannot(
             incus.set(name, f"{KEY}={read}", f"user.inx.update=pure{count}")
             wait_key(incus, name, "user.inx.status.update", f"pure{count}")
             assert "is forbidden in pure evaluation mode" in incus.status(name)
-            incus.set(name, f"user.inx.module={place}", f"user.inx.update=impure{count}")
+            fetch = f'builtins.fetchurl {{ url = "file://{path}"; sha256 = "{"0" * 64}"; }}'
+            incus.set(
+                name, f"{KEY}=environment.etc.x.source = {fetch};", f"user.inx.update=hash{count}"
+            )
+            wait_key(incus, name, "user.inx.status.update", f"hash{count}")
+            told = incus.status(name)
+            assert told.startswith("failed: ") and "sha256" not in told, told
+            assert not incus.inside(name, "test -e /etc/x")
+            incus.set(
+                name, f"{KEY}={read}", f"user.inx.module={place}", f"user.inx.update=impure{count}"
+            )
             wait_key(incus, name, "user.inx.status.update", f"impure{count}")
             assert "ermission denied" in incus.status(name)
             incus.set(name, "user.inx.module=")

@@ -48,7 +48,7 @@ def test_nixpkgs_in_a_directory(nixpkgs: Path) -> None:
     link = nixpkgs.parent / "link"
     link.symlink_to(nixpkgs)
     for text in (nixpkgs, link, f"path:{nixpkgs}", f"path:{nixpkgs.parent}?dir=nixpkgs"):
-        assert look(modules(), text) == LocalModules(nixpkgs=str(nixpkgs), is_local=True)
+        assert look(modules(), text) == LocalModules(nixpkgs=str(nixpkgs))
     assert f"{SETTING} is {nixpkgs}/nixos, but there is no {nixpkgs}/nixos/nixos/lib/" in refusal(
         modules(), f"{nixpkgs}/nixos"
     )
@@ -68,10 +68,10 @@ def test_nixpkgs_in_the_store(nixpkgs: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_module_is_a_file_or_a_directory(tmp_path: Path) -> None:
     (tmp_path / "x.nix").touch()
     (tmp_path / "dir").mkdir()
-    assert look(modules(tmp_path / "x.nix")).is_local
+    assert look(modules(tmp_path / "x.nix")).files == (f"{tmp_path}/x.nix",)
     assert f"no {tmp_path}/dir/default.nix" in refusal(modules(tmp_path / "dir"))
     (tmp_path / "dir/default.nix").touch()
-    assert look(modules(tmp_path / "dir")).is_local
+    assert look(modules(tmp_path / "dir")).files == (f"{tmp_path}/dir",)
     assert "none.nix: correct user.inx.module" in refusal(modules(tmp_path / "none.nix"))
 
 
@@ -92,7 +92,7 @@ def test_a_link_to_temporary_files_is_followed(
 def test_a_local_flake_is_looked_at_as_always(tmp_path: Path) -> None:
     assert f"there is no {tmp_path}/flake.nix" in refusal(modules(base=str(tmp_path)))
     (tmp_path / "flake.nix").touch()
-    assert look(modules(base=str(tmp_path))) == LocalModules(base=f"path:{tmp_path}", is_local=True)
+    assert look(modules(base=str(tmp_path))) == LocalModules(base=f"path:{tmp_path}")
 
 
 def test_no_look_goes_into_processes() -> None:

@@ -41,11 +41,18 @@ def test_an_error_names_the_key_and_the_line(version: str) -> None:
     for name, wanted in WANTED.items():
         assert found[name].startswith(wanted), found[name]
     assert "is not of type" in found["type"] and KEY in found["type"]
-    assert "is forbidden in pure evaluation mode" in found["passwd"]
+    forbidden = "is forbidden in pure evaluation mode: a text reads no file of the host; name a"
+    assert forbidden in found["passwd"]
     assert "its log says: oh no" in found["buildfail"]
     for name, text in found.items():
         assert "-source/" not in text and "«" not in text and text.isprintable(), name
         assert name == "buildfail" or "/nix/store/" not in text, text
+
+
+def test_a_file_beside_a_text() -> None:
+    text = f"error: path '/nix/store/{'a' * 32}-source/other.nix' does not exist"
+    told = module_error(Completed(("nix",), 1, text))
+    assert told.startswith("path 'other.nix' does not exist; a text reads no file of the host")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from inx_sidecar.builds import module_flake
-from inx_sidecar.builds.module_flake import body_text, flake_files, is_impure
+from inx_sidecar.builds.module_flake import body_text, flake_files, is_impure, nodes_of_base
 from inx_sidecar.config.locks import Lock
 from inx_sidecar.config.sources import Flake, Modules
 
@@ -52,6 +53,39 @@ def test_modules_extend_a_flake() -> None:
     text = flake(replace(SOURCE, base=Flake("path:/srv/x", "web.a", attr_given=True)))
     assert ".extended {" in text and 'flake = builtins.getFlake "path:/srv/x";' in text
     assert 'attr = "web.a";' in text and "hostPlatform" not in text and "factsOf" not in text
+
+
+def test_the_lock_of_a_flake_that_is_an_input() -> None:
+    """As 'nix flake metadata --json' tells of it: with what follows another input."""
+    leaf = {"locked": {"type": "path"}, "original": {"type": "indirect", "id": "nixpkgs"}}
+    told = {
+        "locked": {"type": "github", "narHash": "sha256-x", "__final": True},
+        "locks": {
+            "nodes": {
+                "nixpkgs": leaf,
+                "utils": leaf | {"inputs": {"nixpkgs": ["nixpkgs"], "systems": "systems"}},
+                "systems": leaf,
+                "top": {"inputs": {"nixpkgs": "nixpkgs", "utils": "utils"}},
+            },
+            "root": "top",
+            "version": 7,
+        },
+    }
+    base = nodes_of_base(told)
+    name = base["root"]["inputs"]["source"]
+    assert base[name]["locked"] == {"type": "github", "narHash": "sha256-x"}
+    assert base[name]["inputs"] == {"nixpkgs": "nixpkgs", "utils": "utils"}
+    assert base["utils"]["inputs"] == {"nixpkgs": ["source", "nixpkgs"], "systems": "systems"}
+    assert base["nixpkgs"] == leaf and "top" not in base
+    source = replace(SOURCE, base=Flake("github:o/r", "web", attr_given=True))
+    files = flake_files(source, frozenset(), None, base)
+    assert json.loads(files["flake.lock"])["nodes"] == base
+    assert 'inputs.source.url = "flake:source";' in files["flake.nix"]
+    assert "flake = inputs.source;" in files["flake.nix"]
+    strange: list[dict[str, Any]] = [{}, {"locked": {}}, told | {"locks": []}, told | {"locked": 1}]
+    for wrong in strange:
+        with pytest.raises((KeyError, TypeError, AttributeError)):
+            nodes_of_base(wrong)
 
 
 def test_the_first_build_takes_the_release_of_nixpkgs() -> None:

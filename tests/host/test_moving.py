@@ -212,7 +212,7 @@ def test_a_container_becomes_an_instance_with_all_that_it_is(old: Incus, host: H
     old.sh("web", f'[ "$({here})" = "{listed}" ]')
 
     # From now on the flake; nothing needs what is left of the old container.
-    host.sh(said(PAGE, "incus config set web "))
+    host.sh(said(PAGE, "incus config set web user.inx.system= user.inx.flake"))
     old.wait_generation("web", "8")
     host.sh(said(PAGE, "incus image delete "))
     host.sh(DESTROY)

@@ -165,7 +165,12 @@ class Incus:
 
     def pid(self, name: str) -> int:
         """The PID of the instance's init on the host, or 0 if the instance does not run."""
-        state = query(self.host, f"/1.0/instances/{name}/state")
+        try:
+            state = query(self.host, f"/1.0/instances/{name}/state")
+        except HostError as error:  # Incus answers so while an instance starts or stops
+            if "Invalid PID" in str(error):
+                return 0
+            raise
         return int(state["pid"]) if state else 0
 
     def uuid(self, name: str, project: str = "default") -> str:

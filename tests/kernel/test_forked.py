@@ -171,7 +171,10 @@ def test_others_go_on_while_a_child_works() -> None:
         return None, []
 
     async def main() -> None:
-        work = [asyncio.create_task(forked.run_in_child(wait, "the work")) for _ in range(5)]
+        work = [
+            asyncio.create_task(forked.run_in_child(wait, "the work", fds=(told, reader)))
+            for _ in range(5)
+        ]
         for _ in range(5):
             await asyncio.to_thread(os.read, ready, 1)
         assert not any(task.done() for task in work)

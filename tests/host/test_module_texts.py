@@ -124,7 +124,10 @@ def test_long_and_deep_texts(host: Host) -> None:
     found = dict(zip(DEEP, classify(host, list(DEEP.values())), strict=True))
     assert found["a megabyte in a line"][0] == "body"
     assert found["a megabyte of lines"] == ["body", None]
-    for name in ("brackets", "braces", "a megabyte of quotes"):
+    # The parser of Nix 2.26 has no room for so many; that of 2.34 has.
+    if found["brackets"] != ["body", 1]:
+        assert found["brackets"][1].startswith("user.inx.config:1: memory exhausted")
+    for name in ("braces", "a megabyte of quotes"):
         kind, told = found[name]
         assert kind == "refused" and told.startswith("user.inx.config:1: "), (name, told[:200])
 

@@ -65,11 +65,6 @@ class BuildService:
         return f"{self._output}/system"
 
     @property
-    def output(self) -> str:
-        """A directory that the evaluation can write."""
-        return self._output
-
-    @property
     def flake(self) -> str:
         """Where inx writes the flake of an instance that has modules."""
         return f"{self._path}/flake"

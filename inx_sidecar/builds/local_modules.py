@@ -4,7 +4,6 @@ The look follows links and may wait for a file system, so a child takes it.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -15,8 +14,8 @@ from inx_sidecar.builds.local_source import check_path, look_at
 from inx_sidecar.config.module_keys import NIXPKGS, nixpkgs_reference
 from inx_sidecar.config.references import PATH
 from inx_sidecar.config.sources import Flake, Modules, NixFile
+from inx_sidecar.nix.store_paths import store_path_of
 
-_IN_STORE: Final = re.compile(rf"({paths.STORE}/[^/]+)((?:/.*)?)")
 _EVAL_CONFIG: Final = "nixos/lib/eval-config.nix"
 
 
@@ -79,8 +78,8 @@ def look_at_modules(source: Modules, nixpkgs: str, setting: str) -> LocalModules
             "that has nixpkgs"
         )
     real = os.path.realpath(directory)
-    if in_store := _IN_STORE.fullmatch(real):
-        return replace(found, nixpkgs=f"path:{in_store[1]}", below=in_store[2])
+    if in_store := store_path_of(real):
+        return replace(found, nixpkgs=f"path:{in_store}", below=real.removeprefix(in_store))
     return replace(found, nixpkgs=real)
 
 

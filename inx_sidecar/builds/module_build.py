@@ -1,6 +1,7 @@
 """How modules become a system: their texts are parsed, nixpkgs is locked, and a flake is written.
 
-Nix runs as the user who evaluates, in the service of the build.
+A user of the build alone parses and evaluates. What comes from a server is fetched as `build_user`
+before.
 """
 
 import json

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from inx_sidecar.config.credentials import has_credentials
+from inx_sidecar.nix.store_paths import STORE_PATH
 
 _SIZE_MAX: Final = 1 << 13
 _STRING_MAX: Final = 2000
@@ -23,7 +24,6 @@ _NAME: Final = re.compile(r"[A-Za-z]{1,32}")
 _RELEASE: Final = re.compile(r"[0-9]{2}\.[0-9]{2}")
 _FORGES: Final = ("github", "gitlab", "sourcehut")
 _URLS: Final = {"tarball": ("https://", "http://"), "git": ("https://", "http://", "ssh://")}
-_STORE_PATH: Final = re.compile(r"/nix/store/[0-9a-df-np-sv-z]{32}-[A-Za-z0-9+._?=-]{1,211}")
 _BELOW: Final = re.compile(r"(?:/[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,100}){0,8}")
 
 
@@ -136,5 +136,5 @@ def _is_fixed(lock: Lock) -> bool:
     if not lock.get("narHash") or has_credentials(lock.get("url")):
         return False  # everybody inside reads the key
     if kind == "path":
-        return _STORE_PATH.fullmatch(lock.store_path) is not None
+        return STORE_PATH.fullmatch(lock.store_path) is not None
     return kind in _FORGES or lock.get("url").startswith(_URLS.get(kind, ("\0",)))

@@ -55,8 +55,6 @@ def parse_modules(
     _check_size(texts)
     for key, path in files:
         _check_path(key, path)
-    if nixpkgs:
-        check_nixpkgs(NIXPKGS, nixpkgs)
     lock = parse_lock(given.get(LOCKED, ""))
     if base is not None or (lock and (lock.reference, lock.update) != (nixpkgs, digest_of(update))):
         lock = None

@@ -21,7 +21,6 @@ from support.gc import (
     journal_end,
     journal_lines,
     link_roots,
-    main_pid,
     make_links,
     make_roots,
     register,
@@ -31,6 +30,7 @@ from support.gc import (
     wait_rooted,
 )
 from support.incus import PROMPT, Incus
+from support.services import unreadable_database
 
 pytestmark = pytest.mark.gc
 
@@ -299,16 +299,12 @@ def test_no_root_is_dropped_while_nixs_database_cannot_be_read(incus: Incus, hos
     name = incus.launch(flake="/etc/nixos#web")
     make_roots(incus, name, {"/root/before": path})
     make_links(incus, name, {"/root/after": path})
-    within = ["nsenter", "-m", "-t", str(main_pid(host))]
-    host.run([*within, "mount", "--bind", "/dev/null", "/nix/var/nix/db/db.sqlite"])
-    try:
+    with unreadable_database(host):
         register(incus, name, ["/root/after"])
         said = host.run(SYNC, check=False)
         assert root_name("/root/before", path) in link_roots(incus, name), said
         # The status is about the roots alone, or says that nothing can be decided now.
         incus.wait_status(name, r"(ready|failed).*cannot read Nix's database")
-    finally:
-        host.run([*within, "umount", "/nix/var/nix/db/db.sqlite"])
     wait_rooted(incus, name, {"/root/before": path, "/root/after": path})
     incus.wait_status(name, "ready$")
     collect(host)

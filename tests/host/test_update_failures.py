@@ -6,7 +6,7 @@ import pytest
 from support.disposable import Host
 from support.incus import Incus
 from support.running import PROFILE, PROFILES, newest_system, says
-from support.services import journal, property_of, restart_sidecar, sync
+from support.services import journal, restart_sidecar, sync, unreadable_database
 from support.sources import at_switch, broken, bump, derivation, launched, offer, source
 from support.store import collect
 
@@ -165,14 +165,9 @@ def test_a_decision_that_failed_is_made_later(incus: Incus, host: Host) -> None:
     """The sidecar looks again by itself: there is no event between failure and success."""
     name = launched(incus)
     source(incus, "two")
-    within = ["nsenter", "-m", "-t", property_of(host, "MainPID")]
-    database = "/nix/var/nix/db/db.sqlite"
-    host.run([*within, "mount", "--bind", "/dev/null", database])
-    try:
+    with unreadable_database(host):
         bump(incus, name)
         said = incus.wait_status(name, "failed: cannot read Nix's database")
         assert "; generation 1 runs on" in said
-    finally:
-        host.run([*within, "umount", database])
     incus.wait_generation(name, "2")
     assert says(incus, name, "two")

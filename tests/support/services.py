@@ -125,6 +125,23 @@ def stopped_nix_daemon(host: Host) -> Iterator[None]:
         host.run(["systemctl", "start", "nix-daemon.socket"])
 
 
+@contextlib.contextmanager
+def unreadable_database(host: Host) -> Iterator[None]:
+    """While the block runs, the sidecar finds no database of Nix; everybody else does.
+
+    An empty file in its place would be no way: whoever opens a database of 0 bytes, also with
+    mode=ro, deletes its write-ahead log (SQLite, pagerOpenWalIfPresent), and with it what Nix
+    wrote last.
+    """
+    within = ["nsenter", "-m", "-t", property_of(host, "MainPID")]
+    database = "/nix/var/nix/db"
+    host.run([*within, "mount", "-t", "tmpfs", "none", database])
+    try:
+        yield
+    finally:
+        host.run([*within, "umount", database])
+
+
 def journal(host: Host, name: str) -> list[str]:
     """All that the sidecar has logged about the instance."""
     text = host.run(["journalctl", "-u", "inx-sidecar", "-o", "cat", "--no-pager"]).stdout

@@ -1,7 +1,7 @@
 """Instances that the host declares, by the program that NixOS hosts run, from what those generate.
 
 tests/nix/example.json is what the modules make of the configuration of that name in
-tests/nix/cases.nix (tests/nix/test_modules.py).
+tests/nix/cases.nix (tests/nix/test_nixos_modules.py).
 """
 
 import json

@@ -18,9 +18,11 @@ SECONDS = 120.0
 # For what waits for nothing, on a slow machine. What it must not wait for takes longer: the barrier
 # lets a collection go on after 45 s, and most others have no end.
 PROMPT = 40.0
-# What Incus says while it handles another request for the instance, as that for a status, and if
-# the sidecar has written between read and write of the client.
-REFUSED = re.compile("busy running|non-reusable operation|ETag doesn't match")
+# What Incus says while it handles another request for the instance, as that for a status, if the
+# sidecar has written between read and write of the client, and while LXC ends a stop.
+REFUSED = re.compile(
+    "busy running|non-reusable operation|ETag doesn't match|instance is already running"
+)
 POOL = "/var/lib/incus/storage-pools/default/containers"  # the files of instances, by name
 
 
@@ -117,6 +119,17 @@ class Incus:
             return found[0] != ""
 
         self.eventually(has_output, lambda: f"{argv} prints nothing in {name}")
+        return found[0]
+
+    def ended(self, name: str, script: str) -> CompletedProcess[str]:
+        """The end of a script that prints. It runs again if incus exec has lost all output."""
+        found: list[CompletedProcess[str]] = []
+
+        def has_output() -> bool:
+            found[:] = [self.sh(name, script, check=False)]
+            return found[0].stdout + found[0].stderr != ""
+
+        self.eventually(has_output, lambda: f"{script} prints nothing in {name}")
         return found[0]
 
     def inside(self, name: str, script: str) -> bool:

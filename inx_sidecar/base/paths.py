@@ -20,6 +20,7 @@ HOOKS = "/etc/inx/hooks"
 PROFILE = "/etc/inx/profile.yaml"
 DECLARED = "/etc/inx/instances.json"
 MACHINE_ID = "/etc/machine-id"
+SYSTEM_BUS = "/run/dbus/system_bus_socket"
 TMP = "/tmp"
 VAR_TMP = "/var/tmp"
 # Programs of root write there what instances and users say: logs, consoles, leases, core dumps,

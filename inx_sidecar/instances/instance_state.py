@@ -50,7 +50,7 @@ class InstanceState:
         self.mounted.clear()
 
     async def await_daemon_units(self, seconds: float | None = None) -> None:
-        """Wait for the systemctl commands that still run, but at most `seconds`; a failure is only
+        """Wait until the units of the daemon are changed, but at most `seconds`; a failure is only
         logged."""
         try:
             await self.daemon.wait_until_done(seconds)

@@ -7,12 +7,17 @@ import os
 import shutil
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError, UnsupportedError
 from inx_sidecar.base.process import run
 from inx_sidecar.base.storage import storage_error
+from inx_sidecar.base.units import Units
 from inx_sidecar.kernel.cgroups import hierarchy
+
+# One connection to systemd serves the daemons of all instances.
+_UNITS: Final = Units()
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,8 @@ class NixDaemon:
 
     def __init__(self, uuid: str) -> None:
         self._uuid = uuid
+        self._socket_unit = paths.daemon_socket_unit(uuid)
+        self._service_unit = paths.daemon_service_unit(uuid)
         self._change: asyncio.Task[InxError | None] | None = None
 
     def prepare(self) -> None:
@@ -68,23 +75,22 @@ class NixDaemon:
         """Listen on the socket; a daemon of a former container ends before."""
         if self.is_running:
             self.begin_end()
-        self._begin("start", [paths.daemon_socket_unit(self._uuid)])
+        self._begin(lambda: _UNITS.start(self._socket_unit), is_needed=True)
 
     def begin_stop(self) -> None:
         """End the daemon and its socket."""
-        service = paths.daemon_service_unit(self._uuid)
-        self._begin("stop", [paths.daemon_socket_unit(self._uuid), service], self._remove_builds)
+        self._begin(lambda: self._stop(self._socket_unit, self._service_unit))
 
     def begin_kill(self) -> None:
         """As `begin_stop`, at once: a process of the daemon may take long to end by itself, since
         it looks for a signal only now and then."""
         if self.is_running:
-            self._begin("kill", ["--signal=KILL", paths.daemon_service_unit(self._uuid)])
+            self._begin(lambda: _UNITS.kill(self._service_unit))
         self.begin_stop()
 
     def begin_end(self) -> None:
         """End the daemon with all its builds; the next client starts another one."""
-        self._begin("stop", [paths.daemon_service_unit(self._uuid)], self._remove_builds)
+        self._begin(lambda: self._stop(self._service_unit))
 
     async def wait_until_done(self, seconds: float | None = None) -> None:
         """Wait for the last change, but at most `seconds`.
@@ -127,6 +133,13 @@ class NixDaemon:
         with contextlib.suppress(OSError):
             os.rmdir(paths.daemon_builds_dir(self._uuid))
 
+    async def _stop(self, *units: str) -> None:
+        """Stop `units`, and remove what builds have left."""
+        try:
+            await _UNITS.stop(*units)
+        finally:
+            await self._remove_builds()
+
     async def _remove_builds(self) -> None:
         """Remove what builds have left. A program of its own does this: it may be much."""
         directory = paths.daemon_builds_dir(self._uuid)
@@ -136,26 +149,19 @@ class NixDaemon:
             if done.status:
                 log.error("cannot empty %s: %s", directory, done.output)
 
-    def _begin(
-        self,
-        verb: str,
-        units: list[str],
-        then: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
+    def _begin(self, change: Callable[[], Awaitable[None]], *, is_needed: bool = False) -> None:
+        """Let systemd do `change`; a failure of what `is_needed` is told to whoever waits."""
         before = self._change
 
-        async def systemctl() -> InxError | None:
+        async def carry_out() -> InxError | None:
             if before is not None:
                 await asyncio.wait([before])
-            done = await run(["systemctl", verb, "--quiet", *units])
-            if then is not None:
-                await then()
-            if done.status == 0:
-                return None
-            error = UnsupportedError(f"'{done.command}' failed: {done.output}")
-            if verb == "start":
-                return error
-            log.error("%s", error)
+            try:
+                await change()
+            except InxError as error:
+                if is_needed:
+                    return error
+                log.error("%s", error)
             return None
 
-        self._change = asyncio.create_task(systemctl())
+        self._change = asyncio.create_task(carry_out())

@@ -11,6 +11,7 @@ let
         "click"
         "h11"
         "inotify-simple"
+        "jeepney"
         "logging-journald"
         "pyroute2"
         "pyyaml"

@@ -600,7 +600,7 @@ def test_the_flake_has_all_outputs(host: Host, nixpkgs: str) -> None:
     package = found["package"]
     assert package["pname"] == "inx"
     assert package["dependencies"] == [
-        "click", "h11", "inotify-simple", "logging-journald", "pyroute2", "pyyaml"
+        "click", "h11", "inotify-simple", "jeepney", "logging-journald", "pyroute2", "pyyaml"
     ]  # fmt: skip
     assert package["files"] == [
         "LICENSE", "README.md", "hooks", "inx_sidecar", "nix", "profiles", "pyproject.toml",

@@ -1,0 +1,188 @@
+"""The units of instances are changed over the message bus; without a bus, by systemctl."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from support.disposable import Host
+from support.incus import Incus
+from support.refusals import refused
+from support.services import state_of
+
+pytestmark = pytest.mark.life
+
+WRAPPER = "/usr/local/bin/systemctl"  # comes before the real one in the PATH of the sidecar
+SEEN = "/var/log/inx/systemctl.log"  # the sidecar may write there
+LOGGING = f"""#!/bin/sh
+echo "$PPID $*" >>{SEEN}
+exec /usr/bin/systemctl "$@"
+"""
+BUS = ("dbus.socket", "dbus.service")
+# A job takes a second. Meanwhile another user of the host tells the connection, and every other one
+# of the bus, that the job has failed, and sends what is too long.
+FORGED = """
+import asyncio, subprocess, sys, time
+from inx_sidecar.base.systemd_bus import SystemdBus
+FORGE = '''
+import os, sys
+os.setgid(65534); os.setuid(65534)
+from jeepney import DBusAddress, HeaderFields, message_bus, new_signal
+from jeepney.io.blocking import open_dbus_connection
+bus = open_dbus_connection("SYSTEM")
+systemd = "org.freedesktop.systemd1"
+manager = DBusAddress("/org/freedesktop/systemd1", interface=systemd + ".Manager")
+def send(signature, *body):
+    for number in range(100):
+        signal = new_signal(manager, "JobRemoved", signature, body)
+        signal.header.fields[HeaderFields.destination] = ":1.%d" % number
+        bus.send(signal)
+path = sys.argv[1]
+send("uoss", int(path.rpartition("/")[2]), path, "inx-slow.service", "failed")
+send("s", "JobRemoved")
+send("as", ["x" * 250] * 40)
+if sys.argv[2] == "long":
+    send("as", ["x" * 1000] * 100)
+bus.send_and_get_reply(message_bus.GetId())
+'''
+async def main():
+    bus = await SystemdBus.open()
+    begin = time.monotonic()
+    job = asyncio.create_task(bus.run_job("StartUnit", "inx-slow.service"))
+    while not bus._jobs:
+        await asyncio.sleep(0.01)
+    ((_, path),) = bus._jobs
+    forge = [sys.executable, "-c", FORGE, path, sys.argv[1]]
+    await asyncio.to_thread(subprocess.run, forge, check=True)
+    assert not job.done() or sys.argv[1] == "long"
+    await job
+    print(time.monotonic() - begin)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wrapper(host: Host) -> Iterator[None]:
+    """Each systemctl that is found by PATH is written down."""
+    host.sh(f"cat >{WRAPPER}; chmod 755 {WRAPPER}; : >{SEEN}", input=LOGGING)
+    yield
+    host.run(["rm", WRAPPER, SEEN])
+
+
+def commands(host: Host) -> list[str]:
+    """Those of the sidecar about daemons since the last call."""
+    script = f"""
+        pid=$(/usr/bin/systemctl show -P MainPID inx-sidecar)
+        sed -n "/inx-nix-daemon/s/^$pid //p" {SEEN}
+        : >{SEEN}
+    """
+    return host.sh(script).stdout.splitlines()
+
+
+def live(incus: Incus, host: Host, *names: str) -> None:
+    """Start, reboot and stop; the daemon's socket is there exactly while an instance may use it."""
+    sockets = {name: f"inx-nix-daemon@{incus.uuid(name)}.socket" for name in names}
+    wanted = {name: incus.get(name, "user.inx.daemon") != "false" for name in names}
+    for verb in ("start", "restart"):
+        incus(verb, *names, *(["-f"] if verb == "restart" else []))
+        for name in names:
+            assert (state_of(host, sockets[name]) == "active") is wanted[name]
+            ping = incus.run(name, "nix", "store", "info", "--store", "daemon", check=False)
+            assert (ping.returncode == 0) is wanted[name], ping
+    incus("stop", "-f", *names)
+
+    def all_stopped() -> bool:
+        units = [unit for uuid in map(incus.uuid, names) for unit in (f"inx-nix-daemon@{uuid}.*",)]
+        listed = host.run(["/usr/bin/systemctl", "list-units", "--no-legend", *units])
+        return listed.stdout == ""
+
+    incus.eventually(all_stopped, incus.story)
+
+
+@contextmanager
+def away(host: Host) -> Iterator[None]:
+    """There is no bus within the block."""
+    host.run(["/usr/bin/systemctl", "mask", "--runtime", "--now", *BUS])
+    try:
+        yield
+    finally:
+        host.run(["/usr/bin/systemctl", "unmask", "--runtime", *BUS])
+        host.run(["/usr/bin/systemctl", "start", *BUS])
+
+
+@contextmanager
+def silent(host: Host) -> Iterator[None]:
+    """The bus answers nobody within the block."""
+    pid = host.run(["/usr/bin/systemctl", "show", "-P", "MainPID", "dbus"]).stdout.strip()
+    host.run(["kill", "-STOP", pid])
+    try:
+        yield
+    finally:
+        host.run(["kill", "-CONT", pid])
+
+
+def test_no_systemctl_is_run_and_a_new_bus_is_found(incus: Incus, host: Host) -> None:
+    shared, without = (
+        incus.launch(name=incus.name(s), flake="/etc/nixos#web", **more)
+        for s, more in (("with", {}), ("without", {"daemon": "false"}))
+    )
+    incus("stop", "-f", shared, without)
+    commands(host)
+    live(incus, host, shared, without)
+    of_daemons = [line for line in commands(host) if not line.startswith("set-property ")]
+    assert of_daemons == []
+    host.run(["/usr/bin/systemctl", "restart", *BUS])
+    live(incus, host, shared, without)
+    host.run(["/usr/bin/systemctl", "daemon-reexec"])
+    live(incus, host, shared, without)
+    of_daemons = [line for line in commands(host) if not line.startswith("set-property ")]
+    assert of_daemons == []
+
+
+def test_without_a_bus_systemctl_is_run(incus: Incus, host: Host) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    incus("stop", "-f", name)
+    commands(host)
+    with away(host):
+        live(incus, host, name)
+        assert {line.split()[0] for line in commands(host)} >= {"start", "stop"}
+    with silent(host):
+        begin = time.monotonic()
+        incus("start", name)
+        assert time.monotonic() - begin < 8
+        assert state_of(host, f"inx-nix-daemon@{incus.uuid(name)}.socket") == "active"
+        assert "start" in {line.split()[0] for line in commands(host)}
+        incus("stop", "-f", name)
+    live(incus, host, name)
+
+
+def test_a_socket_that_cannot_be_started_refuses_the_start_and_says_why(
+    incus: Incus, host: Host
+) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    incus("stop", "-f", name)
+    unit = f"inx-nix-daemon@{incus.uuid(name)}.socket"
+    host.run(["/usr/bin/systemctl", "mask", "--runtime", unit])
+    try:
+        said = refused(incus, name)
+    finally:
+        host.run(["/usr/bin/systemctl", "unmask", "--runtime", unit])
+    assert f"'systemctl start --quiet {unit}' failed: " in said and "masked" in said
+    live(incus, host, name)
+
+
+@pytest.mark.parametrize("kind", ["short", "long"])
+def test_another_user_cannot_end_the_wait_for_a_job(host: Host, kind: str) -> None:
+    """Nor block the connection: a message that is too long ends it, and systemctl is run."""
+    unit = "[Service]\nType=oneshot\nExecStart=sleep 1\n"
+    place = "/run/systemd/system/inx-slow.service"
+    host.sh(f"cat >{place}; /usr/bin/systemctl daemon-reload", input=unit)
+    try:
+        argv = ["/opt/inx/bin/python", "-c", FORGED, kind]
+        done = host.run(argv, check=False)
+    finally:
+        host.sh(f"/usr/bin/systemctl stop inx-slow; rm {place}; /usr/bin/systemctl daemon-reload")
+    if kind == "short":
+        assert float(done.stdout) > 1
+    else:
+        assert "the connection was closed" in done.stderr

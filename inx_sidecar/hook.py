@@ -1,7 +1,8 @@
 """The hooks of LXC: send LXC's facts to the sidecar, and return its answer as an exit status.
 
-A hook takes a few milliseconds, so this module imports almost nothing. `socket` takes as long to
-import as Python takes to start; `_socket`, which it wraps, does not.
+LXC waits for a hook, and Python alone takes six milliseconds to start. So Python runs this file
+without `site` (-S), and until something has failed, the file imports only modules in C: not `os`
+but `posix`, not `socket` but `_socket`, and no other module of inx.
 
 LXC reads a hook's output ten times, and then waits for ever for its end (lxc src/lxc/utils.c,
 run_buffer). So the output goes to a log. Incus shows only "Script exited with status N": the reason
@@ -9,13 +10,14 @@ is added to the instance's lxc.log, which `incus info NAME --show-log` prints.
 """
 
 import _socket
-import os
+import posix
 import sys
 import time
 
-from inx_sidecar.base import lxc_log, paths
-
-FACTS = ("LXC_NAME", "LXC_PID", "LXC_TARGET", "LXC_ROOTFS_PATH", "LXC_CONFIG_FILE")
+# As in base/paths.
+SOCKET = "/run/inx/sidecar.sock"
+LOG = "/var/log/inx"
+FACTS = (b"LXC_NAME", b"LXC_PID", b"LXC_TARGET", b"LXC_ROOTFS_PATH", b"LXC_CONFIG_FILE")
 DEADLINE_SECONDS = 30.0
 UNREACHABLE = 25
 # During an upgrade a new hook may ask the former sidecar, which knows `mount` by this name alone.
@@ -25,10 +27,8 @@ FORMER_KINDS = {"mount": "start-host"}
 def main() -> int:
     kind = sys.argv[1]
     _redirect_output()
-    facts = [f"{name}={os.environ.get(name, '')}" for name in FACTS]
-    status, message = ask(
-        "\0".join([FORMER_KINDS.get(kind, kind), *facts]).encode(errors="surrogateescape")
-    )
+    facts = [b"%b=%b" % (name, posix.environ.get(name, b"")) for name in FACTS]
+    status, message = ask(b"\0".join([FORMER_KINDS.get(kind, kind).encode(), *facts]))
     if status and kind == "stop":
         # A stop cannot be refused. The next start puts right what was missed.
         sys.stderr.write(f"{message}\n")
@@ -67,7 +67,7 @@ def _exchange(request: bytes, seconds: float) -> bytes:
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         channel.settimeout(seconds)
-        channel.connect(paths.SOCKET)
+        channel.connect(SOCKET)
         channel.sendall(request)
         channel.shutdown(_socket.SHUT_WR)
         answer = b""
@@ -80,6 +80,13 @@ def _exchange(request: bytes, seconds: float) -> bytes:
 
 def _show_reason(message: str) -> None:
     """In the instance's lxc.log, and in the hooks' own log."""
+    import os
+
+    if __name__ == "__main__":
+        # By the path of this file at this moment: an upgrade may have replaced it meanwhile.
+        sys.path.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from inx_sidecar.base import lxc_log
+
     config, name = (os.environ.get(fact, "") for fact in ("LXC_CONFIG_FILE", "LXC_NAME"))
     sys.stderr.write(lxc_log.append(config, name, message))
 
@@ -87,13 +94,20 @@ def _show_reason(message: str) -> None:
 def _redirect_output() -> None:
     """Redirect stdout and stderr to the hooks' own log, or to /dev/null if it cannot be opened."""
     try:
-        os.makedirs(paths.LOG, mode=0o700, exist_ok=True)
-        log = os.open(f"{paths.LOG}/hooks.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            log = _open_log()
+        except FileNotFoundError:
+            posix.mkdir(LOG, 0o700)
+            log = _open_log()
     except OSError:
-        log = os.open("/dev/null", os.O_WRONLY)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
+        log = posix.open("/dev/null", posix.O_WRONLY)
+    posix.dup2(log, 1)
+    posix.dup2(log, 2)
+    posix.close(log)
+
+
+def _open_log() -> int:
+    return posix.open(f"{LOG}/hooks.log", posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT, 0o600)
 
 
 if __name__ == "__main__":

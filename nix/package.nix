@@ -47,24 +47,17 @@ buildPythonApplication {
   # The hooks start with the static busybox. `init` keeps the path of busybox in the container.
   dontPatchShebangs = true;
 
-  # A hook imports almost no module, so it needs only the plain interpreter and this one directory.
+  # A hook needs only the plain interpreter.
   postInstall = ''
     share=$out/share/inx
     chmod 755 $share/hooks/*
     mkdir -p $out/libexec/inx
-    cat >$out/libexec/inx/hook <<EOF
-    import sys
-
-    sys.path.insert(0, "$out/${python3.sitePackages}")
-    from inx_sidecar.hook import main
-
-    sys.exit(main())
-    EOF
+    ln -s $out/${python3.sitePackages}/inx_sidecar/hook.py $out/libexec/inx/hook
     for hook in pre-start mount stop; do
       substituteInPlace $share/hooks/$hook \
         --replace-fail /opt/inx/libexec/inx/busybox ${pkgsStatic.busybox}/bin/busybox \
-        --replace-fail '/opt/inx/bin/python -I -m inx_sidecar.hook' \
-          "${python3.interpreter} -I $out/libexec/inx/hook"
+        --replace-fail /opt/inx/bin/python ${python3.interpreter} \
+        --replace-fail /opt/inx/libexec/inx/hook $out/libexec/inx/hook
     done
 
     # inx 0.1 called this hook start-host, and raw.lxc of older instances uses that name.

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import posix
 import re
 import socket
 import subprocess
@@ -68,8 +69,8 @@ def lxc_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     log.write_text("earlier\n")
     config = tmp_path / "lxc.conf"
     config.write_text(f"lxc.apparmor.profile = x\nlxc.log.file = {log}\nlxc.log.level = warn\n")
-    monkeypatch.setattr(paths, "SOCKET", str(tmp_path / "sock"))
-    monkeypatch.setattr(paths, "LOG", str(tmp_path / "log"))
+    monkeypatch.setattr(hook, "SOCKET", str(tmp_path / "sock"))
+    monkeypatch.setattr(hook, "LOG", str(tmp_path / "log"))
     monkeypatch.setenv("LXC_NAME", "web")
     monkeypatch.setenv("LXC_PID", "42")
     monkeypatch.setenv("LXC_ROOTFS_PATH", "/var/lib/incus/containers/web/rootfs")
@@ -80,7 +81,7 @@ def lxc_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sidecar(lxc_log: Path) -> Iterator[Sidecar]:
-    sidecar = Sidecar(paths.SOCKET)
+    sidecar = Sidecar(hook.SOCKET)
     yield sidecar
     sidecar.close()
 
@@ -98,13 +99,18 @@ def _own_output() -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch, kind: str = "pre-start") -> int:
     with monkeypatch.context() as patch, open(2, "w", closefd=False) as stderr:
         patch.setattr(sys, "argv", ["hook", kind])
+        patch.setattr(posix, "environ", dict(os.environb))
         patch.setattr(sys, "stderr", stderr)
         stderr.reconfigure(errors="backslashreplace")  # as sys.stderr of Python has it
         return hook.main()
 
 
 def own_log() -> str:
-    return Path(paths.LOG, "hooks.log").read_text()
+    return Path(hook.LOG, "hooks.log").read_text()
+
+
+def test_a_hook_has_the_paths_of_the_sidecar() -> None:
+    assert (hook.SOCKET, hook.LOG) == (paths.SOCKET, paths.LOG)
 
 
 def test_a_hook_sends_the_variables_of_lxc(
@@ -162,7 +168,7 @@ def test_a_sidecar_that_resets_the_connection_is_asked_again(
 ) -> None:
     """The sidecar ends before it has read the request. systemd keeps the socket."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(paths.SOCKET)
+        listener.bind(hook.SOCKET)
         listener.listen()
 
         def serve() -> None:
@@ -190,7 +196,7 @@ def test_a_hook_does_not_wait_for_a_socket_without_a_server(
     lxc_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(paths.SOCKET)
+        listener.bind(hook.SOCKET)
     begin = time.monotonic()
     assert run(monkeypatch) == hook.UNREACHABLE
     assert time.monotonic() - begin < hook.DEADLINE_SECONDS / 2
@@ -276,7 +282,7 @@ def test_only_root_can_read_the_log_of_the_hooks(
 ) -> None:
     sidecar.answers = [b"0\n"]
     run(monkeypatch)
-    assert Path(paths.LOG, "hooks.log").stat().st_mode & 0o777 == 0o600
+    assert Path(hook.LOG, "hooks.log").stat().st_mode & 0o777 == 0o600
 
 
 def test_an_environment_that_is_not_utf_8_is_sent(
@@ -296,14 +302,13 @@ def test_a_hook_as_lxc_runs_it(sidecar: Sidecar, lxc_log: Path, processes: None)
         import sys
         sys.path.insert(0, sys.argv.pop())
         from inx_sidecar import hook
-        from inx_sidecar.base import paths
-        paths.LOG, paths.SOCKET = sys.argv.pop(), sys.argv.pop()
+        hook.LOG, hook.SOCKET = sys.argv.pop(), sys.argv.pop()
         sys.exit(hook.main())
     """
     sidecar.answers = [b"23\nbroken"]
     environment = {"LXC_NAME": "\udcff", "LXC_CONFIG_FILE": os.environ["LXC_CONFIG_FILE"]}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code, "pre-start", paths.SOCKET, paths.LOG, str(REPO)],
+        [sys.executable, "-I", "-S", "-c", code, "pre-start", hook.SOCKET, hook.LOG, str(REPO)],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -21,6 +21,8 @@ from inx_sidecar.nix.store_paths import split_store_paths
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_CONTAINER: Final = b"container:\n"
+_NEEDED: Final = {b"name", b"project", b"expanded_config", b"expanded_devices"}
 # The uuid of the instance for which the generations are sealed. A copy has the key of its source.
 SEALED: Final = "user.inx.sealed"
 
@@ -114,8 +116,8 @@ def read_instance(facts: LxcFacts) -> Instance:
     incomplete = InstanceError(f"{path} of {lxc_name!r} is incomplete, or not what Incus writes")
     try:
         with open(path, "rb") as file:
-            document = yaml.load(file, Loader=_LOADER)
-        instance = parse_instance(document["container"], facts)
+            text = file.read()
+        instance = parse_instance(_read_needed(text) or _read_all(text), facts)
     except OSError as error:
         raise InstanceError(f"cannot read {path} of {lxc_name!r}: {reason_of(error)}") from None
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
@@ -124,6 +126,39 @@ def read_instance(facts: LxcFacts) -> Instance:
     if instance.lxc_name != lxc_name:
         raise incomplete
     return instance
+
+
+def _read_all(text: bytes) -> Any:
+    return yaml.load(text, Loader=_LOADER)["container"]
+
+
+def _read_needed(text: bytes) -> dict[str, Any] | None:
+    """What `parse_instance` needs of a backup.yaml; None if it is not found by its lines.
+
+    The rest takes longer to parse: Incus writes the whole configuration again for each profile and
+    for each snapshot. In a YAML mapping that is no flow, every line that begins a key is indented
+    as the first one, and all lines of the values, except items of lists, are indented further.
+    """
+    before, found, rest = text.partition(_CONTAINER)
+    if before or not found:
+        return None
+    indent = len(rest) - len(rest.lstrip(b" "))
+    needed, is_needed, keys = [], False, set()
+    for line in rest.split(b"\n"):
+        if line and not line.startswith(b" "):
+            break
+        if line[indent : indent + 1] not in b" -" and not line[:indent].strip():
+            key = line[indent:].partition(b":")[0]
+            is_needed = key in _NEEDED
+            keys.add(key)
+        if is_needed:
+            needed.append(line)
+    if not indent or not keys >= _NEEDED:
+        return None
+    try:
+        return dict(yaml.load(b"\n".join(needed), Loader=_LOADER))
+    except (yaml.YAMLError, TypeError, ValueError):
+        return None
 
 
 def parse_instance(api: Mapping[str, Any], facts: LxcFacts) -> Instance:

@@ -1,9 +1,14 @@
 """backup.yaml, as Incus writes it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from inx_sidecar.incus import instance as module
 from inx_sidecar.incus.instance import Instance, LxcFacts, read_instance
 
 pytestmark = pytest.mark.main
@@ -50,3 +55,63 @@ def test_truth_as_incus_spells_it(tmp_path: Path, text: str, privileged: bool) -
 def test_lxc_names_the_project_too(tmp_path: Path) -> None:
     assert read(tmp_path).lxc_name == "web"
     assert read(tmp_path, project="dev", lxc_name="dev_web").lxc_name == "dev_web"
+
+
+TRICKY = st.sampled_from(
+    [
+        "a\nname: other\n", "a\n\n  name: other\nproject: x", "- name: other", "container:\n  x: y",
+        "'", '"', ": #",
+        "  indented\n more", "x" * 200 + " name: other " * 9, "\x85\u2028\t", "---\n...",
+    ]
+)  # fmt: skip
+VALUE = st.text() | TRICKY
+
+
+class Dumper(yaml.SafeDumper):
+    """As Incus writes: what occurs twice is written twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+@given(
+    values=st.dictionaries(VALUE, VALUE, max_size=4),
+    devices=st.dictionaries(VALUE, st.dictionaries(VALUE, VALUE, max_size=2), max_size=2),
+    others=st.dictionaries(VALUE, VALUE | st.lists(VALUE), max_size=3),
+    indent=st.sampled_from([2, 4, 8]),
+    width=st.sampled_from([80, 10**6]),
+    style=st.sampled_from([None, '"', "'", "|", ">"]),
+)
+def test_what_is_read_by_lines_is_what_the_file_says(
+    values: dict[str, str], devices: dict[str, Any], others: dict[str, Any], indent: int,
+    width: int, style: str | None,
+) -> None:  # fmt: skip
+    """Whatever values are: an operator and a container choose some of them."""
+    container = others | {
+        "config": values, "expanded_config": values, "expanded_devices": devices,
+        "name": "web", "project": "default", "last": others,
+    }  # fmt: skip
+    document = {"container": container, "name": "outer", "snapshots": [container, {"name": "s"}]}
+    text = yaml.dump(
+        document, Dumper=Dumper, indent=indent, width=width, default_style=style, sort_keys=False,
+        default_flow_style=False, allow_unicode=True, encoding="utf-8",
+    )  # fmt: skip
+    found, whole = module._read_needed(text), module._read_all(text)
+    if style is None:  # else the names of keys are quoted, too
+        assert found is not None
+    if found is not None:
+        assert found == {key: whole[key] for key in found}
+        assert found.keys() == {"name", "project", "expanded_config", "expanded_devices"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"container:\n", b"container:\n\n", b"container: {name: web}\n", b"name: web\n",
+        b"container:\n- name: web\n", b"container:\nname: web\n", b"container:\n  name: web\n",
+        b"container:\n  name: web\n  project: a\n  expanded_config: {\n  expanded_devices: {}\n",
+        b"other: 1\ncontainer:\n  name: web\n",
+    ],
+)  # fmt: skip
+def test_a_file_that_lacks_something_is_read_as_a_whole(text: bytes) -> None:
+    assert module._read_needed(text) is None

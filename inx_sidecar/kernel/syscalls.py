@@ -8,7 +8,6 @@ include/uapi/linux/{mount,openat2,sched}.h.
 import ctypes
 import os
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
@@ -30,6 +29,7 @@ MOUNT_ATTR_IDMAP: Final = 0x100000
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_IN_ROOT: Final = 0x10
+RESOLVE_CACHED: Final = 0x20
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
@@ -46,15 +46,18 @@ _libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
+_libc.statx.argtypes = [
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p,
+]  # fmt: skip
 
 _RENAME_EXCHANGE: Final = 2
 _STATX_BASIC_STATS: Final = 0x07FF
 _STATX_MNT_ID: Final = 0x1000
 _STATX_DONT_SYNC: Final = 0x4000
-# stx_mode, stx_ino, stx_dev_major and stx_dev_minor of struct statx (include/uapi/linux/stat.h).
-_STATX: Final = struct.Struct("=28xH2xQ96xII")
+# stx_mode, stx_ino, stx_ctime, stx_dev_major, stx_dev_minor and stx_mnt_id of struct statx
+# (include/uapi/linux/stat.h).
+_STATX: Final = struct.Struct("=28xH2xQ56xqI28xIIQ")
 _STATX_SIZE: Final = 256
-_STATX_MNT_ID_OFFSET: Final = 0x90
 
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
@@ -154,16 +157,18 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
 
 def mount_id(fd: int) -> int:
     """The id of the mount that `fd` is on (statx(2), Linux 5.8)."""
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    flags, mask = ctypes.c_int(AT_EMPTY_PATH), ctypes.c_uint(_STATX_MNT_ID)
-    _check(_libc.statx(ctypes.c_int(fd), ctypes.c_char_p(b""), flags, mask, buffer), f"fd {fd}")
-    return int.from_bytes(buffer.raw[_STATX_MNT_ID_OFFSET:][:8], sys.byteorder)
+    return cached_status_of(fd).mount
 
 
 class CachedStatus(NamedTuple):
+    """`changed` is the change time (ctime) in seconds and nanoseconds, `mount` the id of the
+    mount."""
+
     mode: int
     inode: int
     device: int
+    changed: tuple[int, int]
+    mount: int
 
 
 def cached_status(path: str) -> CachedStatus:
@@ -171,12 +176,22 @@ def cached_status(path: str) -> CachedStatus:
 
     The server of a FUSE file system is not asked, so the call cannot wait for it (statx(2)).
     """
+    return _cached_status(AT_FDCWD, path, 0)
+
+
+def cached_status_of(fd: int) -> CachedStatus:
+    """As `cached_status`, of the file that the descriptor `fd` refers to."""
+    return _cached_status(fd, "", AT_EMPTY_PATH)
+
+
+def _cached_status(dir_fd: int, path: str, flags: int) -> CachedStatus:
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    flags, mask = ctypes.c_int(_STATX_DONT_SYNC), ctypes.c_uint(_STATX_BASIC_STATS)
-    at = ctypes.c_int(AT_FDCWD)
-    _check(_libc.statx(at, ctypes.c_char_p(os.fsencode(path)), flags, mask, buffer), path)
-    mode, inode, major, minor = _STATX.unpack_from(buffer)
-    return CachedStatus(mode, inode, os.makedev(major, minor))
+    flags |= _STATX_DONT_SYNC
+    mask = _STATX_BASIC_STATS | _STATX_MNT_ID
+    done = _libc.statx(dir_fd, os.fsencode(path), flags, mask, buffer)
+    _check(done, path or f"fd {dir_fd}")
+    mode, inode, seconds, nanoseconds, major, minor, mount = _STATX.unpack_from(buffer)
+    return CachedStatus(mode, inode, os.makedev(major, minor), (seconds, nanoseconds), mount)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.kernel.forked import TookTooLongError
 from inx_sidecar.links import resolver
 from inx_sidecar.links.backoff import Backoff
+from inx_sidecar.links.link_state import LinkState
 from inx_sidecar.links.resolver import InitProcess, Resolution, ResolvedLink
 
 # After so many paths that do not answer, the others wait for the next turn.
@@ -30,6 +31,8 @@ class BackoffResolver:
         self._unanswered: dict[str, Backoff] = {}
         self._problem = ""
         self._chances = _MAX_UNANSWERED
+        # The state of the paths of the last call of `resolve`; None if it is not known.
+        self.state: LinkState | None = None
 
     @property
     def unresponsive(self) -> bool:
@@ -59,6 +62,7 @@ class BackoffResolver:
 
         TookTooLongError if none answered in time; InstanceError if the container has ended.
         """
+        self.state = None
         links = dict.fromkeys(texts, _UNSURE)
         left = [text for text in links if not self._backs_off(text)]
         while left and self._chances:
@@ -68,6 +72,7 @@ class BackoffResolver:
                 self._backoff = self._backoff.longer(resolution.child_exited)
             silent = resolution.unanswered
             if silent is None:
+                self.state = resolution.state if len(resolution.links) == len(links) else None
                 self._unanswered = {
                     text: backoff for text, backoff in self._unanswered.items() if backoff.lasts()
                 }

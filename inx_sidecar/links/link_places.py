@@ -4,10 +4,13 @@
 """
 
 import json
+import logging
 import os
 
 from inx_sidecar.base import paths
 from inx_sidecar.links.resolver import ResolvedLink
+
+log = logging.getLogger(__name__)
 
 
 class LinkPlaces:
@@ -32,9 +35,15 @@ class LinkPlaces:
         self._places.pop(name, None)
 
     def save(self) -> None:
-        """OSError if the file cannot be written: then only this sidecar knows the places."""
+        """If the file cannot be written, only this sidecar knows the places."""
         if self._places == self._saved:
             return
+        try:
+            self._write()
+        except OSError as error:
+            log.debug("%s", error)
+
+    def _write(self) -> None:
         self._saved = dict(self._places)
         # Each place is written once: many links lie at few places.
         numbers = {

@@ -22,6 +22,7 @@ from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.links.link_lookup import look_up
+from inx_sidecar.links.link_state import LinkState, look_at
 from inx_sidecar.links.registration_copy import write_copy
 from inx_sidecar.links.root_directories import INIT, RootDirectory, root_directories_of
 
@@ -33,6 +34,9 @@ _ANSWER_BEGINS: Final = b" "
 _COPY_INCOMPLETE: Final = "copies and snapshots lack roots"
 _MAX_FOUND: Final = 4
 _MAX_TARGETS: Final = 64
+
+# What a child says at its end: what went wrong, and the fields of a LinkState, if there is one.
+_Word = tuple[list[str], list[Any] | None]
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,15 @@ class Resolution:
     """The links up to the first path whose file system did not answer, which is `unanswered`.
 
     `problem` is one sentence on what else went wrong. If a child did not end in time,
-    `child_exited` is done when it has.
+    `child_exited` is done when it has. As long as `state` is the present one, the answer would be
+    the same; None if that cannot be known.
     """
 
     links: Mapping[str, ResolvedLink]
     unanswered: str | None = None
     problem: str = ""
     child_exited: asyncio.Future[None] | None = None
+    state: LinkState | None = None
 
 
 async def resolve_links(
@@ -88,8 +94,9 @@ async def resolve_links(
     InstanceError if the container has ended, TookTooLongError if no path was resolved in time.
     """
 
-    def inside(answers: int) -> list[str]:
+    def inside(answers: int) -> _Word:
         roots, complete = _become_root(name, process)
+        state = look_at(roots, texts, cached=True)
         present = [
             text
             for text in texts
@@ -97,7 +104,11 @@ async def resolve_links(
         ]
         problem = _keep_copy(roots[0].fd, name, add=present)
         many = f"{name!r} has too many processes to look at: no root is dropped"
-        return [problem, "" if complete else many]
+        problems = [text for text in (problem, "" if complete else many) if text]
+        # Only now it is known what is missing. A way may also have led elsewhere meanwhile.
+        if problems or state is None or state != look_at(roots, texts, cached=False):
+            return problems, None
+        return problems, [state.directories, sorted(state.mounts), state.digest]
 
     return await _resolve_in_child(inside, texts, f"looking into {name!r}", name)
 
@@ -106,11 +117,11 @@ async def resolve_links_offline(name: str, rootfs: str, texts: Sequence[str]) ->
     """Resolve the paths `texts` in the root file system of a container that does not run; nothing
     is written. TookTooLongError if no path was resolved in time."""
 
-    def inside(answers: int) -> list[str]:
+    def inside(answers: int) -> _Word:
         root = RootDirectory.at(rootfs)
         for text in texts:
             _answer(answers, text, [root], True)
-        return []
+        return [], None
 
     return await _resolve_in_child(inside, texts, f"looking into {rootfs} of {name!r}", name)
 
@@ -128,13 +139,13 @@ async def remove_registrations_inside(
 
 
 async def _resolve_in_child(
-    inside: Callable[[int], list[str]], texts: Sequence[str], action: str, name: str
+    inside: Callable[[int], _Word], texts: Sequence[str], action: str, name: str
 ) -> Resolution:
     """Run `inside` in a child. The child writes each answer at once, so that a path that does not
     answer hides none before it."""
     with opened(os.memfd_create("answers", os.MFD_CLOEXEC)) as answers:
         try:
-            problems, _ = await forked.run_in_child(
+            (problems, state), _ = await forked.run_in_child(
                 lambda: (inside(answers), []), action, _SECONDS, fds=[answers], instance=name
             )
         except forked.TookTooLongError as error:
@@ -145,7 +156,15 @@ async def _resolve_in_child(
                 problem = f"{_COPY_INCOMPLETE}: {error}"
                 return Resolution(links, problem=problem, child_exited=error.ended)
             return Resolution(links, texts[len(links)], child_exited=error.ended)
-        return Resolution(_read_answers(texts, answers), problem="; ".join(filter(None, problems)))
+        links = _read_answers(texts, answers)
+        return Resolution(links, problem="; ".join(problems), state=_parse_state(state))
+
+
+def _parse_state(word: Any) -> LinkState | None:
+    if word is None:
+        return None
+    directories, mounts, digest = word
+    return LinkState(tuple(directories), frozenset(mounts), digest)
 
 
 def _become_root(name: str, process: InitProcess) -> tuple[list[RootDirectory], bool]:

@@ -1,19 +1,21 @@
 """The root directories that processes of a container see: one for each mount namespace and chroot.
 
 A link that `nix build` made in a service with a private /tmp, or in a container within the
-container, exists below the root of that process alone. Used in a forked child, which may wait for
-ever on a file system that the container made.
+container, exists below the root of that process alone. A forked child looks, which may wait for
+ever on a file system that the container made; the event loop only at what a child knows.
 """
 
 import fcntl
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Self
 
 from inx_sidecar.incus.running_record import process_start_time
 from inx_sidecar.kernel.cgroups import cgroup_of, hierarchy
-from inx_sidecar.kernel.syscalls import mount_id, opened
+from inx_sidecar.kernel.syscalls import cached_status, cached_status_of, opened
 
 # The identity of the root of the container's init.
 INIT: Final = "init"
@@ -22,22 +24,31 @@ _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _MAX_ROOTS: Final = 256
 _MAX_PROCESSES: Final = 20_000
 _MAX_CGROUPS: Final = 2_000
+# The event loop looks at so many processes and cgroups in about two milliseconds.
+_FEW: Final = 100
+_MOUNTS_MAX: Final = 1 << 16
 _PAYLOAD: Final = "lxc.payload"
 
 
 @dataclass(frozen=True)
 class RootDirectory:
-    """An O_PATH descriptor of a root directory, its mount, and what distinguishes it."""
+    """An O_PATH descriptor of a root directory, its mount, and what distinguishes it.
+
+    `mounts` is what proc says of the mounts that a process with this root directory sees, None if
+    it is too long; empty if they are not known.
+    """
 
     fd: int
     identity: str
     mount: int
+    mounts: bytes | None = b""
 
     @classmethod
-    def at(cls, path: str, namespace: str = "") -> Self:
+    def at(cls, path: str, namespace: str = "", mounts: bytes | None = b"") -> Self:
         root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        status = os.fstat(root)
-        return cls(root, f"{namespace}:{status.st_dev}:{status.st_ino}", mount_id(root))
+        status = cached_status_of(root)
+        identity = f"{namespace}:{status.device}:{status.inode}"
+        return cls(root, identity, status.mount, mounts)
 
 
 def root_directories_of(pid: int, started: int) -> tuple[list[RootDirectory], bool]:
@@ -47,13 +58,16 @@ def root_directories_of(pid: int, started: int) -> tuple[list[RootDirectory], bo
     ProcessLookupError if the process that began at `started` has ended.
     """
     own = _root_of(pid)
-    roots = [RootDirectory(own.fd, INIT, own.mount)]
+    roots = [RootDirectory(own.fd, INIT, own.mount, own.mounts)]
     cgroup = _payload_cgroup(pid)
     if process_start_time(pid) != started:
         raise ProcessLookupError(f"process {pid} is another's")
     seen = {own.identity}
     namespaces = {_mount_namespace(pid)}
-    processes, complete = _processes_below(cgroup) if cgroup else ([], False)
+    processes: list[int] = []
+    complete = False
+    if cgroup:
+        processes, complete = _processes_below(cgroup, _MAX_PROCESSES, _MAX_CGROUPS)
     for process in processes:
         if len(roots) == _MAX_ROOTS:
             return roots, False
@@ -77,8 +91,57 @@ def root_directories_of(pid: int, started: int) -> tuple[list[RootDirectory], bo
     return roots, complete
 
 
+def known_root_directories(
+    pid: int, started: int, is_known: Callable[[bytes], bool]
+) -> list[RootDirectory] | None:
+    """As `root_directories_of`, for the event loop: None if there are more processes than it can
+    look at, if a process sees mounts that are not known by `is_known`, or if the process ended.
+
+    To open a root directory may mean to ask a server (see link_state.py), unless the mounts are
+    those that a child has looked at.
+    """
+    roots: list[RootDirectory] = []
+    try:
+        cgroup = _payload_cgroup(pid)
+        processes, complete = _processes_below(cgroup, _FEW, _FEW) if cgroup else ([], False)
+        if not complete or process_start_time(pid) != started:
+            return None
+        seen = set()
+        for process in dict.fromkeys((pid, *processes)):
+            try:
+                # The kernel takes neither text from the file system (proc(5)).
+                key = os.readlink(f"/proc/{process}/ns/mnt"), os.readlink(f"/proc/{process}/root")
+                if key in seen:
+                    continue
+                seen.add(key)
+                mounts = _mounts_of(process)
+                if mounts is None or not is_known(mounts):
+                    break
+                roots.append(RootDirectory.at(f"/proc/{process}/root", mounts=mounts))
+            except OSError:
+                if process == pid:
+                    raise
+        else:
+            return roots
+    except OSError:
+        pass  # the container ended
+    for root in roots:
+        os.close(root.fd)
+    return None
+
+
 def _root_of(pid: int) -> RootDirectory:
-    return RootDirectory.at(f"/proc/{pid}/root", _mount_namespace(pid))
+    return RootDirectory.at(f"/proc/{pid}/root", _mount_namespace(pid), _mounts_of(pid))
+
+
+def _mounts_of(pid: int) -> bytes | None:
+    with open(f"/proc/{pid}/mountinfo", "rb", buffering=0) as file:
+        text = b""
+        while part := file.read(_MOUNTS_MAX):
+            text += part
+            if len(text) > _MOUNTS_MAX:
+                return None
+    return text
 
 
 def _mount_namespace(pid: int) -> str:
@@ -99,8 +162,8 @@ def _boot_id() -> str:
 
 
 def _is_seen(pid: int, seen: set[str]) -> bool:
-    status = os.stat(f"/proc/{pid}/root")
-    identity = f"{_mount_namespace(pid)}:{status.st_dev}:{status.st_ino}"
+    status = cached_status(f"/proc/{pid}/root")
+    identity = f"{_mount_namespace(pid)}:{status.device}:{status.inode}"
     return identity in seen
 
 
@@ -113,20 +176,22 @@ def _payload_cgroup(pid: int) -> str | None:
     return None
 
 
-def _processes_below(cgroup: str) -> tuple[list[int], bool]:
-    """The processes below the cgroup, and whether these are all."""
+def _processes_below(cgroup: str, processes: int, cgroups: int) -> tuple[list[int], bool]:
+    """The processes below the cgroup, at most so many, and whether these are all."""
     found: list[int] = []
     waiting = [f"{hierarchy()}{cgroup}"]
-    for _ in range(_MAX_CGROUPS):
-        if not waiting or len(found) > _MAX_PROCESSES:
+    for _ in range(cgroups):
+        if not waiting or len(found) > processes:
             break
         directory = waiting.pop()
         try:
             with open(f"{directory}/cgroup.procs") as file:
                 # A process of another PID namespace is shown as 0 (cgroups(7)).
-                found += [number for line in file if (number := int(line))]
+                some = islice(file, processes + 1)
+                found += [number for line in some if (number := int(line))]
             with os.scandir(directory) as entries:
-                waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+                below = (e.path for e in entries if e.is_dir(follow_symlinks=False))
+                waiting += islice(below, cgroups)
         except OSError:
             continue  # the cgroup was removed
-    return found[:_MAX_PROCESSES], not waiting and len(found) <= _MAX_PROCESSES
+    return found[:processes], not waiting and len(found) <= processes

@@ -72,6 +72,19 @@ def valid_paths(candidates: Iterable[str]) -> frozenset[str]:
         raise UnsupportedError(f"cannot read Nix's database {paths.NIX_DB}: {error}") from None
 
 
+def database_version() -> tuple[int, ...]:
+    """What changes whenever somebody writes Nix's database: to the file, or to SQLite's log."""
+    version: list[int] = []
+    for path in (paths.NIX_DB, f"{paths.NIX_DB}-wal"):
+        try:
+            status = os.stat(path)
+        except OSError:
+            version.append(0)
+        else:
+            version += status.st_ino, status.st_size, status.st_mtime_ns
+    return tuple(version)
+
+
 def resolve_toplevel(path: str, instance: str) -> str:
     """The store path that `path`, a store path or a link on the host, leads to.
 

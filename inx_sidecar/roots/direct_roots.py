@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from inx_sidecar.base import paths
@@ -134,6 +134,13 @@ def drop(lxc_name: str, uuid: str, unwanted: Iterable[str]) -> None:
     except OSError as error:
         what = f"the root {name} of {lxc_name!r} in {place}"
         raise RootError(f"cannot drop {what}: {error.strerror}") from None
+
+
+async def drop_in_turns(lxc_name: str, uuid: str, unwanted: Sequence[str]) -> None:
+    """As `drop`, but other tasks get turns."""
+    for start in range(0, len(unwanted), _STEP):
+        drop(lxc_name, uuid, unwanted[start : start + _STEP])
+        await asyncio.sleep(0)
 
 
 def drop_if_there(lxc_name: str, uuid: str, name: str) -> None:

@@ -5,9 +5,10 @@ import logging
 from collections.abc import Mapping
 
 from inx_sidecar.links import indirect_roots
-from inx_sidecar.nix.store_paths import valid_paths
+from inx_sidecar.nix.store_paths import database_version, valid_paths
+from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.link_log import LinkLog, describe_root
-from inx_sidecar.roots.link_roots import batches, parse_root_name
+from inx_sidecar.roots.link_roots import LINKS, batches, parse_root_name
 
 
 class LostRoots:
@@ -15,6 +16,15 @@ class LostRoots:
         self._uuid = uuid
         self._log = log
         self._lost: set[str] = set()
+        self._database: tuple[int, ...] = ()
+
+    async def find_all(self, root_directory: str) -> None:
+        """As `find`, for all roots of links in the directory, if Nix's database has changed since
+        the last call."""
+        database = database_version()
+        if database != self._database:
+            await self.find(await direct_roots.read_in_turns(root_directory, LINKS))
+            self._database = database
 
     async def find(self, held: Mapping[str, str]) -> None:
         """Log which of the roots `held` (name to store path) are lost, and were not before."""

@@ -20,6 +20,7 @@ from inx_sidecar.nix.daemon import NixDaemon
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots
+from inx_sidecar.roots.last_comparison import LastComparison
 from inx_sidecar.roots.link_log import LinkLog, describe_root
 from inx_sidecar.roots.link_roots import (
     LINKS,
@@ -64,6 +65,7 @@ class Mirror:
         self._comparing = asyncio.Lock()
         self._away = LinkPlaces(uuid)
         self._lost = LostRoots(uuid, self._log)
+        self._last = LastComparison(lxc_name, uuid)
         self._held: set[str] = set()
         self._compared = False
         # The roots that the last comparison could not make: their store paths are not valid.
@@ -118,21 +120,27 @@ class Mirror:
                 self._added.update(texts)
                 count += len(batch)
                 self.times.looked(begin, count)
-            self._save_away()
+            self._away.save()
 
     async def compare(self, may_drop: Callable[[], Awaitable[bool]] | None) -> None:
-        """Look at every registered path. Drop the roots of those that lead nowhere if the container
-        runs and `may_drop`, which is asked after the look, allows it.
+        """Look at every registered path, if something may have changed since the last time. Drop
+        the roots of those that lead nowhere if the container runs and `may_drop`, which is asked
+        after the look, allows it.
 
         What is registered meanwhile is added between two batches.
         """
         async with self._comparing:
             begin = time.monotonic()
+            place = direct_roots.directory(self.lxc_name, self.uuid)
+            if self.process is not None and self._last.holds(self.process):
+                await self._lost.find_all(place)
+                self.times.compared(begin, len(self.registrations.known))
+                return
             async with self._lock:
                 self.resolver.begin_turn()
+                self._last.begin()
                 self._added.clear()
                 marks = await self._list_admitted()
-            place = direct_roots.directory(self.lxc_name, self.uuid)
             present = await direct_roots.read_in_turns(place, LINKS)
             wanted, gone = await self._add_wanted(marks, present, begin)
             self._compared = True
@@ -142,7 +150,9 @@ class Mirror:
                     wanted |= await self._forget(gone, present)
                     wanted |= await self._look_again(present, wanted)
                     await self._drop(present, wanted, gone)
-            self._save_away()
+            elif not (drop or self.absent or self._added or self.resolver.incomplete):
+                self._last.settle()
+            self._away.save()
             self.times.compared(begin, len(marks))
             await self._lost.find({root: path for root, path in present.items() if root in wanted})
 
@@ -173,6 +183,8 @@ class Mirror:
                 texts = self.registrations.read(batch)
                 places = {text: self._away.last_found(name) for name, text in texts.items()}
                 links = await self.resolver.resolve(texts.values(), places)
+                sure = all(link.sure for link in links.values())
+                self._last.looked(self.resolver.state if sure else None)
                 roots: dict[str, str] = {}
                 for name, text in texts.items():
                     link, before = links[text], held.get(name, {})
@@ -280,15 +292,7 @@ class Mirror:
         self, present: Mapping[str, str], wanted: Mapping[str, str], texts: Mapping[str, str]
     ) -> None:
         unwanted = [root for root in present if root not in wanted]
-        for batch in batches(unwanted):
-            direct_roots.drop(self.lxc_name, self.uuid, batch)
-            await asyncio.sleep(0)
+        await direct_roots.drop_in_turns(self.lxc_name, self.uuid, unwanted)
         self._log.lines(
             f"root dropped: {describe_root(root, texts)} -> {present[root]}" for root in unwanted
         )
-
-    def _save_away(self) -> None:
-        try:
-            self._away.save()
-        except OSError as error:
-            self._log.journal.debug("%s", error)

@@ -1,0 +1,223 @@
+"""Whether anything can have changed at the registered paths of a running container since a child
+looked at them. The event loop asks this itself: nothing here waits for a file system.
+
+The state is that of directories, below each root directory of the container: of the directory that
+a path lies in, or else of the deepest one on the way that exists. A state that is the same as
+before the look of the child says that its answers hold:
+
+- Whoever makes, removes or replaces an entry of a directory changes the directory's change time,
+  which nobody can set. A link is never written in place. So the child gives no state if a change
+  time is too new for the next change to have another one, or of a file system that need not keep
+  change times: FUSE, network file systems, overlays.
+- The way to each directory is walked again, with all its links and mounts. If the next component
+  after the deepest directory is a link, which leads nowhere, there is no state: it may lead
+  somewhere later, without a change of this directory.
+- All mounts that each root directory sees are part of the state, so a mount over a link is, too.
+
+The sidecar keeps the host's rights. It reads no link and no directory, and nothing that it finds is
+given to anyone: so the worst that a container can get by it is that its own links are looked at
+later. Why it does not wait (Linux):
+
+- openat2 with RESOLVE_CACHED walks in RCU mode alone (LOOKUP_CACHED, fs/namei.c): what is not in
+  the cache of directory entries, an automount, or a file system that would have to ask (-ECHILD,
+  as d_revalidate, permission and get_link of fs/fuse/dir.c give) ends the walk with EAGAIN.
+- At the end of a walk, a file system is asked again only if the last step was a jump: `..`, the
+  root, or a magic link (complete_walk, d_weak_revalidate). Here the last step is a name, except for
+  root directories: these are opened only if a child has seen that they are of a kind in _LOCAL.
+- statx with AT_STATX_DONT_SYNC takes the attributes that the kernel has (fuse_update_get_attr).
+"""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from inx_sidecar.base.paths import GCROOTS_INSIDE
+from inx_sidecar.kernel.syscalls import (
+    RESOLVE_CACHED,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    CachedStatus,
+    cached_status_of,
+    openat2,
+    opened,
+)
+from inx_sidecar.links.root_directories import RootDirectory, known_root_directories
+
+# File systems whose directories keep a change time, and that ask nobody.
+_LOCAL: Final = {
+    b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"zfs", b"f2fs", b"bcachefs", b"tmpfs",
+}  # fmt: skip
+_MISSING: Final = {
+    errno.EAGAIN, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY
+_RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+# Two changes within a tick of the kernel's clock, at most 10 ms, have the same time.
+_TICKS_NS: Final = 100_000_000
+# The event loop looks at so many directories in about two milliseconds.
+_MAX_DIRECTORIES: Final = 256
+_MAX_COMPONENTS: Final = 64
+# The container's own copy of what is registered: it has to be complete.
+_COPY: Final = f"{GCROOTS_INSIDE}/auto"
+
+# How many components of the way exist, and the status of the directory there.
+_Deepest = tuple[int, CachedStatus]
+_Find = Callable[[RootDirectory, Sequence[str]], _Deepest]
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """The state of the `directories` of some paths, as a digest. `mounts` are digests of what each
+    root directory sees."""
+
+    directories: tuple[str, ...]
+    mounts: frozenset[str]
+    digest: str
+
+
+class _UnsettledError(Exception):
+    """No state says whether something has changed."""
+
+
+def look_at(
+    roots: Sequence[RootDirectory], texts: Iterable[str], *, cached: bool
+) -> LinkState | None:
+    """The state of the paths `texts`, None if there is none; in a child.
+
+    With `cached`, the call does not wait, and a directory that is not in the cache counts as one
+    that does not exist.
+    """
+    kinds = {root.fd: _kinds(root.mounts or b"") for root in roots}
+    newest = time.time_ns() - _TICKS_NS
+
+    def find(root: RootDirectory, way: Sequence[str]) -> _Deepest:
+        depth, status, leads_away = _find(root, way, cached=cached)
+        seconds, nanoseconds = status.changed
+        if leads_away or seconds * 1_000_000_000 + nanoseconds > newest:
+            raise _UnsettledError
+        _check_kind(kinds[root.fd], status.mount)
+        return depth, status
+
+    try:
+        directories = _directories_of(texts)
+        for root in roots:
+            _check_kind(kinds[root.fd], root.mount)
+        digest = _digest_of(roots, directories, find)
+    except (_UnsettledError, OSError):
+        return None
+    return LinkState(directories, frozenset(_digest(root.mounts or b"") for root in roots), digest)
+
+
+def is_unchanged(pid: int, started: int, states: Sequence[LinkState]) -> bool:
+    """Whether all of the `states` of the container whose init is `pid` are the present ones.
+
+    False also if the event loop cannot find out.
+    """
+    known = states[0].mounts if states else frozenset()
+    if any(state.mounts != known for state in states):
+        return False
+    roots = known_root_directories(pid, started, lambda mounts: _digest(mounts) in known)
+    if roots is None:
+        return False
+    try:
+        return all(
+            _digest_of(roots, state.directories, _find_cached) == state.digest for state in states
+        )
+    except (_UnsettledError, OSError):
+        return False
+    finally:
+        for root in roots:
+            os.close(root.fd)
+
+
+def _directories_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """The directories of the paths, relative to a root directory."""
+    found = {_COPY}
+    for text in texts:
+        first, *components = text.split("/")
+        if first or len(components) > _MAX_COMPONENTS or {"", ".", ".."} & set(components):
+            raise _UnsettledError
+        found.add("/".join(components[:-1]))
+    return tuple(sorted(found))
+
+
+def _digest_of(roots: Sequence[RootDirectory], directories: Sequence[str], find: _Find) -> str:
+    if len(roots) * len(directories) > _MAX_DIRECTORIES:
+        raise _UnsettledError
+    found = {}
+    ways = [directory.split("/") if directory else [] for directory in directories]
+    for root in roots:
+        status = cached_status_of(root.fd)
+        key = status.mount, status.device, status.inode, _digest(root.mounts or b"")
+        found[key] = [find(root, way) for way in ways]
+    return _digest(json.dumps(sorted(found.items())).encode())
+
+
+def _find_cached(root: RootDirectory, way: Sequence[str]) -> _Deepest:
+    """The deepest directory of the way that is in the cache. The digest says whether it is the one
+    that a child found."""
+    depth, status, _ = _find(root, way, cached=True)
+    return depth, status
+
+
+def _find(
+    root: RootDirectory, way: Sequence[str], *, cached: bool
+) -> tuple[int, CachedStatus, bool]:
+    """The deepest directory of the way, and, unless `cached`, whether the next component is a link:
+    it leads nowhere."""
+    resolve = _RESOLVE | RESOLVE_CACHED if cached else _RESOLVE
+    for depth in range(len(way), 0, -1):
+        fd = _open(root.fd, "/".join(way[:depth]), resolve)
+        if fd is not None:
+            with opened(fd):
+                away = not cached and depth < len(way) and _is_link(fd, way[depth])
+                return depth, cached_status_of(fd), away
+    return 0, cached_status_of(root.fd), not cached and bool(way) and _is_link(root.fd, way[0])
+
+
+def _open(root: int, path: str, resolve: int) -> int | None:
+    """A descriptor of the directory; None if it does not exist or is not in the cache."""
+    for again in (True, False):
+        try:
+            return openat2(root, path, _DIRECTORY, resolve)
+        except OSError as error:
+            if error.errno not in _MISSING:
+                raise
+            # A mount or rename anywhere on the host can end a walk in RCU mode.
+            if error.errno != errno.EAGAIN or not again:
+                return None
+    return None
+
+
+def _is_link(directory: int, name: str) -> bool:
+    try:
+        with opened(openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, _RESOLVE)) as entry:
+            return stat.S_ISLNK(cached_status_of(entry).mode)
+    except OSError as error:
+        if error.errno not in _MISSING:
+            raise
+        return False
+
+
+def _kinds(mounts: bytes) -> dict[int, bytes]:
+    """The kind of file system of each mount, by the id of the mount, as mountinfo tells it."""
+    kinds = {}
+    for line in mounts.splitlines():
+        before, _, after = line.partition(b" - ")
+        kinds[int(before.partition(b" ")[0])] = after.partition(b" ")[0]
+    return kinds
+
+
+def _check_kind(kinds: Mapping[int, bytes], mount: int) -> None:
+    if kinds.get(mount) not in _LOCAL:
+        raise _UnsettledError
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

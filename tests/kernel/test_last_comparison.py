@@ -1,0 +1,265 @@
+"""A comparison looks at links again only if something can have changed, and misses no change."""
+
+import asyncio
+import functools
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from support.containers import Sandbox, umount
+from support.fuse import hanging
+from support.links import COPY, ONE, TWO, Web, make_link, mount_disk, mount_tmpfs
+from support.registrations import WEB
+
+from inx_sidecar.base import paths
+from inx_sidecar.kernel.syscalls import move_mount, open_tree, opened
+from inx_sidecar.links import indirect_roots, link_state, resolver
+from inx_sidecar.nix.gc_client import GcClient
+from inx_sidecar.roots import direct_roots, last_comparison
+from inx_sidecar.roots.link_roots import LINKS
+from inx_sidecar.roots.mirror import Mirror
+
+pytestmark = [pytest.mark.gc, pytest.mark.usefixtures("registrations")]
+PATH = "/root/dir/result"
+
+
+class Compared:
+    """An instance whose registered paths are compared."""
+
+    def __init__(self, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.web = web
+        self.mirror = Mirror("web", WEB, str(web.rootfs), web.process, 1000, GcClient())
+        self.children = 0
+        fork = os.fork
+
+        def count() -> int:
+            self.children += 1
+            return fork()
+
+        monkeypatch.setattr(os, "fork", count)
+        monkeypatch.setattr(link_state, "_TICKS_NS", 20_000_000)
+        monkeypatch.setattr(last_comparison, "_TICKS_NS", 20_000_000)
+        with closing(sqlite3.connect(paths.NIX_DB)) as db, db:
+            db.executemany("insert into ValidPaths values (?)", [(ONE,), (TWO,)])
+
+    def compare(self) -> int:
+        """Compare, and return the number of children that looked."""
+
+        async def may_drop() -> bool:
+            return True
+
+        before = self.children
+        asyncio.run(self.mirror.compare(may_drop))
+        return self.children - before
+
+    def settle(self) -> None:
+        """Compare until no child looks any more."""
+        deadline = time.monotonic() + 20
+        while self.compare():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def roots(self) -> set[str]:
+        return set(direct_roots.read(direct_roots.directory("web", WEB), LINKS).values())
+
+
+@pytest.fixture
+def compared(web: Web, monkeypatch: pytest.MonkeyPatch) -> Compared:
+    web.link(PATH)
+    indirect_roots.put(WEB, PATH)
+    return Compared(web, monkeypatch)
+
+
+def replaced_by(target: str) -> None:
+    os.symlink(target, f"{PATH}.new")
+    os.rename(f"{PATH}.new", PATH)
+
+
+def with_its_old_times() -> None:
+    status = os.stat("/root/dir")
+    replaced_by(TWO)
+    os.utime("/root/dir", ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def directory_by_a_link() -> None:
+    make_link("/root/other/result", TWO)
+    os.rename("/root/dir", "/root/former")
+    os.symlink("other", "/root/dir")
+
+
+def directory_by_another() -> None:
+    make_link("/root/other/result", TWO)
+    os.rename("/root/dir", "/root/former")
+    os.rename("/root/other", "/root/dir")
+
+
+def parent_by_another() -> None:
+    make_link("/other/dir/result", TWO)
+    os.rename("/root", "/former")
+    os.rename("/other", "/root")
+
+
+def link_by_a_mount() -> None:
+    """A mount of another link over the link itself."""
+    make_link("/two", TWO)
+    with (
+        opened(os.open("/two", os.O_PATH | os.O_NOFOLLOW)) as two,
+        opened(os.open(PATH, os.O_PATH | os.O_NOFOLLOW)) as covered,
+        opened(open_tree(two, "")) as tree,
+    ):
+        move_mount(tree, covered)
+
+
+CHANGES: dict[str, tuple[Callable[[], object], set[str]]] = {
+    "another target": (lambda: replaced_by(TWO), {TWO}),
+    "the same target": (lambda: replaced_by(ONE), {ONE}),
+    "another target with the old times": (with_its_old_times, {TWO}),
+    "removed": (lambda: os.unlink(PATH), set()),
+    "moved with its directory": (lambda: os.rename("/root/dir", "/root/other"), set()),
+    "moved with the directory above": (lambda: os.rename("/root", "/other"), set()),
+    "in a directory that became a link": (directory_by_a_link, {TWO}),
+    "in a directory that became another": (directory_by_another, {TWO}),
+    "below a directory that became another": (parent_by_another, {TWO}),
+    "covered": (lambda: mount_tmpfs("/root/dir"), set()),
+    "covered by a disk with a link": (lambda: mount_disk("/root/dir", target=TWO), {TWO}),
+    "covered above": (lambda: mount_disk("/root", "/root/dir", target=TWO), {TWO}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_noticed(compared: Compared, change: str) -> None:
+    compared.settle()
+    assert compared.roots() == {ONE}
+    act, wanted = CHANGES[change]
+    compared.web.inside(act)
+    assert compared.compare() > 0
+    assert compared.roots() == wanted
+    compared.settle()
+    assert compared.roots() == wanted
+
+
+def test_a_mount_over_the_link_itself_is_noticed(compared: Compared) -> None:
+    compared.settle()
+    compared.web.inside(link_by_a_mount)
+    assert compared.compare() > 0
+    assert compared.roots() == {TWO}
+
+
+def test_a_link_that_a_mount_hid_is_noticed(compared: Compared) -> None:
+    """The mount is there first, and a process without it keeps the path registered."""
+    web = compared.web
+    with web.service(lambda: mount_disk("/root/dir", target=TWO)) as pid:
+        compared.settle()
+        assert compared.roots() == {ONE, TWO}
+        make_link(f"{web.rootfs}/root/dir/next", TWO)
+        os.rename(f"{web.rootfs}/root/dir/next", web.rootfs / PATH[1:])
+        compared.settle()
+        assert compared.roots() == {TWO}
+        os.unlink(f"/proc/{pid}/root{PATH}")
+        assert compared.compare() > 0
+
+
+@pytest.mark.parametrize("own_mounts", [True, False], ids=["own mounts", "a chroot"])
+def test_a_process_that_sees_another_link_is_noticed(compared: Compared, own_mounts: bool) -> None:
+    compared.settle()
+
+    def prepare() -> None:
+        if own_mounts:
+            mount_disk("/root/dir", target=TWO)
+        else:
+            make_link(f"/jail{PATH}", TWO)
+            os.chroot("/jail")
+
+    with compared.web.service(prepare, own_mounts=own_mounts, below="a.service"):
+        assert compared.compare() > 0
+        assert compared.roots() == {ONE, TWO}
+        if own_mounts:
+            compared.settle()
+        else:
+            assert all(compared.compare() for _ in range(5)), "the mount of a chroot is not listed"
+    assert compared.compare() > 0, "the process ended"
+
+
+def test_a_link_behind_a_directory_that_comes_later_is_noticed(compared: Compared) -> None:
+    """A service sees no link at first: the way has a link that leads nowhere."""
+    web = compared.web
+
+    def prepare() -> None:
+        mount_tmpfs("/root")
+        os.symlink("/later/dir", "/root/dir")
+
+    with web.service(prepare) as pid:
+        for _ in range(5):
+            compared.compare()
+        assert compared.roots() == {ONE}
+        service = Sandbox(web.rootfs, pid, privileged=False)
+        service.inside(lambda: make_link("/later/dir/result", TWO))
+        compared.compare()
+        assert compared.roots() == {ONE, TWO}
+
+
+def test_a_directory_of_a_service_that_comes_later_is_noticed(compared: Compared) -> None:
+    """A tmpfs keeps no names of missing files in the cache."""
+    with compared.web.service(lambda: mount_tmpfs("/root")) as pid:
+        compared.settle()
+        assert compared.roots() == {ONE}
+        Sandbox(compared.web.rootfs, pid, privileged=False).inside(lambda: make_link(PATH, TWO))
+        assert compared.compare() > 0
+        assert compared.roots() == {ONE, TWO}
+
+
+def test_what_the_sidecar_keeps_on_the_host_is_compared(compared: Compared) -> None:
+    compared.settle()
+    place = Path(f"{direct_roots.directory('web', WEB)}/{LINKS}")
+    for root in place.iterdir():
+        root.unlink()
+    compared.compare()
+    assert compared.roots() == {ONE}, "an administrator removed the root"
+    compared.web.link("/root/other", TWO)
+    compared.settle()
+    indirect_roots.put(WEB, "/root/other")
+    compared.compare()
+    assert compared.roots() == {ONE, TWO}, "no event told of the registration"
+
+
+def test_the_copy_of_the_registrations_is_completed_again(compared: Compared) -> None:
+    compared.settle()
+    entry = compared.web.rootfs / COPY / indirect_roots.name_of(PATH)
+    entry.unlink()
+    compared.compare()
+    assert os.readlink(entry) == PATH
+
+
+def test_a_link_that_changes_at_every_look_has_its_last_target(compared: Compared) -> None:
+    compared.settle()
+    for target in (TWO, ONE, TWO, TWO, ONE, TWO):
+        compared.web.inside(functools.partial(replaced_by, target))
+        compared.compare()
+        assert compared.roots() == {target}
+
+
+@pytest.mark.parametrize("place", ["/root/dir", "/root"])
+def test_the_sidecar_waits_for_no_file_system_over_known_links(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """No process answers the requests of the file system; the names below it are in the cache."""
+    monkeypatch.setattr(resolver, "_SECONDS", 0.3)
+    compared.settle()
+    with hanging(compared.web, place):
+        states = compared.mirror._last._states
+        assert states, "it had settled"
+        process = compared.web.process
+        begin = time.monotonic()
+        assert not link_state.is_unchanged(process.pid, process.started, states)
+        assert time.monotonic() - begin < 0.2
+        compared.compare()
+        assert compared.roots() == {ONE}
+        assert compared.mirror.resolver.unresponsive
+    compared.web.inside(lambda: umount(place, 2))
+    compared.mirror.resolver = type(compared.mirror.resolver)("web", "", process)
+    compared.settle()
+    assert compared.roots() == {ONE}

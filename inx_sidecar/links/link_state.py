@@ -93,7 +93,7 @@ def look_at(
     With `cached`, the call does not wait, and a directory that is not in the cache counts as one
     that does not exist.
     """
-    kinds = {root.fd: _kinds(root.mounts or b"") for root in roots}
+    kinds: dict[int, Mapping[int, bytes]] = {}
     newest = time.time_ns() - _TICKS_NS
 
     def find(root: RootDirectory, way: Sequence[str]) -> _Deepest:
@@ -106,7 +106,9 @@ def look_at(
 
     try:
         directories = _directories_of(texts)
+        _check_number(roots, directories)
         for root in roots:
+            kinds[root.fd] = _kinds(root.mounts or b"")
             _check_kind(kinds[root.fd], root.mount)
         digest = _digest_of(roots, directories, find)
     except (_UnsettledError, OSError):
@@ -147,9 +149,13 @@ def _directories_of(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _digest_of(roots: Sequence[RootDirectory], directories: Sequence[str], find: _Find) -> str:
+def _check_number(roots: Sequence[RootDirectory], directories: Sequence[str]) -> None:
     if len(roots) * len(directories) > _MAX_DIRECTORIES:
         raise _UnsettledError
+
+
+def _digest_of(roots: Sequence[RootDirectory], directories: Sequence[str], find: _Find) -> str:
+    _check_number(roots, directories)
     found = {}
     ways = [directory.split("/") if directory else [] for directory in directories]
     for root in roots:

@@ -1,5 +1,6 @@
 """GC roots: the time until a registered link has a root, the time of a comparison of everything,
-the memory of the sidecar, and the time that the instance's own daemon adds to a build.
+the memory of the sidecar, and the time that the instance's own daemon adds to a build; the
+comparison also for many instances that are simulated.
 
 The instances do nothing. Clients on the host connect to the nix-daemons of the instances.
 """
@@ -15,6 +16,8 @@ COUNTS = (1, 20, 100)
 LINKS = (10, 100)
 ROUNDS = 300
 BUILDS = 20
+# What is simulated: so many instances, with so many links each.
+SIMULATED = (1000, 100)
 
 # These programs run on the host: entering the host takes longer than the measured operations.
 LAUNCH = """
@@ -126,7 +129,8 @@ print(json.dumps(times | collect))
 
 
 def measure(host: Host) -> dict[str, Any]:
-    """Milliseconds and MiB by the number of instances. Milliseconds of builds and root scans."""
+    """Milliseconds and MiB by the number of instances. Milliseconds of builds and root scans.
+    What support/many_instances.py gives."""
     host.push(REPO / "tests", ["support"], "/root/inx/tests")
     counts: dict[str, Any] = {}
     running = 0
@@ -139,7 +143,12 @@ def measure(host: Host) -> dict[str, Any]:
         counts[str(count)] = json.loads(done.stdout)
     done = host.run(["python3", "-c", BUILD, str(BUILDS)], timeout=600)
     times = {name: statistics.median(values) for name, values in json.loads(done.stdout).items()}
-    return {"counts": counts, "times": times}
+    # On the file system of the host's disk: that of the host itself is an overlay.
+    host.sh("mkdir /var/lib/incus/bench")
+    words = ["/root/inx/tests/support/many_instances.py", "/var/lib/incus/bench"]
+    env = ["env", "PYTHONPATH=/root/inx/tests", "/opt/inx/bin/python3"]
+    done = host.run([*env, *words, *map(str, SIMULATED)], timeout=1800)
+    return {"counts": counts, "times": times, "simulated": json.loads(done.stdout)}
 
 
 def table(numbers: dict[str, Any]) -> str:
@@ -162,7 +171,17 @@ def table(numbers: dict[str, Any]) -> str:
         f"{times['instance']:.0f} ms: ratio {times['instance'] / times['host']:.2f}",
         f"finding roots with the barrier {times['barrier']:.0f} ms, without "
         f"{times['no barrier']:.0f} ms ({COUNTS[-1]} instances)",
+        "",
     ]
+    instances, links = SIMULATED
+    simulated = numbers["simulated"]
+    first, last = simulated["rounds"][0], simulated["rounds"][-1]
+    lines.append(
+        f"simulated, {instances} instances, {links} links each: the first comparison takes "
+        f"{first['cpu'] + first['children']:.1f} s of CPU, one after no change "
+        f"{last['cpu'] + last['children']:.2f} s ({last['wall']:.2f} s); "
+        f"{simulated['resident']:.0f} MiB"
+    )
     return "\n".join(lines)
 
 

@@ -185,7 +185,12 @@ def _pivot() -> None:
         # The kernel allows a new proc only while another one is visible (mount_namespaces(7)).
         mount("proc", "proc", "proc", 0)
         mount("tmpfs", "dev", "tmpfs", 0, "mode=755")
-        _checked(_libc.pivot_root(b".", b"."), "pivot_root")
+        pivot_here()
+
+
+def pivot_here() -> None:
+    """Make the working directory, a mount, the root directory, and unmount the old root."""
+    _checked(_libc.pivot_root(b".", b"."), "pivot_root")
     umount(".", MNT_DETACH)
     os.chdir("/")
 

@@ -1,11 +1,10 @@
 """Find what the registered paths of a container lead to now.
 
-A forked child looks. In a running container, the child has become the container's root: the host's
-root never looks up a path of a running container. In a root file system that is not in use, the
-child keeps the rights of the host's root. In both cases the kernel keeps the child below the root
-directory (openat2 with RESOLVE_IN_ROOT, no magic links). A child that waits for ever on a file
-system of the container is left behind. As for Nix, a root is a path whose last component is a link
-with the text of a store path.
+A forked child looks. In a running container, the child has become the container's root. In a root
+file system that is not in use, the child keeps the rights of the host's root. In both cases the
+kernel keeps the child below the root directory (openat2 with RESOLVE_IN_ROOT, no magic links). A
+child that waits for ever on a file system of the container is left behind. As for Nix, a root is a
+path whose last component is a link with the text of a store path.
 """
 
 import asyncio

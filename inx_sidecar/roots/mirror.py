@@ -14,6 +14,7 @@ from typing import Final
 from inx_sidecar.base.errors import quoted
 from inx_sidecar.links import indirect_roots, resolver
 from inx_sidecar.links.backoff_resolver import BackoffResolver
+from inx_sidecar.links.cached_link import find_cached
 from inx_sidecar.links.link_places import LinkPlaces
 from inx_sidecar.links.resolver import InitProcess, ResolvedLink
 from inx_sidecar.nix.daemon import NixDaemon
@@ -28,6 +29,7 @@ from inx_sidecar.roots.link_roots import (
     parse_root_name,
     paths_by_name,
     paths_to_hold,
+    root_name,
     root_names,
 )
 from inx_sidecar.roots.look_times import LookTimes
@@ -66,7 +68,6 @@ class Mirror:
         self._away = LinkPlaces(uuid)
         self._lost = LostRoots(uuid, self._log)
         self._last = LastComparison(lxc_name, uuid)
-        self._held: set[str] = set()
         self._compared = False
         # The roots that the last comparison could not make: their store paths are not valid.
         self.absent: Mapping[str, str] = {}
@@ -109,6 +110,9 @@ class Mirror:
             for batch in batches(names):
                 marks = indirect_roots.marks(self.uuid, batch)
                 texts = self.registrations.read(await self.registrations.admit(marks))
+                # Most have their roots before a child has begun to look at all of them.
+                seen = find_cached(self.rootfs, texts).items()
+                await self._add({root_name(n, path, home=True): path for n, path in seen}, texts)
                 links = await self.resolver.resolve(texts.values())
                 roots: dict[str, str] = {}
                 for name, text in texts.items():
@@ -171,7 +175,6 @@ class Mirror:
         """Add the roots of the registrations `marks`, which have the roots `present`. Returns the
         roots that are wanted, and the registered paths that lead nowhere. `begin` is when this
         comparison began."""
-        self._held = set(present)
         held = paths_by_name(present)
         half_full = len(marks) * 2 > self.most
         wanted: dict[str, str] = {}
@@ -228,9 +231,8 @@ class Mirror:
         self._log.refused(
             f"{describe_root(root, texts)} -> {path} is not in the store"
             for root, path in wanted.items()
-            if path not in valid and root not in self._held
+            if path not in valid and direct_roots.path_of(self.lxc_name, self.uuid, root) is None
         )
-        self._held |= roots.keys()
         await self._lost.find(new)
         absent = (item for item in wanted.items() if item[1] not in valid)
         return dict(islice(absent, MISSING_MAX))

@@ -1,23 +1,26 @@
 """A comparison looks at links again only if something can have changed, and misses no change."""
 
 import asyncio
+import contextlib
 import functools
 import os
+import select
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 from support.containers import Sandbox, umount
-from support.fuse import hanging
+from support.fuse import hanging, hanging_below_overlay
 from support.links import COPY, ONE, TWO, Web, make_link, mount_disk, mount_tmpfs
 from support.registrations import WEB
 
 from inx_sidecar.base import paths
 from inx_sidecar.kernel.syscalls import move_mount, open_tree, opened
 from inx_sidecar.links import indirect_roots, link_state, resolver
+from inx_sidecar.links.root_directories import RootDirectory
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.roots import direct_roots, last_comparison
 from inx_sidecar.roots.link_roots import LINKS
@@ -263,3 +266,31 @@ def test_the_sidecar_waits_for_no_file_system_over_known_links(
     compared.mirror.resolver = type(compared.mirror.resolver)("web", "", process)
     compared.settle()
     assert compared.roots() == {ONE}
+
+
+@pytest.mark.parametrize("place", ["/root/dir", "/root"])
+@pytest.mark.parametrize("by", [hanging, hanging_below_overlay])
+def test_a_look_at_what_is_in_the_cache_asks_no_file_system(
+    compared: Compared, by: Callable[..., AbstractContextManager[int | None]], place: str
+) -> None:
+    compared.settle()
+    with by(compared.web, place) as requests:
+        root = RootDirectory.at(f"/proc/{compared.web.process.pid}/root")
+        for _ in range(20):
+            begin = time.monotonic()
+            with contextlib.suppress(PermissionError):  # a FUSE file system is its mounter's alone
+                link_state._find(root, ["root", "dir", "sub"], cached=True)
+            assert time.monotonic() - begin < 0.2
+        assert requests is None or not select.select([requests], [], [], 0)[0]
+        os.close(root.fd)
+
+
+def test_a_root_whose_path_was_collected_is_told_of(
+    compared: Compared, caplog: pytest.LogCaptureFixture
+) -> None:
+    compared.settle()
+    with closing(sqlite3.connect(paths.NIX_DB)) as db, db:
+        db.execute("delete from ValidPaths")
+    for _ in range(3):
+        compared.compare()
+    assert caplog.text.count("root lost: '/root/dir/result'") == 1

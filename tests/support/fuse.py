@@ -1,11 +1,16 @@
 """FUSE file systems in a container of the tests."""
 
+import functools
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, mount, setns
+from support.attacker import stalling
+from support.attacker.stalling import never_answer_below_overlay
 from support.containers import Sandbox
 from support.links import Web
 
@@ -47,3 +52,40 @@ def hanging(web: Web, place: str) -> Iterator[None]:
         os.close(ready)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@contextmanager
+def hanging_below_overlay(web: Web, place: str) -> Iterator[int]:
+    """An overlay at `place` above a FUSE file system that answers nothing any more. The block gets
+    a pipe, which can be read when a request has come."""
+    ready, report = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for path in ("/etc", place):
+                web.sandbox.inside(functools.partial(os.makedirs, path, exist_ok=True))
+            user = os.open(f"/proc/{web.sandbox.pid}/ns/user", os.O_RDONLY)
+            mounts = os.open(f"/proc/{web.sandbox.pid}/ns/mnt", os.O_RDONLY)
+            setns(user, CLONE_NEWUSER)
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            fuse = os.open("/dev/fuse", os.O_RDWR)
+            setns(mounts, CLONE_NEWNS)
+            sys.stdout = open(report, "w")
+            with patch.object(stalling, "open_fuse", lambda: fuse):
+                never_answer_below_overlay(place)
+        finally:
+            os._exit(1)
+    os.close(report)
+    try:
+        said = b""
+        while not said.endswith(b"\n"):
+            part = os.read(ready, 100)
+            assert part, "no overlay"
+            said += part
+        assert said == b'"mounted"\n', said
+        yield ready
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)

@@ -61,9 +61,13 @@ def never_answer_below_overlay(path: str) -> str:
     sys.exit()
 
 
+def open_fuse() -> int:
+    return os.open("/dev/fuse", os.O_RDWR)
+
+
 def _mount(path: str) -> int | str:
     """The descriptor of the server of a FUSE file system at `path`, or the error."""
-    fd = os.open("/dev/fuse", os.O_RDWR)
+    fd = open_fuse()
     options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
     if libc.mount(b"stall", path.encode(), b"fuse", 0, options):
         return os.strerror(ctypes.get_errno())

@@ -69,7 +69,7 @@ def _first_names(uuid: str, most: int) -> list[str] | None:
 def _changes(known: Mapping[str, Mark], now: Mapping[str, Mark]) -> Changes:
     made = sorted(
         ((name, mark) for name, mark in now.items() if known.get(name) != mark),
-        key=lambda item: item[1][1],
+        key=lambda item: item[1],
     )
     return Changes(dict(made), frozenset(known.keys() - now.keys()))
 
@@ -78,4 +78,4 @@ def _parse(answer: Any) -> Changes:
     if answer is None:
         return Changes({}, frozenset(), overfull=True)
     made, gone = answer
-    return Changes({name: (inode, time) for name, (inode, time) in made}, frozenset(gone))
+    return Changes(dict(made), frozenset(gone))

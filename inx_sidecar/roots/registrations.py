@@ -65,7 +65,7 @@ class Registrations:
     async def admit(self, marks: Mapping[str, Mark]) -> list[str]:
         """The registrations among `marks` without the newest beyond the limit, which are refused:
         they are removed."""
-        oldest_first = sorted(marks, key=lambda name: (name not in self.known, marks[name][1]))
+        oldest_first = sorted(marks, key=lambda name: (name not in self.known, marks[name]))
         room = max(0, self.most - len(self.known.keys() - marks.keys()))
         beyond = oldest_first[room:]
         await self.remove(beyond)

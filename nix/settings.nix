@@ -27,9 +27,7 @@ in
 
   build_timeout = setting types.ints.positive 7200 "Seconds that one build may take.";
 
-  max_builds = setting types.ints.positive 2 ''
-    The number of builds that may run at once. Other builds wait. A user other than root evaluates at most one less at once.
-  '';
+  max_builds = setting types.ints.positive 2 "The number of builds that may run at once. Other builds wait.";
 
   max_roots_per_instance = setting types.ints.positive 20000 ''
     Links that one instance may keep. Newer links are not kept, and the status of the instance says so.

@@ -39,11 +39,10 @@ class Chosen:
 
 
 async def build_in_slot(slots: BuildSlots, request: BuildRequest, listener: Listener) -> str:
-    """As `build`, once there is a free slot for who evaluates. When this task is cancelled, the
-    build is stopped.
+    """As `build`, once its owner has a free slot. When this task is cancelled, so is the build.
 
-    Who evaluates is looked up when a slot is free, since it may change meanwhile. If this user has
-    enough builds, the slot is given back for another one.
+    Who evaluates is looked up when a slot is free, since it may change meanwhile. If the owner has
+    enough builds then, the slot is given back for another one.
     """
     with build_counts.counted(request.uuid):
         return await _build_in_slot(slots, request, listener)
@@ -61,13 +60,13 @@ async def _build_in_slot(slots: BuildSlots, request: BuildRequest, listener: Lis
         if slots.taken >= limit:
             listener.say(f"inx: waiting for other builds ({limit} at a time)")
         elif not slots.has_room(owner, limit):
-            listener.say(f"inx: waiting for other builds as {owner} (not all {limit} for one user)")
+            listener.say(f"inx: waiting for other builds of {owner} (not all {limit} are for one)")
         holder = request.project, request.name
         async with slots.take(limit, owner, holder=holder, waits=waits) as slot:
             try:
                 request.settings.check_allowed(request.source)
                 chosen = await _choose_evaluator(request)
-                owner = slot_owner(chosen.evaluator)
+                owner = slot_owner(chosen.evaluator, request.project)
                 if slot.give_to(owner):
                     return await build(request, chosen, listener)
             except asyncio.CancelledError:

@@ -1,7 +1,7 @@
 """The number of builds at once is limited, by the host setting `max_builds`.
 
-An evaluation may wait as long as the owner of its source likes. So an owner who is not root has at
-most all slots but one: builds of others go on in the last one.
+An evaluation may wait as long as the author of its source likes. So each owner of slots
+(`build_user.slot_owner`) has at most all slots but one: builds of others go on in the last one.
 """
 
 import asyncio

@@ -61,11 +61,15 @@ class Evaluator:
     owner: str = ""
 
 
-def slot_owner(evaluator: Evaluator) -> str:
-    """Whose builds wait for one another if there are too many; TRUSTED if nobody's do."""
+def slot_owner(evaluator: Evaluator, project: str) -> str:
+    """Whose builds wait for one another if there are too many; TRUSTED if nobody's do.
+
+    That is the user who alone has made the source, or else those who chose it: whoever may edit one
+    instance of a project may edit all of them.
+    """
     if isinstance(evaluator.source, System) or (evaluator.is_owner and evaluator.user.uid == 0):
         return TRUSTED
-    return "a user without rights" if evaluator.doubt else evaluator.user.name
+    return f"user {evaluator.user.name}" if evaluator.is_owner else f"project {project}"
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def test_one_owner_cannot_make_the_builds_of_others_wait(incus: Incus, host: Hos
         for name in first, second:
             incus.init(name=name, file=f"{place}/x.nix", attr="web")
             incus.start(name)
-        waits = f"waiting for other builds as {user} (not all 2 for one user)"
+        waits = f"waiting for other builds of user {user} (not all 2 are for one)"
         incus.eventually(
             lambda: any(waits in incus.console(name) for name in (first, second)), incus.story
         )

@@ -114,12 +114,11 @@ def test_the_limits_hold_in_any_order() -> None:
 
 
 def test_who_is_the_owner_of_a_slot() -> None:
-    assert slot_owner(Evaluator(ROOT, FLAKE, is_owner=True)) == TRUSTED
-    assert slot_owner(Evaluator(ALICE, FLAKE, is_owner=True)) == "alice"
-    assert slot_owner(Evaluator(BUILD_USER, FLAKE)) == "inx-build"
-    # All sources that nobody owns alone: who can write one can write two.
-    assert slot_owner(Evaluator(BUILD_USER, FLAKE, doubt="x")) == "a user without rights"
-    assert slot_owner(Evaluator(BUILD_USER, System("/nix/store/x"))) == TRUSTED
+    assert slot_owner(Evaluator(ROOT, FLAKE, is_owner=True), "blue") == TRUSTED
+    assert slot_owner(Evaluator(BUILD_USER, System("/nix/store/x")), "blue") == TRUSTED
+    assert slot_owner(Evaluator(ALICE, FLAKE, is_owner=True), "blue") == "user alice"
+    assert slot_owner(Evaluator(BUILD_USER, FLAKE), "blue") == "project blue"
+    assert slot_owner(Evaluator(BUILD_USER, FLAKE, doubt="x"), "blue") == "project blue"
 
 
 def test_who_waits_knows_for_whom() -> None:

@@ -21,8 +21,12 @@ from inx_sidecar.nix.store_paths import split_store_paths
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_CONTAINER: Final = b"container:\n"
-_NEEDED: Final = {b"name", b"project", b"expanded_config", b"expanded_devices"}
+_BEGIN: Final = re.compile(rb"container:\n( +)(?=[a-z])")
+_KEY: Final = re.compile(rb"([a-z_]+):(?![^ \n])")
+_OUTER_LINE: Final = re.compile(rb"(?m)^[^ \n]")
+# What YAML 1.1 takes for the end of a line, besides a newline.
+_OTHER_BREAK: Final = re.compile(rb"\r|\xc2\x85|\xe2\x80[\xa8\xa9]")
+_NEEDED: Final = {"name", "project", "expanded_config", "expanded_devices"}
 # The uuid of the instance for which the generations are sealed. A copy has the key of its source.
 SEALED: Final = "user.inx.sealed"
 
@@ -137,28 +141,29 @@ def _read_needed(text: bytes) -> dict[str, Any] | None:
 
     The rest takes longer to parse: Incus writes the whole configuration again for each profile and
     for each snapshot. In a YAML mapping that is no flow, every line that begins a key is indented
-    as the first one, and all lines of the values, except items of lists, are indented further.
+    as the first one, and all lines of the values, except items of lists, are indented further. A
+    file is read so only if nothing in it is unlike what Incus writes, and each key is there once.
     """
-    before, found, rest = text.partition(_CONTAINER)
-    if before or not found:
+    begin = _BEGIN.match(text)
+    if begin is None or b"\ncontainer:" in text:
         return None
-    indent = len(rest) - len(rest.lstrip(b" "))
-    needed, is_needed, keys = [], False, set()
-    for line in rest.split(b"\n"):
-        if line and not line.startswith(b" "):
-            break
-        if line[indent : indent + 1] not in b" -" and not line[:indent].strip():
-            key = line[indent:].partition(b":")[0]
-            is_needed = key in _NEEDED
-            keys.add(key)
-        if is_needed:
-            needed.append(line)
-    if not indent or not keys >= _NEEDED:
+    first = begin.start(1)
+    end = _OUTER_LINE.search(text, first)
+    if end is not None and not _KEY.match(text, end.start()):
         return None
+    section = text[first : end.start()] if end is not None else text[first:]
+    if _OTHER_BREAK.search(section):
+        return None
+    _, *entries = re.split(rb"(?m)^%b(?=[^ \n-])" % begin[1], section)
+    keys = [key[1].decode() if (key := _KEY.match(entry)) else "" for entry in entries]
+    if "" in keys or len(set(keys)) < len(keys) or not _NEEDED.issubset(keys):
+        return None
+    needed = [begin[1] + entry for key, entry in zip(keys, entries, strict=True) if key in _NEEDED]
     try:
-        return dict(yaml.load(b"\n".join(needed), Loader=_LOADER))
+        found = dict(yaml.load(b"".join(needed), Loader=_LOADER))
     except (yaml.YAMLError, TypeError, ValueError):
         return None
+    return found if found.keys() == _NEEDED else None
 
 
 def parse_instance(api: Mapping[str, Any], facts: LxcFacts) -> Instance:

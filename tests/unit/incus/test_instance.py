@@ -77,7 +77,9 @@ class Dumper(yaml.SafeDumper):
 @given(
     values=st.dictionaries(VALUE, VALUE, max_size=4),
     devices=st.dictionaries(VALUE, st.dictionaries(VALUE, VALUE, max_size=2), max_size=2),
-    others=st.dictionaries(VALUE, VALUE | st.lists(VALUE), max_size=3),
+    others=st.dictionaries(
+        st.from_regex("[a-z_]+", fullmatch=True), VALUE | st.lists(VALUE), max_size=3
+    ),
     indent=st.sampled_from([2, 4, 8]),
     width=st.sampled_from([80, 10**6]),
     style=st.sampled_from([None, '"', "'", "|", ">"]),
@@ -96,12 +98,75 @@ def test_what_is_read_by_lines_is_what_the_file_says(
         document, Dumper=Dumper, indent=indent, width=width, default_style=style, sort_keys=False,
         default_flow_style=False, allow_unicode=True, encoding="utf-8",
     )  # fmt: skip
-    found, whole = module._read_needed(text), module._read_all(text)
-    if style is None:  # else the names of keys are quoted, too
-        assert found is not None
+    assert_same(text)
+
+
+NEEDED = ("name", "project", "expanded_config", "expanded_devices")
+
+
+def assert_same(text: bytes) -> None:
+    """What is found by lines, if it is, is what the whole file says."""
+    found = module._read_needed(text)
     if found is not None:
-        assert found == {key: whole[key] for key in found}
-        assert found.keys() == {"name", "project", "expanded_config", "expanded_devices"}
+        whole = module._read_all(text)
+        assert found == {key: whole[key] for key in NEEDED}
+
+
+PLAIN = """container:
+  description: |-
+    a
+      name: other
+
+    container:
+  expanded_config:
+    user.a: "x\\ny"
+    user.b: |-
+      { pkgs, ... }:
+      # not a comment
+      [ "*" ]
+    volatile.uuid: 01234567-89ab-cdef-0123-456789abcdef
+  expanded_devices:
+    eth0:
+      type: nic
+  name: web
+  profiles:
+  - default
+  - name: other
+  project: default
+snapshots:
+- name: s
+  expanded_config: {}
+"""
+
+
+def test_what_incus_writes_is_read_by_its_lines() -> None:
+    assert module._read_needed(PLAIN.encode()) is not None
+    assert_same(PLAIN.encode())
+
+
+# After the line of a user.* key in the middle, or at the end of the mapping `container`.
+@pytest.mark.parametrize(
+    "more",
+    [
+        "# comment", "  # comment", "      # comment", "  'name': b", '  "name": b', "  name : b",
+        "  name: b", "  ? name\n  : b", "  -name: b", "  last: a\r  name: b",
+        "  last: a\x85  name: b", "  last: a\u2028  name: b", "  last: a\u2029  name: b",
+        "  last: 'a\n  name: b'", "  last: [a,\n  name: b]", "  <<: {name: b}", "\tname: b",
+        "container:\n  name: b", "container: {name: b}", "---", "...", " name: b", "  name:b",
+        "    user.c: &c x\n    user.d: *c", "  last: &a b\n  name: *a",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("after", ["    user.a: ", "  project: default\n"])
+def test_a_file_that_incus_does_not_write_is_never_misread(more: str, after: str) -> None:
+    """It is read as a whole, or its lines say the same. It may also be no YAML at all."""
+    before, found, rest = PLAIN.partition(after)
+    line = "" if after.endswith("\n") else rest[: rest.index("\n") + 1]
+    text = f"{before}{found}{line}{more}\n{rest[len(line) :]}".encode()
+    try:
+        module._read_all(text)
+    except yaml.YAMLError:
+        return
+    assert_same(text)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from inx_sidecar.base import paths
 
 # Until systemd has answered a call; a job may take longer.
 _ANSWER_SECONDS: Final = 2.0
-# After so long without news of a job, systemd is asked whether it still exists.
-_LOOK_SECONDS: Final = 5.0
+# After so long without news of a job, systemd is asked whether it still exists: its name on the bus
+# is a new one after a daemon-reexec, so the end is not told by whoever has answered the call.
+_LOOK_SECONDS: Final = 1.0
 
 _PATH: Final = "/org/freedesktop/systemd1"
 _NAME: Final = "org.freedesktop.systemd1"

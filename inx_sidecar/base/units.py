@@ -6,6 +6,7 @@ systemctl is run: it needs no bus, and says what is wrong.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ from typing import Final
 
 from inx_sidecar.base.errors import UnsupportedError
 from inx_sidecar.base.process import run
-from inx_sidecar.base.systemd_bus import BusError, SystemdBus
+from inx_sidecar.base.systemd_bus import BusError, NoUnitError, SystemdBus
 
 # A bus that does not answer is left alone so long: each change would wait for it.
 _PAUSE_SECONDS: Final = 60.0
@@ -44,11 +45,13 @@ class Units:
         await self._do(stop, "stop", *units)
 
     async def kill(self, unit: str) -> None:
-        """Kill every process of `unit`."""
-        await self._do(
-            lambda bus: bus.call("KillUnit", "ssi", unit, "all", _KILL),
-            "kill", "--signal=KILL", unit,
-        )  # fmt: skip
+        """Kill every process of `unit`; one that is not loaded has none."""
+
+        async def kill(bus: SystemdBus) -> None:
+            with contextlib.suppress(NoUnitError):
+                await bus.call("KillUnit", "ssi", unit, "all", _KILL)
+
+        await self._do(kill, "kill", "--signal=KILL", unit)
 
     async def _do(self, by_bus: Callable[[SystemdBus], Awaitable[object]], *arguments: str) -> None:
         try:
@@ -58,9 +61,11 @@ class Units:
         else:
             return
         verb, *rest = arguments
-        done = await run(["systemctl", verb, "--quiet", *rest])
+        # Not --quiet: it would hide that a job has failed, and where the reason is told.
+        done = await run(["systemctl", verb, *rest])
         if done.status:
-            raise UnsupportedError(f"'{done.command}' failed: {done.output}")
+            output = " ".join(done.output.splitlines())
+            raise UnsupportedError(f"'{done.command}' failed: {output}")
 
     async def _opened(self) -> SystemdBus:
         async with self._opening:

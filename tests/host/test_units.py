@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from support.disposable import Host
 from support.incus import Incus
-from support.refusals import refused, start
+from support.refusals import refused, sentence, start
 from support.services import state_of
 
 pytestmark = pytest.mark.life
@@ -76,6 +76,14 @@ async def main():
         assert not bus.is_closed and not bus._jobs
         print(time.monotonic() - begin)
 asyncio.run(main())
+"""
+
+# What has ended meanwhile has no processes.
+GONE = """
+import asyncio
+from inx_sidecar.base.units import Units
+asyncio.run(Units().kill("inx-gone.service"))
+print("killed")
 """
 
 
@@ -191,8 +199,20 @@ def test_a_socket_that_cannot_be_started_refuses_the_start_and_says_why(
         said = refused(incus, name)
     finally:
         host.run(["/usr/bin/systemctl", "unmask", "--runtime", unit])
-    assert f"'systemctl start --quiet {unit}' failed: " in said and "masked" in said
+    assert f"'systemctl start {unit}' failed: " in said and "masked" in said
     incus.wait_state(name, "STOPPED")  # the hook mount refuses: LXC ends what has begun
+    place = f"/run/systemd/system/{unit}.d"
+    reload = "/usr/bin/systemctl daemon-reload"
+    drop_in = "[Socket]\nExecStartPre=false\n"
+    host.sh(f"mkdir {place}; cat >{place}/fail.conf; {reload}", input=drop_in)
+    try:
+        assert start(incus, name) != 0
+        said = sentence(incus, name)
+    finally:
+        host.sh(f"rm -r {place}; {reload}")
+    # Newer ones name the unit again: "Job for UNIT failed".
+    assert f"'systemctl start {unit}' failed: Job " in said and 'See "' in said
+    incus.wait_state(name, "STOPPED")
     live(incus, host, name)
 
 
@@ -228,3 +248,8 @@ def test_another_user_cannot_end_the_wait_for_a_job(host: Host) -> None:
 def test_a_job_that_has_gone_unnoticed_is_not_waited_for(host: Host) -> None:
     output, errors = by_bus(host, LOST)
     assert float(output) > 1, errors
+
+
+def test_a_unit_that_is_gone_is_killed(host: Host) -> None:
+    output, errors = by_bus(host, GONE)
+    assert output == "killed\n", errors

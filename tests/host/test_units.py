@@ -93,6 +93,8 @@ def wrapper(host: Host) -> Iterator[None]:
     host.sh(f"cat >{WRAPPER}; chmod 755 {WRAPPER}; : >{SEEN}", input=LOGGING)
     yield
     host.run(["rm", WRAPPER, SEEN])
+    # A logind that has lost its bus answers nobody, and a later reboot waits a minute for it.
+    host.run(["/usr/bin/systemctl", "restart", "systemd-logind"])
 
 
 def commands(host: Host) -> list[str]:

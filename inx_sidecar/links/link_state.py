@@ -32,12 +32,12 @@ import hashlib
 import json
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar.base.paths import GCROOTS_INSIDE
+from inx_sidecar.kernel.change_times import newest_settled
 from inx_sidecar.kernel.syscalls import (
     RESOLVE_CACHED,
     RESOLVE_IN_ROOT,
@@ -58,8 +58,6 @@ _MISSING: Final = {
 }  # fmt: skip
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-# Two changes within a tick of the kernel's clock, at most 10 ms, have the same time.
-_TICKS_NS: Final = 100_000_000
 # The event loop looks at so many directories in about two milliseconds.
 _MAX_DIRECTORIES: Final = 256
 _MAX_COMPONENTS: Final = 64
@@ -94,7 +92,7 @@ def look_at(
     that does not exist.
     """
     kinds: dict[int, Mapping[int, bytes]] = {}
-    newest = time.time_ns() - _TICKS_NS
+    newest = newest_settled()
 
     def find(root: RootDirectory, way: Sequence[str]) -> _Deepest:
         depth, status, leads_away = _find(root, way, cached=cached)

@@ -5,17 +5,13 @@ the roots, and, by link_state.py, the links inside.
 """
 
 import os
-import time
-from typing import Final
 
 from inx_sidecar.base import paths
+from inx_sidecar.kernel.change_times import newest_settled
 from inx_sidecar.links.link_state import LinkState, is_unchanged
 from inx_sidecar.links.resolver import InitProcess
 from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.link_roots import LINKS
-
-# Two changes of a directory within a tick of the kernel's clock have the same time.
-_TICKS_NS: Final = 100_000_000
 
 # Inode number and change time; (0, 0) if there is no such directory.
 _Mark = tuple[int, int]
@@ -34,11 +30,11 @@ class LastComparison:
     def begin(self) -> None:
         """A comparison begins. It calls `looked` for each look, and `settle` at its end if nothing
         had to be changed."""
-        begin = time.time_ns()
+        newest = newest_settled()
         self._states = None
         self._marks = [_mark(path) for path in self._directories]
         self._looked: list[LinkState] | None = []
-        if any(changed > begin - _TICKS_NS for _, changed in self._marks):
+        if any(changed > newest for _, changed in self._marks):
             self._looked = None
 
     def looked(self, state: LinkState | None) -> None:

@@ -6,23 +6,25 @@ import functools
 import os
 import select
 import sqlite3
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 from support.containers import Sandbox, umount
 from support.fuse import hanging, hanging_below_overlay
-from support.links import COPY, ONE, TWO, Web, make_link, mount_disk, mount_tmpfs
+from support.links import COPY, ONE, TWO, Web, make_link, mount_disk, mount_tmpfs, started_web
 from support.registrations import WEB
 
 from inx_sidecar.base import paths
+from inx_sidecar.kernel import change_times
 from inx_sidecar.kernel.syscalls import move_mount, open_tree, opened
 from inx_sidecar.links import indirect_roots, link_state, resolver
 from inx_sidecar.links.root_directories import RootDirectory
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.roots import direct_roots, last_comparison
+from inx_sidecar.roots import direct_roots
 from inx_sidecar.roots.link_roots import LINKS
 from inx_sidecar.roots.mirror import Mirror
 
@@ -33,7 +35,9 @@ PATH = "/root/dir/result"
 class Compared:
     """An instance whose registered paths are compared."""
 
-    def __init__(self, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, web: Web, monkeypatch: pytest.MonkeyPatch, margin_ns: int = 20_000_000
+    ) -> None:
         self.web = web
         self.mirror = Mirror("web", WEB, str(web.rootfs), web.process, 1000, GcClient())
         self.children = 0
@@ -44,8 +48,7 @@ class Compared:
             return fork()
 
         monkeypatch.setattr(os, "fork", count)
-        monkeypatch.setattr(link_state, "_TICKS_NS", 20_000_000)
-        monkeypatch.setattr(last_comparison, "_TICKS_NS", 20_000_000)
+        monkeypatch.setattr(change_times, "_MARGIN_NS", margin_ns)
         with closing(sqlite3.connect(paths.NIX_DB)) as db, db:
             db.executemany("insert into ValidPaths values (?)", [(ONE,), (TWO,)])
 
@@ -143,6 +146,40 @@ def test_every_change_is_noticed(compared: Compared, change: str) -> None:
     assert compared.roots() == wanted
     compared.settle()
     assert compared.roots() == wanted
+
+
+@pytest.fixture
+def whole_seconds(tmp_path: Path) -> Iterator[Web]:
+    """A container whose root file system keeps change times in whole seconds."""
+    image, rootfs = tmp_path / "image", tmp_path / "disk"
+    rootfs.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-I", "128", image, "2M"], check=True)
+    subprocess.run(["mount", "-o", "loop", image, rootfs], check=True)
+    try:
+        with started_web(rootfs) as web:
+            yield web
+    finally:
+        subprocess.run(["umount", "--lazy", rootfs], check=True)
+
+
+def test_two_changes_in_a_second_are_noticed(
+    whole_seconds: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_seconds.link(PATH)
+    indirect_roots.put(WEB, PATH)
+    compared = Compared(whole_seconds, monkeypatch, change_times._MARGIN_NS)
+    compared.compare()
+    assert os.stat(whole_seconds.rootfs / "root/dir").st_ctime_ns % 1_000_000_000 == 0
+    in_one_second = False
+    while not in_one_second:
+        whole_seconds.inside(functools.partial(replaced_by, TWO))
+        begin = time.time()
+        while compared.compare() and time.time() < begin + 0.4:
+            time.sleep(0.01)
+        whole_seconds.inside(functools.partial(replaced_by, ONE))
+        in_one_second = int(begin) == int(time.time())
+        compared.compare()
+        assert compared.roots() == {ONE}
 
 
 def test_a_mount_over_the_link_itself_is_noticed(compared: Compared) -> None:

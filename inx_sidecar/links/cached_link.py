@@ -22,6 +22,7 @@ from inx_sidecar.kernel.syscalls import (
     openat2,
     opened,
 )
+from inx_sidecar.links.time_limit import TimeLimit
 from inx_sidecar.nix.store_paths import store_path_of
 
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV | RESOLVE_CACHED
@@ -29,14 +30,17 @@ _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV | RE
 
 def find_cached(rootfs: str, texts: Mapping[str, str]) -> dict[str, str]:
     """The store paths that links at the registered paths `texts` lead to, by the name of the
-    registration, where the kernel knows them."""
+    registration, where the kernel knows them, and as many as may take the event loop's time."""
     found: dict[str, str] = {}
+    limit = TimeLimit()
     try:
         root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return found
     with opened(root):
         for name, text in texts.items():
+            if limit.passed:
+                break
             try:
                 with opened(openat2(root, text, os.O_PATH | os.O_NOFOLLOW, _RESOLVE)) as link:
                     path = store_path_of(os.readlink("", dir_fd=link))

@@ -48,6 +48,7 @@ from inx_sidecar.kernel.syscalls import (
     opened,
 )
 from inx_sidecar.links.root_directories import RootDirectory, known_root_directories
+from inx_sidecar.links.time_limit import TimeLimit
 
 # File systems whose directories keep a change time, and that ask nobody.
 _LOCAL: Final = {
@@ -60,6 +61,7 @@ _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 # The event loop looks at so many directories in about two milliseconds.
 _MAX_DIRECTORIES: Final = 256
+_MAX_TEXT: Final = 1 << 14  # the sidecar remembers the directories
 _MAX_COMPONENTS: Final = 64
 # The container's own copy of what is registered: it has to be complete.
 _COPY: Final = f"{GCROOTS_INSIDE}/auto"
@@ -89,13 +91,14 @@ def look_at(
     """The state of the paths `texts`, None if there is none; in a child.
 
     With `cached`, the call does not wait, and a directory that is not in the cache counts as one
-    that does not exist.
+    that does not exist. There is no state if that takes longer than it may take the event loop.
     """
+    limit = TimeLimit() if cached else None
     kinds: dict[int, Mapping[int, bytes]] = {}
     newest = newest_settled()
 
     def find(root: RootDirectory, way: Sequence[str]) -> _Deepest:
-        depth, status, leads_away = _find(root, way, cached=cached)
+        depth, status, leads_away = _find(root, way, cached=cached, limit=limit)
         seconds, nanoseconds = status.changed
         if leads_away or seconds * 1_000_000_000 + nanoseconds > newest:
             raise _UnsettledError
@@ -122,13 +125,20 @@ def is_unchanged(pid: int, started: int, states: Sequence[LinkState]) -> bool:
     known = states[0].mounts if states else frozenset()
     if any(state.mounts != known for state in states):
         return False
-    roots = known_root_directories(pid, started, lambda mounts: _digest(mounts) in known)
+    limit = TimeLimit()
+
+    def is_known(mounts: bytes) -> bool:
+        return not limit.passed and _digest(mounts) in known
+
+    def find(root: RootDirectory, way: Sequence[str]) -> _Deepest:
+        depth, status, _ = _find(root, way, cached=True, limit=limit)
+        return depth, status
+
+    roots = known_root_directories(pid, started, is_known)
     if roots is None:
         return False
     try:
-        return all(
-            _digest_of(roots, state.directories, _find_cached) == state.digest for state in states
-        )
+        return all(_digest_of(roots, state.directories, find) == state.digest for state in states)
     except (_UnsettledError, OSError):
         return False
     finally:
@@ -144,6 +154,8 @@ def _directories_of(texts: Iterable[str]) -> tuple[str, ...]:
         if first or len(components) > _MAX_COMPONENTS or {"", ".", ".."} & set(components):
             raise _UnsettledError
         found.add("/".join(components[:-1]))
+    if sum(map(len, found)) > _MAX_TEXT:
+        raise _UnsettledError
     return tuple(sorted(found))
 
 
@@ -163,20 +175,16 @@ def _digest_of(roots: Sequence[RootDirectory], directories: Sequence[str], find:
     return _digest(json.dumps(sorted(found.items())).encode())
 
 
-def _find_cached(root: RootDirectory, way: Sequence[str]) -> _Deepest:
-    """The deepest directory of the way that is in the cache. The digest says whether it is the one
-    that a child found."""
-    depth, status, _ = _find(root, way, cached=True)
-    return depth, status
-
-
 def _find(
-    root: RootDirectory, way: Sequence[str], *, cached: bool
+    root: RootDirectory, way: Sequence[str], *, cached: bool, limit: TimeLimit | None = None
 ) -> tuple[int, CachedStatus, bool]:
     """The deepest directory of the way, and, unless `cached`, whether the next component is a link:
-    it leads nowhere."""
+    it leads nowhere. With `cached`, it is the deepest one that is in the cache; the digest says
+    whether a child found the same."""
     resolve = _RESOLVE | RESOLVE_CACHED if cached else _RESOLVE
     for depth in range(len(way), 0, -1):
+        if limit is not None and limit.passed:
+            raise _UnsettledError
         fd = _open(root.fd, "/".join(way[:depth]), resolve)
         if fd is not None:
             with opened(fd):

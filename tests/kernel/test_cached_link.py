@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from support.fuse import hanging
-from support.links import ONE, TWO, Web, join_cgroup, mount_disk
+from support.links import ONE, TWO, Web, join_cgroup, make_long_way, mount_disk
 from support.registrations import WEB
+from support.waiting import eventually
 
 from inx_sidecar.base import paths
 from inx_sidecar.incus.running_record import process_start_time
@@ -32,10 +33,15 @@ def found(web: Web, text: str) -> str | None:
 
 def test_a_link_that_was_just_made_is_found(web: Web) -> None:
     web.link("/root/result", f"{ONE}/bin/tool")
-    assert found(web, "/root/result") == ONE
+    eventually(lambda: found(web, "/root/result") == ONE)  # a mount elsewhere ends a walk
     web.link("/home", "root")
-    os.stat(web.rootfs / "home/result", follow_symlinks=False)  # this sets when it was used last
-    assert found(web, "/home/result") == ONE
+
+    def is_found() -> bool:
+        """Only a link that was used since it was made is in the cache."""
+        os.stat(web.rootfs / "home/result", follow_symlinks=False)
+        return found(web, "/home/result") == ONE
+
+    eventually(is_found)
     for other in ("/root", "/root/none", "/none/result", "/proc/1/root/root/result", "", "/"):
         assert found(web, other) is None
 
@@ -57,6 +63,16 @@ def test_mounts_of_the_container_are_not_asked(web: Web) -> None:
         begin = time.monotonic()
         assert found(web, "/srv/dir/result") is None
         assert time.monotonic() - begin < 0.2
+
+
+def test_long_ways_do_not_keep_the_event_loop(web: Web) -> None:
+    web.link("/root/result")
+    web.inside(lambda: make_long_way("/way", "/root"))
+    eventually(lambda: found(web, "/way/result") == ONE)  # a mount elsewhere ends a walk
+    begin = time.thread_time()
+    links = find_cached(str(web.rootfs), {str(n): "/way/result" for n in range(500)})
+    assert time.thread_time() - begin < 0.05
+    assert len(links) < 200
 
 
 @pytest.mark.usefixtures("registrations")

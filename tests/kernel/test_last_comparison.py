@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 from support.containers import Sandbox, umount
 from support.fuse import hanging, hanging_below_overlay
-from support.links import COPY, ONE, TWO, Web, make_link, mount_disk, mount_tmpfs, started_web
+from support.links import (
+    COPY,
+    ONE,
+    TWO,
+    Web,
+    make_link,
+    make_long_way,
+    mount_disk,
+    mount_tmpfs,
+    started_web,
+)
 from support.registrations import WEB
 
 from inx_sidecar.base import paths
@@ -303,6 +313,24 @@ def test_the_sidecar_waits_for_no_file_system_over_known_links(
     compared.mirror.resolver = type(compared.mirror.resolver)("web", "", process)
     compared.settle()
     assert compared.roots() == {ONE}
+
+
+def test_long_ways_do_not_keep_the_event_loop(compared: Compared) -> None:
+    for number in range(200):
+        compared.web.link(f"/srv/dir/{number}/result")
+        indirect_roots.put(WEB, f"/srv/dir/{number}/result")
+    compared.settle()
+
+    def make_ways_longer() -> None:
+        os.rename("/srv/dir", "/srv/other")
+        make_long_way("/srv/dir", "/srv/other")
+
+    states, process = compared.mirror._last._states, compared.web.process
+    assert states and link_state.is_unchanged(process.pid, process.started, states)
+    compared.web.inside(make_ways_longer)
+    begin = time.thread_time()
+    assert not link_state.is_unchanged(process.pid, process.started, states)
+    assert time.thread_time() - begin < 0.05
 
 
 @pytest.mark.parametrize("place", ["/root/dir", "/root"])

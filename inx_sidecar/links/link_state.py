@@ -13,6 +13,7 @@ before the look of the child says that its answers hold:
   after the deepest directory is a link, which leads nowhere, there is no state: it may lead
   somewhere later, without a change of this directory.
 - All mounts that each root directory sees are part of the state, so a mount over a link is, too.
+  Their ids are used again. So the number of the mount namespace is part of it as well.
 
 The sidecar keeps the host's rights. It reads no link and no directory, and nothing that it finds is
 given to anyone: so the worst that a container can get by it is that its own links are looked at
@@ -170,7 +171,9 @@ def _digest_of(roots: Sequence[RootDirectory], directories: Sequence[str], find:
     ways = [directory.split("/") if directory else [] for directory in directories]
     for root in roots:
         status = cached_status_of(root.fd)
-        key = status.mount, status.device, status.inode, _digest(root.mounts or b"")
+        # A new mount namespace may have the mounts of one that ended, with the same ids.
+        place = status.mount, status.device, status.inode
+        key = root.identity, place, _digest(root.mounts or b"")
         found[key] = [find(root, way) for way in ways]
     return _digest(json.dumps(sorted(found.items())).encode())
 

@@ -9,7 +9,7 @@ import fcntl
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, Self
 
@@ -46,7 +46,11 @@ class RootDirectory:
     @classmethod
     def at(cls, path: str, namespace: str = "", mounts: bytes | None = b"") -> Self:
         root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        status = cached_status_of(root)
+        try:
+            status = cached_status_of(root)
+        except OSError:  # a FUSE file system is its mounter's alone
+            os.close(root)
+            raise
         identity = f"{namespace}:{status.device}:{status.inode}"
         return cls(root, identity, status.mount, mounts)
 
@@ -58,7 +62,7 @@ def root_directories_of(pid: int, started: int) -> tuple[list[RootDirectory], bo
     ProcessLookupError if the process that began at `started` has ended.
     """
     own = _root_of(pid)
-    roots = [RootDirectory(own.fd, INIT, own.mount, own.mounts)]
+    roots = [replace(own, identity=INIT)]
     cgroup = _payload_cgroup(pid)
     if process_start_time(pid) != started:
         raise ProcessLookupError(f"process {pid} is another's")
@@ -117,7 +121,9 @@ def known_root_directories(
                 mounts = _mounts_of(process)
                 if mounts is None or not is_known(mounts):
                     break
-                roots.append(RootDirectory.at(f"/proc/{process}/root", mounts=mounts))
+                namespace = _mount_namespace(process)
+                root = RootDirectory.at(f"/proc/{process}/root", namespace, mounts)
+                roots.append(replace(root, identity=INIT) if process == pid else root)
             except OSError:
                 if process == pid:
                     raise

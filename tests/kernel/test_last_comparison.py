@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
-from support.containers import Sandbox, umount
+from support.containers import MS_BIND, Sandbox, plain, umount
 from support.fuse import hanging, hanging_below_overlay
 from support.links import (
     COPY,
@@ -232,6 +232,25 @@ def test_a_process_that_sees_another_link_is_noticed(compared: Compared, own_mou
         else:
             assert all(compared.compare() for _ in range(5)), "the mount of a chroot is not listed"
     assert compared.compare() > 0, "the process ended"
+
+
+def test_a_service_that_starts_again_is_noticed(compared: Compared) -> None:
+    """Its new mount namespace has mounts with the same ids: only the place of the link is new."""
+    web = compared.web
+    os.unlink(web.rootfs / PATH[1:])
+    web.link("/data/result", TWO)
+
+    def prepare() -> None:
+        plain("/root/dir", "/data", MS_BIND)
+
+    with web.service(prepare, below="a.service"):
+        compared.settle()
+        assert compared.roots() == {TWO}
+    with web.service(prepare, below="a.service"):
+        compared.compare()
+        web.inside(lambda: os.unlink("/data/result"))
+        compared.compare()
+        assert compared.roots() == set()
 
 
 def test_a_link_behind_a_directory_that_comes_later_is_noticed(compared: Compared) -> None:

@@ -7,18 +7,29 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support.fuse import hanging
 from support.links import ONE, TWO, Web, join_cgroup, mount_disk, remove_cgroup
 
 from inx_sidecar.kernel import cgroups
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, unshare
 from inx_sidecar.links import root_directories
 from inx_sidecar.links.resolver import ResolvedLink
-from inx_sidecar.links.root_directories import INIT
+from inx_sidecar.links.root_directories import INIT, RootDirectory
 from inx_sidecar.roots.link_roots import paths_to_hold
 
 pytestmark = pytest.mark.gc
 
 PR_SET_DUMPABLE: Final = 4  # include/uapi/linux/prctl.h
+
+
+def test_a_root_directory_that_cannot_be_looked_at_leaves_no_descriptor(web: Web) -> None:
+    """A FUSE file system is its mounter's alone."""
+    with hanging(web, "/srv"):
+        before = set(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            with pytest.raises(PermissionError):
+                RootDirectory.at(f"/proc/{web.process.pid}/root/srv")
+        assert len(set(os.listdir("/proc/self/fd")) - before) < 3
 
 
 def test_a_link_that_a_service_with_a_private_tmp_made_is_found(either: Web) -> None:

@@ -22,10 +22,10 @@ later. Why it does not wait (Linux):
 - openat2 with RESOLVE_CACHED walks in RCU mode alone (LOOKUP_CACHED, fs/namei.c): what is not in
   the cache of directory entries, an automount, or a file system that would have to ask (-ECHILD,
   as d_revalidate, permission and get_link of fs/fuse/dir.c give) ends the walk with EAGAIN.
-- At the end of a walk, a file system is asked again only if the last step was a jump: `..`, the
-  root, or a magic link (complete_walk, d_weak_revalidate). Here the last step is a name, except for
-  root directories: these are opened only if a child has seen that they are of a kind in _LOCAL.
-- statx with AT_STATX_DONT_SYNC takes the attributes that the kernel has (fuse_update_get_attr).
+- At the end of a walk, a file system is asked again only if the last step was a jump, as to a root
+  directory or by `..` in a link (complete_walk, d_weak_revalidate): NFS and 9P do that.
+- statx with AT_STATX_DONT_SYNC takes the attributes that the kernel has (fuse_update_get_attr); 9P
+  may ask. So there is no state if a root directory sees a mount of a kind that is not in _QUIET.
 """
 
 import errno
@@ -54,6 +54,13 @@ from inx_sidecar.links.time_limit import TimeLimit
 # File systems whose directories keep a change time, and that ask nobody.
 _LOCAL: Final = {
     b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"zfs", b"f2fs", b"bcachefs", b"tmpfs",
+}  # fmt: skip
+# Those, and others that ask nobody for what is in the cache.
+_QUIET: Final = _LOCAL | {
+    b"fuse", b"overlay", b"proc", b"sysfs", b"cgroup", b"cgroup2", b"devtmpfs", b"devpts",
+    b"mqueue", b"ramfs", b"autofs", b"bpf", b"binfmt_misc", b"configfs", b"debugfs", b"efivarfs",
+    b"fusectl", b"hugetlbfs", b"nsfs", b"pstore", b"securityfs", b"tracefs", b"squashfs", b"erofs",
+    b"iso9660", b"vfat", b"exfat", b"ntfs3",
 }  # fmt: skip
 _MISSING: Final = {
     errno.EAGAIN, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
@@ -111,6 +118,8 @@ def look_at(
         _check_number(roots, directories)
         for root in roots:
             kinds[root.fd] = _kinds(root.mounts or b"")
+            if not {kind.partition(b".")[0] for kind in kinds[root.fd].values()} <= _QUIET:
+                raise _UnsettledError
             _check_kind(kinds[root.fd], root.mount)
         digest = _digest_of(roots, directories, find)
     except (_UnsettledError, OSError):

@@ -101,8 +101,8 @@ def known_root_directories(
     """As `root_directories_of`, for the event loop: None if there are more processes than it can
     look at, if a process sees mounts that are not known by `is_known`, or if the process ended.
 
-    To open a root directory may mean to ask a server (see link_state.py), unless the mounts are
-    those that a child has looked at.
+    To look at a root directory may mean to ask a server (see link_state.py), unless the mounts are
+    those that a child has looked at. So they are compared first, once in each mount namespace.
     """
     roots: list[RootDirectory] = []
     try:
@@ -111,14 +111,25 @@ def known_root_directories(
         if not complete or process_start_time(pid) != started:
             return None
         seen = set()
+        namespaces: set[str] = set()
         for process in dict.fromkeys((pid, *processes)):
             try:
-                # The kernel takes neither text from the file system (proc(5)).
-                key = os.readlink(f"/proc/{process}/ns/mnt"), os.readlink(f"/proc/{process}/root")
+                mounts = None
+                # The kernel takes this text from no file system (proc(5)).
+                namespace = os.readlink(f"/proc/{process}/ns/mnt")
+                if namespace not in namespaces:
+                    mounts = _mounts_of(process)
+                    if mounts is None or not is_known(mounts):
+                        break
+                    namespaces.add(namespace)
+                # Not the path of the root: a mount may hide another root with the same path.
+                status = cached_status(f"/proc/{process}/root")
+                key = namespace, status.mount, status.device, status.inode
                 if key in seen:
                     continue
                 seen.add(key)
-                mounts = _mounts_of(process)
+                if mounts is None:
+                    mounts = _mounts_of(process)
                 if mounts is None or not is_known(mounts):
                     break
                 namespace = _mount_namespace(process)

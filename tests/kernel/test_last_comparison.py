@@ -234,6 +234,33 @@ def test_a_process_that_sees_another_link_is_noticed(compared: Compared, own_mou
     assert compared.compare() > 0, "the process ended"
 
 
+def test_a_root_directory_below_another_with_the_same_path_is_noticed(compared: Compared) -> None:
+    web = compared.web
+
+    def enter_jail() -> None:
+        os.chroot("/jail")
+
+    web.inside(lambda: mount_tmpfs("/jail"))
+    with web.service(enter_jail, own_mounts=False):
+        web.inside(lambda: mount_disk("/jail", f"/jail{os.path.dirname(PATH)}", target=TWO))
+        compared.settle()
+        assert compared.roots() == {ONE}
+        with web.service(enter_jail, own_mounts=False):
+            compared.compare()
+            assert compared.roots() == {ONE, TWO}
+
+
+def test_beside_a_file_system_that_may_ask_a_server_a_child_looks(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared.settle()
+    monkeypatch.setattr(link_state, "_QUIET", link_state._QUIET - {b"proc"})
+    compared.web.link("/root/dir/other")
+    compared.compare()
+    time.sleep(0.1)
+    assert all(compared.compare() for _ in range(5))
+
+
 def test_a_service_that_starts_again_is_noticed(compared: Compared) -> None:
     """Its new mount namespace has mounts with the same ids: only the place of the link is new."""
     web = compared.web

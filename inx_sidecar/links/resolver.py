@@ -20,6 +20,7 @@ from inx_sidecar.base.paths import GCROOTS_INSIDE
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.syscalls import opened
+from inx_sidecar.links.cached_rights import cache_rights
 from inx_sidecar.links.link_lookup import look_up
 from inx_sidecar.links.link_state import LinkState, look_at
 from inx_sidecar.links.registration_copy import write_copy
@@ -107,6 +108,7 @@ async def resolve_links(
         # Only now it is known what is missing. A way may also have led elsewhere meanwhile.
         if problems or state is None or state != look_at(roots, texts, cached=False):
             return problems, None
+        cache_rights(roots, state.directories)
         return problems, [state.directories, sorted(state.mounts), state.digest]
 
     return await _resolve_in_child(inside, texts, f"looking into {name!r}", name)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
-from support.containers import MS_BIND, Sandbox, plain, umount
+from support.containers import FIRST_ID, MS_BIND, Sandbox, plain, umount
 from support.fuse import hanging, hanging_below_overlay
 from support.links import (
     COPY,
@@ -166,6 +166,11 @@ def whole_seconds(tmp_path: Path) -> Iterator[Web]:
     rootfs.mkdir()
     subprocess.run(["mkfs.ext4", "-q", "-I", "128", image, "2M"], check=True)
     subprocess.run(["mount", "-o", "loop", image, rootfs], check=True)
+    for directory in ("root", "root/dir"):
+        (rootfs / directory).mkdir()
+        os.chown(rootfs / directory, FIRST_ID, FIRST_ID)
+    subprocess.run(["umount", rootfs], check=True)  # and so nothing of it is in a cache
+    subprocess.run(["mount", "-o", "loop", image, rootfs], check=True)
     try:
         with started_web(rootfs) as web:
             yield web
@@ -191,6 +196,14 @@ def test_two_changes_in_a_second_are_noticed(
         in_one_second = int(begin) == int(time.time())
         compared.compare()
         assert compared.roots() == {ONE}
+
+
+def test_after_a_boot_of_the_host_it_settles(
+    whole_seconds: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_seconds.link(PATH)
+    indirect_roots.put(WEB, PATH)
+    Compared(whole_seconds, monkeypatch).settle()
 
 
 def test_a_mount_over_the_link_itself_is_noticed(compared: Compared) -> None:

@@ -22,6 +22,10 @@ from inx_sidecar.nix.store_paths import store_path_of
 # that the container's root lacks.
 _NO_SUCH_LINK: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+# How often a path is looked up that gives these errors. EAGAIN: anything on the host was renamed
+# or mounted while `..` was followed (openat2(2)). ELOOP: a walk that the kernel begins again counts
+# the links of both walks (total_link_count in fs/namei.c).
+_TRIES: Final = {errno.EAGAIN: 20, errno.ELOOP: 3}
 
 
 def look_up(text: str, roots: Sequence[RootDirectory], complete: bool) -> dict[str, Any]:
@@ -67,19 +71,29 @@ def _place(root: RootDirectory, text: str, mount: int) -> str:
 def _mount_id_at(root: int, components: Sequence[str]) -> int:
     """The mount of a directory below `root`."""
     path = "/".join(components) or "."
-    with opened(openat2(root, path, os.O_PATH | os.O_DIRECTORY, _RESOLVE)) as directory:
+    with opened(_open(root, path, os.O_DIRECTORY)) as directory:
         return mount_id(directory)
 
 
 def _read_link(root: int, text: str) -> tuple[str, int]:
     """The text of the link at the path `text`, empty if it is no link, and its mount."""
-    flags = os.O_PATH | os.O_NOFOLLOW
-    with opened(openat2(root, text.lstrip("/"), flags, _RESOLVE)) as link:
+    with opened(_open(root, text.lstrip("/"), os.O_NOFOLLOW)) as link:
         mount = mount_id(link)
         try:
             return os.readlink("", dir_fd=link), mount
         except FileNotFoundError:
             return "", mount  # readlink(2): an empty path that is no link
+
+
+def _open(root: int, path: str, flags: int) -> int:
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return openat2(root, path, os.O_PATH | flags, _RESOLVE)
+        except OSError as error:
+            if tries >= _TRIES.get(error.errno or 0, 1):
+                raise
 
 
 def _mount_above(root: int, text: str) -> int:

@@ -220,6 +220,7 @@ def test_a_link_beside_a_file_system_that_never_answers_holds(incus: Incus, host
     path = add_to_store(incus, "beside")
     name = incus.launch(flake="/etc/nixos#web")
     make_links(incus, name, {"/root/beside": path})
+    register(incus, name, ["/root/other"])  # starts the daemon, which asks the sidecar
     with dead_server(incus, name):
         # The sidecar hears of both links at once.
         with paused(host):

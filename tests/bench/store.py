@@ -147,7 +147,7 @@ async def bind_each(container, names, target):
             move_mount(tree, at)
         return None, []
 
-    await forked.run_in_child(bind, "binding each", 120)
+    await forked.run_in_child(bind, "binding each", 120, fds=container.fds)
 """
 
 BUILD = """

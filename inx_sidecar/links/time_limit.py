@@ -11,7 +11,8 @@ _SECONDS: Final = 0.01
 
 
 class TimeLimit:
-    """It is that of the processor: nothing here waits, and others may use the processor."""
+    """It limits processor time: the event loop waits for nothing here, and time in which other
+    processes have the processor does not count."""
 
     def __init__(self) -> None:
         self._end = time.thread_time() + _SECONDS

@@ -15,13 +15,9 @@ from support.containers import Sandbox
 from support.links import Web
 
 
-def _mount_hanging(place: str, sandbox: Sandbox) -> None:
-    """Mount a FUSE file system in the container. No process answers its requests."""
-
-    def prepare() -> None:
-        os.makedirs(place, exist_ok=True)
-
-    sandbox.inside(prepare)
+def _enter_with_fuse(sandbox: Sandbox) -> int:
+    """Become the container's root in its mount namespace, with a descriptor of the host's
+    /dev/fuse, which is returned."""
     user = os.open(f"/proc/{sandbox.pid}/ns/user", os.O_RDONLY)
     mounts = os.open(f"/proc/{sandbox.pid}/ns/mnt", os.O_RDONLY)
     setns(user, CLONE_NEWUSER)
@@ -29,6 +25,17 @@ def _mount_hanging(place: str, sandbox: Sandbox) -> None:
     os.setresuid(0, 0, 0)
     fuse = os.open("/dev/fuse", os.O_RDWR)
     setns(mounts, CLONE_NEWNS)
+    return fuse
+
+
+def _mount_hanging(place: str, sandbox: Sandbox) -> None:
+    """Mount a FUSE file system in the container. No process answers its requests."""
+
+    def prepare() -> None:
+        os.makedirs(place, exist_ok=True)
+
+    sandbox.inside(prepare)
+    fuse = _enter_with_fuse(sandbox)
     mount("hang", place, "fuse", 0, f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other")
 
 
@@ -64,13 +71,7 @@ def hanging_below_overlay(web: Web, place: str) -> Iterator[int]:
         try:
             for path in ("/etc", place):
                 web.sandbox.inside(functools.partial(os.makedirs, path, exist_ok=True))
-            user = os.open(f"/proc/{web.sandbox.pid}/ns/user", os.O_RDONLY)
-            mounts = os.open(f"/proc/{web.sandbox.pid}/ns/mnt", os.O_RDONLY)
-            setns(user, CLONE_NEWUSER)
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-            fuse = os.open("/dev/fuse", os.O_RDWR)
-            setns(mounts, CLONE_NEWNS)
+            fuse = _enter_with_fuse(web.sandbox)
             sys.stdout = open(report, "w")
             with patch.object(stalling, "open_fuse", lambda: fuse):
                 never_answer_below_overlay(place)

@@ -47,6 +47,9 @@ INCUS_SNAPSHOTS = "/var/lib/incus/containers-snapshots"
 STORE_INSIDE = "nix/store"
 PROFILES_INSIDE = "nix/var/nix/profiles"
 GCROOTS_INSIDE = "nix/var/nix/gcroots"
+# What inx keeps in an instance that has a store of its own.
+OWN_INSIDE = "nix/.inx"
+SHOWN_INSIDE = "nix/.inx/shown"
 BOOT_INSIDE = "dev/.inx"
 RUN_INSIDE = "run"
 

@@ -8,9 +8,10 @@ first, so that no part of the closure is collected before it is used.
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from contextlib import closing
-from typing import Final
+from typing import Final, NamedTuple
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
@@ -19,6 +20,8 @@ from inx_sidecar.nix.store_paths import CLOSURE_QUERY, STORE_PATH
 
 # A container may make a closure of any size.
 _COMPARED_MAX: Final = 100_000
+# So many registrations are read in less than ten milliseconds.
+_READ_AT_ONCE: Final = 2000
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,66 @@ def _read_sizes(systems: Sequence[str]) -> list[dict[str, int]]:
             raise SystemMissingError(f"{system} is not in the store")
         if len(sizes) > _COMPARED_MAX:
             raise UnsupportedError(f"the closure of {system} has over {_COMPARED_MAX} store paths")
+    return found
+
+
+class Registration(NamedTuple):
+    """What Nix's database says of a valid path: the name of the path, the hash and the size of its
+    archive, when it was registered, signatures and content address (libstore/path-info.hh).
+
+    `references` are names. The deriver is left out: it is the name of another path.
+    """
+
+    name: str
+    nar_hash: str
+    registered: int
+    size: int | None
+    signatures: str
+    content_address: str
+    references: tuple[str, ...]
+
+
+async def registrations_of(names: Collection[str]) -> list[Registration]:
+    """The registrations of the store paths that have these names, in the order of the names.
+
+    References to other paths are left out. SystemMissingError if one is not valid;
+    UnsupportedError if the database cannot be read.
+    """
+    if len(names) <= _READ_AT_ONCE:
+        return _read_registrations(names)
+    return await asyncio.to_thread(_read_registrations, names)
+
+
+def _read_registrations(names: Collection[str]) -> list[Registration]:
+    wanted = sorted(names)
+    references = defaultdict(list)
+    try:
+        with closing(sqlite3.connect(f"file:{paths.NIX_DB}?mode=ro", uri=True, timeout=5)) as db:
+            db.execute("pragma temp_store = memory")
+            db.execute("create temp table wanted (id integer primary key, name text)")
+            for name in wanted:
+                db.execute(
+                    "insert into wanted select id, ? from ValidPaths where path = ?",
+                    (name, f"{paths.STORE}/{name}"),
+                )
+            rows = db.execute(
+                "select name, hash, registrationTime, narSize, sigs, ca from wanted "
+                "join ValidPaths using (id) order by name"
+            ).fetchall()
+            for referrer, reference in db.execute(
+                "select one.name, other.name from wanted one join Refs on referrer = one.id "
+                "join wanted other on reference = other.id order by other.name"
+            ):
+                references[referrer].append(reference)
+    except sqlite3.Error as error:
+        raise UnsupportedError(f"cannot read Nix's database {paths.NIX_DB}: {error}") from None
+    found = [
+        Registration(name, nar_hash, registered, size, sigs or "", ca or "", (*references[name],))
+        for name, nar_hash, registered, size, sigs, ca in rows
+    ]
+    if len(found) < len(wanted):
+        gone = min({*wanted} - {registration.name for registration in found})
+        raise SystemMissingError(f"{paths.STORE}/{gone} is not in the store")
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
 from inx_sidecar.nix import closure
-from inx_sidecar.nix.closure import closure_of, sizes_of
+from inx_sidecar.nix.closure import Registration, closure_of, registrations_of, sizes_of
 
 pytestmark = pytest.mark.isolated
 
@@ -134,3 +134,63 @@ def test_sizes_need_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(paths, "NIX_DB", str(tmp_path / "none.sqlite"))
     with pytest.raises(UnsupportedError, match="cannot read Nix's database"):
         asyncio.run(sizes_of([stored("first")]))
+
+
+def registration(name: str, references: str = "") -> Registration:
+    names = tuple(named(reference) for reference in references.split())
+    return Registration(named(name), "", 0, None, "", "", names)
+
+
+def named(name: str) -> str:
+    return stored(name).removeprefix("/nix/store/")
+
+
+@pytest.mark.usefixtures("database")
+def test_registrations_are_in_the_order_of_names_and_refer_to_each_other() -> None:
+    wanted = [named(name) for name in ("right", "top", "left", "bottom")]
+    assert asyncio.run(registrations_of(wanted)) == [
+        registration("bottom"),
+        registration("left", "bottom"),
+        registration("right", "bottom right"),
+        registration("top", "left right"),
+    ]
+
+
+def test_a_registration_has_all_but_the_deriver(database: sqlite3.Connection) -> None:
+    database.execute(
+        "update ValidPaths set hash = 'sha256:00', registrationTime = 7, narSize = 9, "
+        "sigs = 'one:A= two:B=', ca = 'fixed:r:sha256:11', deriver = ?, ultimate = 1 "
+        "where path = ?",
+        (stored("alone.drv"), stored("alone")),
+    )
+    database.commit()
+    assert asyncio.run(registrations_of([named("alone")])) == [
+        Registration(
+            named("alone"), "sha256:00", 7, 9, "one:A= two:B=", "fixed:r:sha256:11", ()
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("database")
+def test_a_reference_to_another_path_is_left_out() -> None:
+    assert asyncio.run(registrations_of([named("first")])) == [registration("first")]
+
+
+@pytest.mark.usefixtures("database")
+def test_many_registrations_are_read_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [named(f"deep{number}") for number in range(2001)]
+    assert len(asyncio.run(registrations_of(wanted))) == 2001
+    monkeypatch.setattr(closure, "_READ_AT_ONCE", 2001)
+    assert len(asyncio.run(registrations_of(wanted))) == 2001
+
+
+@pytest.mark.usefixtures("database")
+def test_what_is_not_valid_has_no_registration() -> None:
+    with pytest.raises(SystemMissingError, match=f"^{stored('gone')} is not in the store$"):
+        asyncio.run(registrations_of([named("alone"), named("gone")]))
+
+
+def test_registrations_need_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "NIX_DB", str(tmp_path / "none.sqlite"))
+    with pytest.raises(UnsupportedError, match="cannot read Nix's database"):
+        asyncio.run(registrations_of([named("first")]))

@@ -16,7 +16,7 @@ from inx_sidecar.config.nic_setup import NicSetup, plan_nic_setups
 from inx_sidecar.config.settings import Settings, load_settings
 from inx_sidecar.config.sources import System
 from inx_sidecar.config.spec import InstanceSpec
-from inx_sidecar.container.mounts import HostDirectory
+from inx_sidecar.container.locked_mounts import HostDirectory
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.instances import unconfirmed_record as record
 from inx_sidecar.instances.plan import Boot, Build, Plan, choose_plan

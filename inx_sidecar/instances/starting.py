@@ -11,7 +11,8 @@ from inx_sidecar.base.journal import instance_log
 from inx_sidecar.base.storage import names_full_storage
 from inx_sidecar.config.nic_setup import claims, excluded_claims
 from inx_sidecar.container import bootstrap, network
-from inx_sidecar.container.mounts import HostDirectory, attach_mounts
+from inx_sidecar.container.locked_mounts import HostDirectory
+from inx_sidecar.container.mounts import attach_mounts
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus import last_known
 from inx_sidecar.incus.instance import Instance

@@ -90,7 +90,8 @@ sys.path[:0] = ["/root/inx/tests"]
 from inx_sidecar.base import paths
 from inx_sidecar.kernel import forked
 from inx_sidecar.nix.closure import closure_of
-from inx_sidecar.container.mounts import HostDirectory, attach_mounts
+from inx_sidecar.container.locked_mounts import HostDirectory
+from inx_sidecar.container.mounts import attach_mounts
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel.syscalls import (AT_FDCWD, CLONE_NEWNS, CLONE_NEWUSER, MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_PRIVATE, MS_REC, mount,

@@ -29,7 +29,8 @@ from support.containers import (
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
-from inx_sidecar.container.mounts import HostDirectory, attach_mounts
+from inx_sidecar.container.locked_mounts import HostDirectory
+from inx_sidecar.container.mounts import attach_mounts
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,

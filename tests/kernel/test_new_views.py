@@ -12,7 +12,8 @@ import pytest
 from support.containers import MS_SHARED, Sandbox, plain
 
 from inx_sidecar.base.errors import InstanceError, SystemMissingError
-from inx_sidecar.container.mounts import HostDirectory, attach_mounts
+from inx_sidecar.container.locked_mounts import HostDirectory
+from inx_sidecar.container.mounts import attach_mounts
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, MS_PRIVATE, MS_REC, unshare
 from inx_sidecar.nix import generations

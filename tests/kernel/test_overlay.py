@@ -17,7 +17,8 @@ from support.containers import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_RDONLY, Sandb
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import MountError, SystemMissingError
-from inx_sidecar.container.mounts import HostDirectory, attach_mounts
+from inx_sidecar.container.locked_mounts import HostDirectory
+from inx_sidecar.container.mounts import attach_mounts
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.overlay import mount_entries
 from inx_sidecar.kernel.syscalls import (

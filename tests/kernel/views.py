@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 
 from support.containers import CLONE_NEWPID, Sandbox, apart
 
-from inx_sidecar.container.mounts import HostDirectory, attach_mounts, attach_store_over
+from inx_sidecar.container.locked_mounts import HostDirectory
+from inx_sidecar.container.mounts import attach_mounts, attach_store_over
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, mount, unshare
 from inx_sidecar.nix.generation_changes import Change

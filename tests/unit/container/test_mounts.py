@@ -2,7 +2,7 @@
 
 import pytest
 
-from inx_sidecar.container.mounts import HostDirectory
+from inx_sidecar.container.locked_mounts import HostDirectory
 
 pytestmark = pytest.mark.main
 

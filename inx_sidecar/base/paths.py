@@ -50,6 +50,9 @@ GCROOTS_INSIDE = "nix/var/nix/gcroots"
 # What inx keeps in an instance that has a store of its own.
 OWN_INSIDE = "nix/.inx"
 SHOWN_INSIDE = "nix/.inx/shown"
+UPPER_INSIDE = "nix/.inx/upper"
+WORK_INSIDE = "nix/.inx/work"
+TRASH_INSIDE = "nix/.inx/trash"
 BOOT_INSIDE = "dev/.inx"
 RUN_INSIDE = "run"
 

@@ -46,15 +46,17 @@ READ_ONLY: Final = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 class HostDirectory:
     """`source` of the host appears read-only at `target`, a path below the container's root.
 
-    With `entries`, the container sees only the entries of these names. With `foreign`, nobody in
-    the container owns the files: only an owner can take leases on a file, and a lease delays
-    everybody who opens the same file (fcntl(2), F_SETLEASE).
+    With `entries`, the container sees only the entries of these names. `layer` is then an empty
+    directory of the host that holds them, if more may be shown later. With `foreign`, nobody in the
+    container owns the files: only an owner can take leases on a file, and a lease delays everybody
+    who opens the same file (fcntl(2), F_SETLEASE).
     """
 
     source: str
     target: str
     entries: frozenset[str] | None = None
     foreign: bool = False
+    layer: str | None = None
 
     def describe(self) -> str:
         part = "" if self.entries is None else f"{len(self.entries)} entries of "
@@ -64,49 +66,53 @@ class HostDirectory:
 async def attach_locked(
     container: Container,
     directories: Sequence[HostDirectory],
-    attach: Callable[[int, Sequence[int]], None],
-) -> bool:
+    attach: Callable[[int, Sequence[int]], forked.Result],
+) -> tuple[bool, forked.Result]:
     """Call `attach` in a child that has become the container's root.
 
     `attach` gets the container's root directory and the mounts of `directories` after the lock
-    step. Returns whether the owners of the first directory are mapped.
+    step. Returns whether the owners of the first directory are mapped, and what `attach` returns.
     """
     action = f"attaching the store of {container.name!r}"
     with ExitStack() as fds:
         clones = [fds.enter_context(opened(_clone_mount(directory))) for directory in directories]
+        layers = [
+            fds.enter_context(opened(_clone_layer(directory.layer))) if directory.layer else None
+            for directory in directories
+        ]
         mapped = [
             directory.foreign or _map_owners(fd, container)
             for directory, fd in zip(directories, clones, strict=True)
         ]
 
         def lock() -> list[int]:
-            return _lock_flags(directories, clones, container)
+            return _lock_flags(directories, clones, layers, container)
 
         def enter(locked: Sequence[int]) -> forked.Result:
-            attach(container.enter(from_its_user_namespace=not container.privileged), locked)
-            return None, []
+            return attach(container.enter(from_its_user_namespace=not container.privileged), locked)
 
+        for_locks = [*clones, *(layer for layer in layers if layer is not None)]
         if container.privileged:
             # A first child locks the mounts in a user namespace made for the purpose. That child
             # cannot return to the host's user namespace, so a second child attaches them.
             _, locked = await forked.run_in_child(
                 lambda: (None, lock()),
                 action,
-                fds=[*clones, *container.fds],
+                fds=[*for_locks, *container.fds],
                 instance=container.name,
             )
             for fd in locked:
                 fds.callback(os.close, fd)
             needed = [*locked, *container.fds]
-            await forked.run_in_child(
+            result = await forked.run_in_child(
                 lambda: enter(locked), action, fds=needed, instance=container.name
             )
         else:
-            needed = [*clones, *container.fds]
-            await forked.run_in_child(
+            needed = [*for_locks, *container.fds]
+            result = await forked.run_in_child(
                 lambda: enter(lock()), action, fds=needed, instance=container.name
             )
-    return mapped[0]
+    return mapped[0], result
 
 
 def _clone_mount(directory: HostDirectory) -> int:
@@ -127,6 +133,16 @@ def _clone_mount(directory: HostDirectory) -> int:
     return fd
 
 
+def _clone_layer(path: str) -> int:
+    """A detached copy of the directory `path`, which the host's mount table does not show."""
+    try:
+        fd = open_tree(AT_FDCWD, path)
+        mount_setattr(fd, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, propagation=MS_PRIVATE)
+    except OSError as error:
+        raise MountError(f"cannot mount {path}: {error.strerror}") from None
+    return fd
+
+
 def _map_owners(fd: int, container: Container) -> bool:
     """Map the owners of the mount to the container's user ids; False if its file system cannot. A
     privileged container has the user ids of the host."""
@@ -143,10 +159,13 @@ def _map_owners(fd: int, container: Container) -> bool:
 
 
 def _lock_flags(
-    directories: Sequence[HostDirectory], clones: Sequence[int], container: Container
+    directories: Sequence[HostDirectory],
+    clones: Sequence[int],
+    layers: Sequence[int | None],
+    container: Container,
 ) -> list[int]:
     """The lock step, in a child: a copy of each of `clones`, the mounts of `directories`, with
-    locked flags.
+    locked flags. `layers` are those of the directories of which only entries are shown.
 
     The child is then in the user namespace of the container, or, for a privileged one, in a new
     user namespace.
@@ -154,10 +173,11 @@ def _lock_flags(
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("inx", paths.RUN, "tmpfs", 0, "mode=755")
-    for number, (directory, fd) in enumerate(zip(directories, clones, strict=True)):
+    for number, (directory, fd, layer) in enumerate(zip(directories, clones, layers, strict=True)):
         place = f"{paths.RUN}/{number}"
         if directory.entries is not None:
-            fd = mount_entries(directory.entries, fd, container.root_ids(), f"{place}.layers")
+            owner = container.root_ids()
+            fd = mount_entries(directory.entries, fd, owner, f"{place}.layers", layer)
         os.mkdir(place)
         with opened(os.open(place, os.O_PATH | os.O_CLOEXEC)) as target:
             move_mount(fd, target)

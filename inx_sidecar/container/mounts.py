@@ -17,6 +17,7 @@ from inx_sidecar.container.locked_mounts import (
     move_mounts,
 )
 from inx_sidecar.container.namespaces import Container
+from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.syscalls import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOSUID,
@@ -46,15 +47,17 @@ async def attach_mounts(
     name = container.name
     targets = [directory.target for directory in directories]
 
-    def attach(root: int, locked: Sequence[int]) -> None:
+    def attach(root: int, locked: Sequence[int]) -> forked.Result:
         for target in (*targets, *(f"{_NIX_STATE}/{directory}" for directory in _WRITABLE)):
             os.close(make_directory(root, target, name))
         if change is not None:
             apply_change(root, name, change)
         _protect_nix_state(root, name)
         move_mounts(locked, root, targets, name)
+        return None, []
 
-    return await attach_locked(container, directories, attach)
+    mapped, _ = await attach_locked(container, directories, attach)
+    return mapped
 
 
 async def attach_store_over(
@@ -66,12 +69,14 @@ async def attach_store_over(
     below is not taken away: processes that use it go on.
     """
 
-    def attach(root: int, locked: Sequence[int]) -> None:
+    def attach(root: int, locked: Sequence[int]) -> forked.Result:
         move_mounts(locked, root, [store.target], container.name)
         if change is not None:
             apply_change(root, container.name, change)
+        return None, []
 
-    return await attach_locked(container, [store], attach)
+    mapped, _ = await attach_locked(container, [store], attach)
+    return mapped
 
 
 def _protect_nix_state(root: int, name: str) -> None:

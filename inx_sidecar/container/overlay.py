@@ -8,6 +8,9 @@ the same page cache, and no process between.
 
 The overlay's root would show all of the second layer, so only the directory of the entries is
 mounted. That directory is `opaque`: the second layer adds no entries to it.
+
+The first layer may also be a directory of the host that the caller gives, so that entries can be
+added while the overlay is mounted (kernel/superblocks.py).
 """
 
 import os
@@ -39,22 +42,31 @@ _ENTRIES: Final = "entries"
 _OPTIONS: Final = "redirect_dir=follow,metacopy=on,index=off,nfs_export=off"
 
 
-def mount_entries(names: Iterable[str], directory: int, owner: tuple[int, int], place: str) -> int:
+def mount_entries(
+    names: Iterable[str],
+    directory: int,
+    owner: tuple[int, int],
+    place: str,
+    layer: int | None = None,
+) -> int:
     """A detached read-only mount that shows the entries `names` of `directory`.
 
     Runs in a child with its own mount namespace. `directory` is a detached mount, and is attached
-    there; `place` is a directory that the call makes for the layers. The entries belong to `owner`,
-    a user id and a group id. MountError if this kernel cannot do it; SystemMissingError if an entry
-    is missing.
+    there; so is `layer`, an empty directory for the first layer, where a tmpfs is made otherwise.
+    `place` is a directory that the call makes for the layers. The entries belong to `owner`, a user
+    id and a group id. MountError if this kernel cannot do it; SystemMissingError if an entry is
+    missing.
     """
     layers = [f"{place}/{name}" for name in ("named", "all")]
     merged = f"{place}/overlay"
     for path in (place, *layers, merged):
         os.mkdir(path)
-    mount("inx", layers[0], "tmpfs", MS_NOSUID | MS_NODEV, "mode=555")
+    if layer is None:
+        mount("inx", layers[0], "tmpfs", MS_NOSUID | MS_NODEV, "mode=555")
+    else:
+        _attach(layer, layers[0])
     _make_entries(f"{layers[0]}/{_ENTRIES}", names, directory, owner)
-    with opened(os.open(layers[1], os.O_PATH | os.O_CLOEXEC)) as target:
-        move_mount(directory, target)
+    _attach(directory, layers[1])
     try:
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
         mount("inx", merged, "overlay", flags, f"lowerdir={':'.join(layers)},{_OPTIONS}")
@@ -67,6 +79,11 @@ def mount_entries(names: Iterable[str], directory: int, owner: tuple[int, int], 
     read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     mount_setattr(view, read_only, propagation=MS_PRIVATE)
     return view
+
+
+def _attach(mount_fd: int, place: str) -> None:
+    with opened(os.open(place, os.O_PATH | os.O_CLOEXEC)) as target:
+        move_mount(mount_fd, target)
 
 
 def _make_entries(

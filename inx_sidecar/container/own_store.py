@@ -1,0 +1,198 @@
+"""Give a container a store of its own: what the host shows below, what Nix inside makes on top.
+
+The *shown layer* is the view of an isolated container (overlay.py), read-only and locked. The
+*upper layer* is a directory in the root file system of the instance, so that snapshots, copies,
+exports and quotas have it. The store is an overlay of both, which the container's root mounts, and
+writes through a copy of the mount of its own root directory: so all that it writes belongs to whom
+it would belong without an overlay, whatever maps the owners.
+
+The overlay has the option `userxattr`. So no attribute in the upper layer leads to anything else
+(Documentation/filesystems/overlayfs.rst, "user xattr"), and below it is only what is shown.
+
+The shown layer is attached inside at /nix/.inx. There it covers the upper layer, and a sidecar
+finds it there later.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from inx_sidecar.base import paths
+from inx_sidecar.base.errors import InstanceError, MountError
+from inx_sidecar.container.files import apply_change
+from inx_sidecar.container.locked_mounts import (
+    HostDirectory,
+    attach_locked,
+    make_directory,
+    move_mounts,
+)
+from inx_sidecar.container.namespaces import Container
+from inx_sidecar.container.upper_layer import give_way
+from inx_sidecar.kernel import forked
+from inx_sidecar.kernel.safe_open import open_directory
+from inx_sidecar.kernel.superblocks import OVERLAY, kind_name, kind_of
+from inx_sidecar.kernel.syscalls import (
+    AT_FDCWD,
+    CLONE_NEWNS,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_NOSYMFOLLOW,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    opened,
+    setns,
+    unshare,
+)
+from inx_sidecar.nix.generation_changes import Change
+from inx_sidecar.nix.shown_record import Record
+
+# Where the child mounts, among its own mounts.
+_SHOWN: Final = "/nix/shown"
+_ROOT: Final = "/nix/root"
+_MERGED: Final = "/nix/merged"
+_PRIVATE_MODE: Final = 0o700
+# As Nix makes /nix/store: whoever builds may add, and removes only what is his.
+_STORE_MODE: Final = 0o1775
+_OPTIONS: Final = "userxattr,index=off,nfs_export=off,xino=off"
+_ATTRIBUTE: Final = "user.inx"
+_WRITABLE: Final = ("nix/var/nix/profiles", "nix/var/nix/gcroots")
+
+
+@dataclass(frozen=True)
+class OwnStore:
+    """A store that was attached. `mapped`: the container sees the owners of what is shown mapped to
+    its own user ids. `view_device` is the device number of the shown layer. `nix` is an O_PATH
+    descriptor of /nix in the instance's root file system, whose mount follows no link and has no
+    devices; the caller closes it."""
+
+    mapped: bool
+    view_device: int
+    nix: int
+
+
+async def attach_own_store(
+    container: Container,
+    view: HostDirectory,
+    others: Sequence[HostDirectory],
+    *,
+    uncovered: frozenset[str],
+    change: Change | None,
+    record: Record,
+) -> OwnStore:
+    """Attach a store of its own, and `others`; then apply `change` to the profile, and `record`.
+
+    `view` is the shown layer: entries of the host's store, in a layer on the host, at OWN_INSIDE.
+    `uncovered` are the names that were deleted inside and are to be there again. Nothing else runs
+    inside yet.
+
+    MountError if the kernel cannot do it with the host's store; InstanceError if the root file
+    system of the instance cannot hold the upper layer, or something stands in the way.
+    """
+    name = container.name
+    _refuse_overlay(view.source, name)
+    names = view.entries or frozenset()
+
+    def attach(root: int, locked: Sequence[int]) -> forked.Result:
+        for target in (*_WRITABLE, paths.STORE_INSIDE, *(other.target for other in others)):
+            os.close(make_directory(root, target, name))
+        _make_layers(root, name)
+        if change is not None:
+            apply_change(root, name, change)
+        rootfs = _clone_root(root)
+        # What was shown is recorded before it is shown.
+        _apply_record(rootfs, Record(record.seals), name)
+        move_mounts(locked, root, [view.target, *(other.target for other in others)], name)
+        # Only an attached mount can be copied.
+        with opened(open_directory(root, view.target, name)) as place:
+            shown = open_tree(place, "")
+        nix = open_directory(rootfs, "nix", name)
+        give_way(rootfs, names, uncovered, name)
+        store = _mount_store(shown, rootfs, name)
+        setns(container.mount, CLONE_NEWNS)
+        move_mounts([store], root, [paths.STORE_INSIDE], name)
+        _apply_record(rootfs, Record({}, record.dropped), name)
+        return os.fstat(shown).st_dev, [nix]
+
+    mapped, (device, (nix,)) = await attach_locked(container, [view, *others], attach)
+    return OwnStore(mapped, int(device), nix)
+
+
+def _refuse_overlay(source: str, instance: str) -> None:
+    try:
+        with opened(os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as store:
+            is_overlay = kind_of(store) == OVERLAY
+    except OSError as error:
+        raise MountError(f"cannot open {source}: {error.strerror}") from None
+    if is_overlay:
+        # FILESYSTEM_MAX_STACK_DEPTH is 2 (include/linux/fs.h).
+        raise MountError(
+            f"the store of {instance!r} cannot be writable: the host's {source} is on an "
+            "overlay, and the kernel stacks two at most; use user.inx.store=isolated, or put the "
+            "store on another file system"
+        )
+
+
+def _make_layers(root: int, instance: str) -> None:
+    """Make the directories of inx in the root file system; their modes are set once."""
+    for path, mode in (
+        (paths.OWN_INSIDE, _PRIVATE_MODE),
+        (paths.UPPER_INSIDE, _STORE_MODE),
+        (paths.WORK_INSIDE, _PRIVATE_MODE),
+        (paths.SHOWN_INSIDE, _PRIVATE_MODE),
+    ):
+        try:
+            os.close(open_directory(root, path, instance))
+        except FileNotFoundError:
+            with opened(make_directory(root, path, instance)) as directory:
+                os.chmod(".", mode, dir_fd=directory)
+
+
+def _clone_root(root: int) -> int:
+    """A detached copy of the mount at the container's root, without what is mounted below."""
+    rootfs = open_tree(root, "")
+    flags = MOUNT_ATTR_NOSYMFOLLOW | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    mount_setattr(rootfs, flags, propagation=MS_PRIVATE)
+    return rootfs
+
+
+def _mount_store(shown: int, rootfs: int, instance: str) -> int:
+    """A detached overlay of `shown` and of the upper layer in `rootfs`.
+
+    The child gets a mount namespace of its own, since the layers need paths: before Linux 6.13
+    there is no other way to name them.
+    """
+    unshare(CLONE_NEWNS)
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("inx", "/nix", "tmpfs", MS_NOSUID | MS_NODEV, "mode=700")
+    for fd, place in ((shown, _SHOWN), (rootfs, _ROOT)):
+        os.mkdir(place)
+        with opened(os.open(place, os.O_PATH | os.O_CLOEXEC)) as target:
+            move_mount(fd, target)
+    os.mkdir(_MERGED)
+    upper, work = (f"{_ROOT}/{path}" for path in (paths.UPPER_INSIDE, paths.WORK_INSIDE))
+    data = f"lowerdir={_SHOWN},upperdir={upper},workdir={work},{_OPTIONS}"
+    try:
+        os.setxattr(upper, _ATTRIBUTE, b"")  # the overlay would do without, and lose directories
+        os.removexattr(upper, _ATTRIBUTE)
+        mount("inx", _MERGED, "overlay", MS_NOSUID | MS_NODEV, data)
+    except OSError as error:
+        raise InstanceError(
+            f"the root file system of {instance!r} ({kind_name(rootfs)}) cannot be the upper layer "
+            f"of an overlay ({error.strerror}); move the instance to a pool on ext4, xfs, btrfs or "
+            "ZFS 2.2, or use user.inx.store=isolated"
+        ) from None
+    return open_tree(AT_FDCWD, _MERGED)
+
+
+def _apply_record(rootfs: int, record: Record, instance: str) -> None:
+    with opened(open_directory(rootfs, paths.SHOWN_INSIDE, instance)) as place:
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    with opened(directory):
+        record.apply(directory)

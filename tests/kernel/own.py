@@ -1,0 +1,112 @@
+"""Containers with a store of their own, which start more than once: shared by tests."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.containers import FIRST_ID, Sandbox, make_rootfs, running
+
+from inx_sidecar.base import paths
+from inx_sidecar.container.locked_mounts import HostDirectory
+from inx_sidecar.container.namespaces import Container
+from inx_sidecar.container.own_store import OwnStore, attach_own_store
+from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, opened, unshare
+from inx_sidecar.nix.generation_changes import Change
+from inx_sidecar.nix.shown_record import Record
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An instance with a root file system: each `start` is a new container."""
+
+    rootfs: Path
+    store: Path
+    layers: Path
+    privileged: bool = False
+
+    @classmethod
+    def made(cls, place: Path, store: Path, *, privileged: bool = False) -> "Machine":
+        (place / "layers").mkdir()
+        rootfs = make_rootfs(place / "rootfs", 0 if privileged else FIRST_ID)
+        return cls(rootfs, store, place / "layers", privileged)
+
+    @property
+    def upper(self) -> Path:
+        return self.rootfs / "nix/.inx/upper"
+
+    @property
+    def first_id(self) -> int:
+        return 0 if self.privileged else FIRST_ID
+
+    @contextmanager
+    def start(
+        self,
+        names: Iterable[str],
+        *,
+        uncovered: Iterable[str] = (),
+        change: Change | None = None,
+        record: Record = Record(),  # noqa: B008  it is frozen
+    ) -> Iterator["Started"]:
+        with running(self.rootfs, privileged=self.privileged) as sandbox:
+            layer = self.layers / str(next(_numbers))
+            layer.mkdir()
+            store = attached(sandbox, self.store, layer, names, uncovered, change, record)
+            with opened(store.nix):
+                yield Started(sandbox, store, layer)
+
+
+@dataclass(frozen=True)
+class Started:
+    sandbox: Sandbox
+    store: OwnStore
+    layer: Path = field(repr=False)
+
+
+def attached(
+    sandbox: Sandbox,
+    store: Path,
+    layer: Path,
+    names: Iterable[str],
+    uncovered: Iterable[str] = (),
+    change: Change | None = None,
+    record: Record = Record(),  # noqa: B008  it is frozen
+) -> OwnStore:
+    view = HostDirectory(
+        str(store), paths.OWN_INSIDE, entries=frozenset(names), layer=str(layer)
+    )  # fmt: skip
+    with Container(sandbox.pid, "web") as container:
+        return asyncio.run(
+            attach_own_store(
+                container, view, [],
+                uncovered=frozenset(uncovered), change=change, record=record,
+            )
+        )  # fmt: skip
+
+
+@contextmanager
+def user_namespace() -> Iterator[int]:
+    """A user namespace with the ids of the sandboxes."""
+    go, done = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        unshare(CLONE_NEWUSER)
+        os.write(done[1], b"1")
+        os.read(go[0], 1)
+        os._exit(0)
+    try:
+        os.read(done[0], 1)
+        for kind in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{kind}").write_text(f"0 {FIRST_ID} 65536")
+        with opened(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)) as user:
+            yield user
+    finally:
+        os.write(go[1], b"1")
+        os.waitpid(pid, 0)
+        for fd in (*go, *done):
+            os.close(fd)

@@ -36,7 +36,8 @@ from inx_sidecar.kernel.syscalls import (
     opened,
 )
 
-_ENTRIES: Final = "entries"
+ENTRIES: Final = "entries"
+_REDIRECT: Final = "trusted.overlay.redirect"
 # A file handle could name any file of the lower layer. With nfs_export=off the kernel refuses
 # handles, whatever its default is.
 _OPTIONS: Final = "redirect_dir=follow,metacopy=on,index=off,nfs_export=off"
@@ -65,7 +66,7 @@ def mount_entries(
         mount("inx", layers[0], "tmpfs", MS_NOSUID | MS_NODEV, "mode=555")
     else:
         _attach(layer, layers[0])
-    _make_entries(f"{layers[0]}/{_ENTRIES}", names, directory, owner)
+    _make_entries(f"{layers[0]}/{ENTRIES}", names, directory, owner)
     _attach(directory, layers[1])
     try:
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
@@ -75,7 +76,7 @@ def mount_entries(
             f"this kernel cannot show a part of the store (overlayfs: {error.strerror}): Linux "
             "5.19 or newer is needed, and a store on at most one overlay"
         ) from None
-    view = open_tree(AT_FDCWD, f"{merged}/{_ENTRIES}")
+    view = open_tree(AT_FDCWD, f"{merged}/{ENTRIES}")
     read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     mount_setattr(view, read_only, propagation=MS_PRIVATE)
     return view
@@ -92,15 +93,47 @@ def _make_entries(
     os.mkdir(entries)
     os.setxattr(entries, "trusted.overlay.opaque", b"y")
     os.chown(entries, *owner)
+    with opened(os.open(entries, os.O_PATH | os.O_CLOEXEC)) as place:
+        add_entries(place, names, directory, owner)
+
+
+def add_entries(entries: int, names: Iterable[str], directory: int, owner: tuple[int, int]) -> None:
+    """Add `names` of `directory` to the directory `entries` of a first layer; entries that are
+    there stay.
+
+    Runs in a child, as root of the host. SystemMissingError if `directory` lacks a name.
+    """
     # For speed, paths are relative and entries are made with their owner: three calls for each.
-    os.chdir(entries)
+    os.fchdir(entries)
+    os.chmod(".", 0o755)
     os.umask(0)
     create_as(*owner)
     for name in names:
-        _make_entry(name, directory)
+        try:
+            _make_entry(name, directory)
+        except FileExistsError:
+            if not _is_complete(name):
+                _remove_entry(name)
+                _make_entry(name, directory)
     create_as(0, 0)
+    os.chmod(".", 0o555)
     os.chdir("/")
-    os.chmod(entries, 0o555)
+
+
+def _is_complete(name: str) -> bool:
+    """Whether the entry leads to the second layer, or is a link. A child that was killed may have
+    left another one."""
+    try:
+        return os.path.islink(name) or bool(os.getxattr(name, _REDIRECT))
+    except OSError:
+        return False
+
+
+def _remove_entry(name: str) -> None:
+    if os.path.isdir(name):
+        os.rmdir(name)
+    else:
+        os.unlink(name)
 
 
 def _make_entry(name: str, directory: int) -> None:
@@ -121,10 +154,10 @@ def _make_entry(name: str, directory: int) -> None:
         os.symlink(os.readlink(name, dir_fd=directory), name)
     elif stat.S_ISDIR(real.st_mode):
         os.mkdir(name, mode)
-        os.setxattr(name, "trusted.overlay.redirect", os.fsencode(f"/{name}"))
+        os.setxattr(name, _REDIRECT, os.fsencode(f"/{name}"))
     else:
         with opened(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)) as fd:
             os.truncate(fd, real.st_size)
             os.setxattr(fd, "trusted.overlay.metacopy", b"")
-            os.setxattr(fd, "trusted.overlay.redirect", os.fsencode(f"/{name}"))
+            os.setxattr(fd, _REDIRECT, os.fsencode(f"/{name}"))
     os.utime(name, ns=(real.st_atime_ns, real.st_mtime_ns), follow_symlinks=False)

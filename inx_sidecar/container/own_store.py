@@ -105,9 +105,9 @@ async def attach_own_store(
         _make_layers(root, name)
         if change is not None:
             apply_change(root, name, change)
-        rootfs = _clone_root(root)
+        rootfs = clone_root(root)
         # What was shown is recorded before it is shown.
-        _apply_record(rootfs, Record(record.seals), name)
+        apply_record(rootfs, Record(record.seals), name)
         move_mounts(locked, root, [view.target, *(other.target for other in others)], name)
         # Only an attached mount can be copied.
         with opened(open_directory(root, view.target, name)) as place:
@@ -117,7 +117,7 @@ async def attach_own_store(
         store = _mount_store(shown, rootfs, name)
         setns(container.mount, CLONE_NEWNS)
         move_mounts([store], root, [paths.STORE_INSIDE], name)
-        _apply_record(rootfs, Record({}, record.dropped), name)
+        apply_record(rootfs, Record({}, record.dropped), name)
         return os.fstat(shown).st_dev, [nix]
 
     mapped, (device, (nix,)) = await attach_locked(container, [view, *others], attach)
@@ -154,8 +154,9 @@ def _make_layers(root: int, instance: str) -> None:
                 os.chmod(".", mode, dir_fd=directory)
 
 
-def _clone_root(root: int) -> int:
-    """A detached copy of the mount at the container's root, without what is mounted below."""
+def clone_root(root: int) -> int:
+    """In a child that is the container's root: a detached copy of the mount at its root directory,
+    without what is mounted below. It follows no link."""
     rootfs = open_tree(root, "")
     flags = MOUNT_ATTR_NOSYMFOLLOW | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     mount_setattr(rootfs, flags, propagation=MS_PRIVATE)
@@ -191,7 +192,8 @@ def _mount_store(shown: int, rootfs: int, instance: str) -> int:
     return open_tree(AT_FDCWD, _MERGED)
 
 
-def _apply_record(rootfs: int, record: Record, instance: str) -> None:
+def apply_record(rootfs: int, record: Record, instance: str) -> None:
+    """In a child that is the container's root: apply `record` below the root file system."""
     with opened(open_directory(rootfs, paths.SHOWN_INSIDE, instance)) as place:
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     with opened(directory):

@@ -60,6 +60,23 @@ def give_way(rootfs: int, names: Iterable[str], uncovered: Iterable[str], instan
                     _move(upper, name, trash, instance)
 
 
+def own_names(rootfs: int, names: Iterable[str], instance: str) -> list[str]:
+    """Those of `names` that the upper layer has itself, in a child that is the container's root."""
+    with opened(open_directory(rootfs, paths.UPPER_INSIDE, instance)) as upper:
+        return [name for name in names if _is_whiteout(upper, name) is False]
+
+
+def uncover(rootfs: int, names: Iterable[str], instance: str) -> None:
+    """Remove the whiteouts of `names`, in a child that is the container's root.
+
+    While the overlay is mounted, it has to forget its cached names afterwards.
+    """
+    with opened(open_directory(rootfs, paths.UPPER_INSIDE, instance)) as upper:
+        for name in names:
+            if _is_whiteout(upper, name):
+                _remove(upper, name, instance)
+
+
 async def empty_trash(container: Container) -> None:
     """Delete what was moved to the trash, as the container's root. MountError if that takes too
     long or fails: the next call goes on."""

@@ -54,20 +54,27 @@ def kind_name(fd: int) -> str:
     return _KINDS.get(kind, f"{kind:#x}")
 
 
+def is_overlay(fd: int, device: int) -> bool:
+    """Whether `fd` is on the overlay whose device number (st_dev of its directories) is this.
+
+    A number is not given again while its file system exists.
+    """
+    return kind_of(fd) == OVERLAY and os.fstat(fd).st_dev == device
+
+
 def drop_cached_names(directory: int, device: int, *, read_only: bool = False) -> None:
     """Let the overlay that `directory` is on forget its cached names, those that are missing too.
 
-    `directory` is a descriptor of a directory, and `device` the device number of the overlay
-    (st_dev). OSError with EXDEV, and nothing is done, if `directory` is on anything else: whoever
-    can unmount could otherwise choose what is reconfigured. A number is not given again while its
-    file system exists.
+    `directory` is a descriptor of a directory of the overlay that has the number `device`. OSError
+    with EXDEV, and nothing is done, if it is on anything else: whoever can unmount could otherwise
+    choose what is reconfigured.
 
     An overlay without an upper layer refuses to become writable, so `read_only` has to be true for
     it (ovl_reconfigure(), fs/overlayfs/super.c); it becomes, or stays, read-only. The caller needs
     CAP_SYS_ADMIN in the user namespace in which the overlay was mounted, and in that of its own
     mount namespace.
     """
-    if kind_of(directory) != OVERLAY or os.fstat(directory).st_dev != device:
+    if not is_overlay(directory, device):
         raise OSError(errno.EXDEV, "another file system is mounted there")
     flags = _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH
     with opened(_check(_libc.syscall(_FSPICK, directory, b"", flags), "fspick")) as context:

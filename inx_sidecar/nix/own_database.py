@@ -103,8 +103,9 @@ async def write(
     paths that neither `rows` nor the upper layer has are removed, with all that refers to them, and
     other rows of the paths in `rows` are replaced. Otherwise rows are only added.
 
-    InstanceError if the database cannot be written within `seconds`, or is locked for
-    `lock_seconds`; UnsupportedError if the program cannot be started.
+    InstanceError if the database cannot be written within `seconds`, is locked for `lock_seconds`,
+    or if a build inside has begun to make one of the paths; UnsupportedError if the program cannot
+    be started.
     """
     text = await _run_writer(nix, user, rows, instance, starts, seconds, lock_seconds)
     word, _, rest = text.partition(" ")
@@ -171,6 +172,12 @@ def _raise(word: str, rest: str, instance: str) -> NoReturn:
     if word == "locked":
         raise InstanceError(
             f"{database} is locked by a process inside; end it, and set user.inx.update to try "
+            "again"
+        )
+    if word == "begun":
+        raise InstanceError(
+            f"a build inside {instance!r} has begun to make {rest}, which the new system needs; "
+            "wait for its end, or run 'nix-collect-garbage' inside, and set user.inx.update to try "
             "again"
         )
     if word == "failed":

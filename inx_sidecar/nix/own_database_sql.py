@@ -82,16 +82,18 @@ class Refused(Exception):
 def write_rows(
     file: str,
     rows: Mapping[bytes, Row],
-    own: Callable[[bytes], bool] | None,
+    own: Callable[[bytes], bool],
     *,
+    starts: bool,
     is_new: bool,
     lock_seconds: int,
 ) -> None:
     """Register `rows` in the database `file`, all of them or none.
 
-    With `own`, the database then has exactly what is there: rows of other paths stay only if `own`
-    is true for the name of the path, and rows of the same paths become the host's. Otherwise rows
-    are only added: Nix inside may have built the same path with another content.
+    `own` tells whether the instance has a path of this name itself. With `starts`, the database
+    then has exactly what is there: rows of other paths stay only if they are the instance's own,
+    and rows of the same paths become the host's. Otherwise rows are only added: Nix inside may have
+    built the same path with another content. Refused if it has begun to.
 
     sqlite3.Error or Refused if the database cannot be written, or is not what Nix makes.
     """
@@ -107,9 +109,9 @@ def write_rows(
         _check_tables(db)
         for statement in _STATEMENTS:
             db.execute(statement)
-        if own is not None:
+        if starts:
             _purge(db, rows, own)
-        _register(db, rows, replace=own is not None)
+        _register(db, rows, own, replace=starts)
         db.execute("commit")
 
 
@@ -162,7 +164,13 @@ def _purge(db: sqlite3.Connection, rows: Mapping[bytes, Row], own: Callable[[byt
         db.executemany(statement, ((number,) for number in gone))
 
 
-def _register(db: sqlite3.Connection, rows: Mapping[bytes, Row], *, replace: bool) -> None:
+def _register(
+    db: sqlite3.Connection,
+    rows: Mapping[bytes, Row],
+    own: Callable[[bytes], bool],
+    *,
+    replace: bool,
+) -> None:
     present = dict(db.execute("select path, hash from ValidPaths"))
     names = list(rows)
     new, changed = [], []
@@ -170,6 +178,8 @@ def _register(db: sqlite3.Connection, rows: Mapping[bytes, Row], *, replace: boo
         values, _ = rows[name]
         nar_hash = present.get(STORE + name)
         if nar_hash is None:
+            if own(name):
+                raise Refused(f"begun {name.decode()}")
             new.append(name)
         elif replace and nar_hash != str(values[0]).encode():
             changed.append(name)

@@ -118,8 +118,7 @@ def _write(rows: dict[bytes, Row], digest: str, lock_seconds: int, *, starts: bo
     is_new = not _is_used("db.sqlite")
     for suffix in ("-wal", "-shm", "-journal"):
         _is_used(f"db.sqlite{suffix}")
-    own = _is_own if starts else None
-    write_rows("db.sqlite", rows, own, is_new=is_new, lock_seconds=lock_seconds)
+    write_rows("db.sqlite", rows, _is_own, starts=starts, is_new=is_new, lock_seconds=lock_seconds)
     if version is None:
         _write_file("schema", _SCHEMA)
     if starts:

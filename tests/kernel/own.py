@@ -3,9 +3,9 @@
 import asyncio
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from support.containers import FIRST_ID, Sandbox, make_rootfs, running
@@ -13,9 +13,12 @@ from support.containers import FIRST_ID, Sandbox, make_rootfs, running
 from inx_sidecar.base import paths
 from inx_sidecar.container.locked_mounts import HostDirectory
 from inx_sidecar.container.namespaces import Container
+from inx_sidecar.container.own_growth import grown
 from inx_sidecar.container.own_store import OwnStore, attach_own_store
 from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, opened, unshare
+from inx_sidecar.nix.closure import Registration
 from inx_sidecar.nix.generation_changes import Change
+from inx_sidecar.nix.own_database import encode
 from inx_sidecar.nix.shown_record import Record
 
 _numbers = itertools.count()
@@ -58,14 +61,43 @@ class Machine:
             layer.mkdir()
             store = attached(sandbox, self.store, layer, names, uncovered, change, record)
             with opened(store.nix):
-                yield Started(sandbox, store, layer)
+                yield Started(sandbox, store, layer, self.store)
 
 
 @dataclass(frozen=True)
 class Started:
     sandbox: Sandbox
     store: OwnStore
-    layer: Path = field(repr=False)
+    layer: Path
+    host_store: Path
+
+    @asynccontextmanager
+    async def grown(
+        self,
+        names: Iterable[str],
+        record: Record = Record(),  # noqa: B008  it is frozen
+        lock_seconds: float = 15,
+    ) -> AsyncIterator[None]:
+        """Show `names` as well, which need nothing else."""
+        shown = frozenset(names)
+        view = HostDirectory(
+            str(self.host_store), paths.OWN_INSIDE, entries=shown, layer=str(self.layer)
+        )
+        rows = encode(
+            [Registration(name, "sha256:x", 1, None, "", "", ()) for name in sorted(shown)], "uuid"
+        )
+        with Container(self.sandbox.pid, "web") as container:
+            async with grown(
+                container, view, self.store.view_device, rows, record, lock_seconds=lock_seconds
+            ):
+                yield
+
+    def grow(self, names: Iterable[str], lock_seconds: float = 15) -> None:
+        async def run() -> None:
+            async with self.grown(names, lock_seconds=lock_seconds):
+                pass
+
+        asyncio.run(run())
 
 
 def attached(

@@ -255,6 +255,21 @@ def test_rows_are_only_added_while_the_instance_runs(sandbox: Sandbox, nix: Path
     assert rows_of(nix) == SHOWN | {GONE: ("sha256:own", [])}
 
 
+def test_a_path_that_a_build_inside_has_begun_is_not_registered(
+    sandbox: Sandbox, nix: Path
+) -> None:
+    """Its part in the upper layer hides what the host shows."""
+    (nix / ".inx/upper" / LIBRARY).mkdir()
+    message = f"^a build inside 'web' has begun to make {LIBRARY}, which the new system needs; "
+    with pytest.raises(InstanceError, match=message):
+        write(sandbox, starts=False)
+    assert count_of(nix) == 0
+    write(sandbox, encode([], WEB))
+    insert(sandbox, nix, LIBRARY)
+    write(sandbox, starts=False)
+    assert rows_of(nix)[LIBRARY] == ("sha256:own", [])
+
+
 def test_nothing_else_of_the_host_gets_into_the_instance(sandbox: Sandbox, nix: Path) -> None:
     write(sandbox)
     texts = b"".join(path.read_bytes() for path in nix.rglob("*") if path.is_file())

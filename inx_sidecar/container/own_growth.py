@@ -17,12 +17,13 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
+from inx_sidecar.container.inner_roots import set_roots
 from inx_sidecar.container.locked_mounts import HostDirectory
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.overlay import ENTRIES, add_entries
@@ -49,11 +50,12 @@ async def grown(
     view_device: int,
     rows: Rows,
     record: Record,
+    roots: Mapping[str, str],
     *,
     lock_seconds: float = _LOCK_SECONDS,
 ) -> AsyncIterator[None]:
-    """Show the entries of `view` as well, and register `rows`. No collection runs inside until the
-    end of the context, by which the new paths have to be rooted inside.
+    """Show the entries of `view` as well, and register `rows`. `roots` are added to what inx keeps
+    from the garbage collector inside. No collection runs inside until the end of the context.
 
     `view` and `view_device` are those of the start of this container (own_store.OwnStore). `record`
     is applied before anything is registered. What is shown already stays.
@@ -66,7 +68,7 @@ async def grown(
         own, lock = await _lock_collector(container, names, record, lock_seconds)
         fds.enter_context(opened(lock))
         await _add_to_view(container, view, names - own, view_device)
-        nix = await _let_appear(container, names)
+        nix = await _let_appear(container, names, roots)
         with opened(nix):
             user = None if container.privileged else container.user
             await own_database.write(nix, user, rows, container.name, starts=False)
@@ -164,14 +166,17 @@ def _unmounted_error(instance: str) -> InstanceError:
     )
 
 
-async def _let_appear(container: Container, names: Collection[str]) -> int:
-    """Let the store show `names`, also those that were deleted inside; a descriptor of /nix in the
-    root file system, as in own_store.OwnStore."""
+async def _let_appear(
+    container: Container, names: Collection[str], roots: Mapping[str, str]
+) -> int:
+    """Let the store show `names`, also those that were deleted inside, and add `roots`; a
+    descriptor of /nix in the root file system, as in own_store.OwnStore."""
     name = container.name
 
     def appear() -> forked.Result:
         with opened(container.enter()) as root, opened(clone_root(root)) as rootfs:
             uncover(rootfs, names, name)
+            set_roots(rootfs, roots, name, keep_others=True)
             with opened(open_directory(root, paths.STORE_INSIDE, name)) as store:
                 for _ in range(_LOOKS):
                     with suppress(OSError):  # then the look tells

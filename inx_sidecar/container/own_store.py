@@ -14,13 +14,14 @@ finds it there later.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
 from inx_sidecar.container.files import apply_change
+from inx_sidecar.container.inner_roots import set_roots
 from inx_sidecar.container.locked_mounts import (
     HostDirectory,
     attach_locked,
@@ -85,8 +86,10 @@ async def attach_own_store(
     uncovered: frozenset[str],
     change: Change | None,
     record: Record,
+    roots: Mapping[str, str],
 ) -> OwnStore:
-    """Attach a store of its own, and `others`; then apply `change` to the profile, and `record`.
+    """Attach a store of its own, and `others`; apply `change` to the profile, and `record`. `roots`
+    are what inx keeps from the garbage collector inside.
 
     `view` is the shown layer: entries of the host's store, in a layer on the host, at OWN_INSIDE.
     `uncovered` are the names that were deleted inside and are to be there again. Nothing else runs
@@ -108,6 +111,7 @@ async def attach_own_store(
         rootfs = clone_root(root)
         # What was shown is recorded before it is shown.
         apply_record(rootfs, Record(record.seals), name)
+        set_roots(rootfs, roots, name)
         move_mounts(locked, root, [view.target, *(other.target for other in others)], name)
         # Only an attached mount can be copied.
         with opened(open_directory(root, view.target, name)) as place:

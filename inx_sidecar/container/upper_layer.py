@@ -25,17 +25,24 @@ _AT_ONCE: Final = 10_000
 
 
 def hidden_names(rootfs: str, instance: str, names: Iterable[str]) -> frozenset[str]:
-    """Those of `names` that were deleted inside, in the root file system `rootfs` of a running or
-    stopped instance; none if it has no upper layer. InstanceError if that cannot be read."""
+    """Those of `names` that were deleted inside, as `entries` finds them."""
+    return frozenset(name for name, hidden in entries(rootfs, instance, names).items() if hidden)
+
+
+def entries(rootfs: str, instance: str, names: Iterable[str]) -> dict[str, bool]:
+    """Those of `names` that the upper layer has, each with whether it is a whiteout, in the root
+    file system `rootfs` of a running or stopped instance; none if it has no upper layer.
+    InstanceError if that cannot be read."""
     try:
         with opened(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
             upper = open_directory(root, paths.UPPER_INSIDE, instance)
     except FileNotFoundError:
-        return frozenset()
+        return {}
     except OSError as error:
         raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
     with opened(upper):
-        return frozenset(name for name in names if _is_whiteout(upper, name))
+        kinds = ((name, _is_whiteout(upper, name)) for name in names)
+        return {name: kind for name, kind in kinds if kind is not None}
 
 
 def give_way(rootfs: int, names: Iterable[str], uncovered: Iterable[str], instance: str) -> None:
@@ -120,8 +127,8 @@ def _delete(trash: int, name: str) -> None:
 
 
 def _some_entries(directory: int) -> list[str]:
-    with os.scandir(directory) as entries:
-        return [entry.name for entry in islice(entries, _AT_ONCE)]
+    with os.scandir(directory) as found:
+        return [entry.name for entry in islice(found, _AT_ONCE)]
 
 
 def _is_whiteout(upper: int, name: str) -> bool | None:

@@ -22,6 +22,8 @@ from inx_sidecar.nix.own_database import encode
 from inx_sidecar.nix.shown_record import Record
 
 _numbers = itertools.count()
+NEXT = f"/nix/store/{'0' * 32}-next"
+BOOTED = f"/nix/store/{'0' * 32}-booted"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,13 @@ class Started:
         )
         with Container(self.sandbox.pid, "web") as container:
             async with grown(
-                container, view, self.store.view_device, rows, record, lock_seconds=lock_seconds
+                container,
+                view,
+                self.store.view_device,
+                rows,
+                record,
+                {"next": NEXT},
+                lock_seconds=lock_seconds,
             ):
                 yield
 
@@ -117,6 +125,7 @@ def attached(
             attach_own_store(
                 container, view, [],
                 uncovered=frozenset(uncovered), change=change, record=record,
+                roots={"booted": BOOTED},
             )
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from inx_sidecar.container.upper_layer import hidden_names
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, mount, unshare
 from inx_sidecar.nix import shown_record
 from inx_sidecar.nix.shown_record import Record
-from kernel.own import Machine, Started
+from kernel.own import BOOTED, NEXT, Machine, Started
 from kernel.test_mounts import descriptors
 from kernel.test_overlay import fact
 from kernel.views import (
@@ -159,6 +159,14 @@ def test_the_record_is_written(web: Started) -> None:
 
     asyncio.run(grow())
     assert shown_record.read(str(web.sandbox.rootfs), "web") == {path: "seal"}
+
+
+def test_what_is_shown_is_kept_from_the_collector_inside(web: Started) -> None:
+    place = web.sandbox.rootfs / "nix/var/nix/gcroots/inx"
+    assert {link.name: os.readlink(link) for link in place.iterdir()} == {"booted": BOOTED}
+    web.grow(MORE)
+    links = {link.name: os.readlink(link) for link in place.iterdir()}
+    assert links == {"booted": BOOTED, "next": NEXT}
 
 
 def lock(kind: int) -> int:

@@ -54,7 +54,7 @@ from inx_sidecar.nix import generations, own_database, shown_record
 from inx_sidecar.nix.closure import Registration
 from inx_sidecar.nix.own_database import encode
 from inx_sidecar.nix.shown_record import Record
-from kernel.own import Machine, attached, user_namespace
+from kernel.own import BOOTED, Machine, attached, user_namespace
 from kernel.test_mounts import CHANGE, SYSTEM, descriptors
 from kernel.test_overlay import fact, overlay
 from kernel.views import DIRECTORY, FILE, HIDDEN, SHOWN, below, make_store, name_of, with_proc
@@ -493,6 +493,24 @@ def test_what_is_shown_is_recorded(machine: Machine) -> None:
     owners = {path.lstat().st_uid for path in (machine.rootfs / "nix/.inx/shown").iterdir()}
     assert owners == {machine.first_id}
     assert stat.S_IMODE((machine.rootfs / "nix/.inx").stat().st_mode) == 0o700
+
+
+def test_roots_of_the_collector_inside_are_those_of_this_start(machine: Machine) -> None:
+    place = machine.rootfs / "nix/var/nix/gcroots/inx"
+    with machine.start(NAMES) as started:
+        assert os.listdir(place) == ["booted"]
+        started.sandbox.inside(lambda: os.symlink("/old", "/nix/var/nix/gcroots/inx/old"))
+        started.sandbox.inside(Path("/nix/var/nix/gcroots/inx/file").touch)
+    with machine.start(NAMES):
+        assert {path.name for path in place.iterdir()} == {"booted", "file"}
+        assert os.readlink(place / "booted") == BOOTED
+        assert (place / "booted").lstat().st_uid == machine.first_id
+    (place / "booted").unlink()
+    (place / "booted").mkdir()
+    message = r"^/nix/var/nix/gcroots/inx/booted of 'web' cannot be used"
+    with pytest.raises(InstanceError, match=message):
+        with machine.start(NAMES):
+            pass
 
 
 def test_an_entry_that_is_added_to_the_layer_appears_in_the_running_container(

@@ -83,7 +83,8 @@ async def instances() -> list[Finding]:
             subject = f"instance {instance['name']!r} of project {instance['project']!r}"
             problem = problem_of(instance, profiles, wanted)
             uuid = instance["expanded_config"].get("volatile.uuid", "")
-            problem = problem or disk_problem(instance["expanded_devices"] or {})
+            own = instance["expanded_config"].get("user.inx.store") == "own"
+            problem = problem or disk_problem(instance["expanded_devices"] or {}, own=own)
             findings.append(Finding(subject, problem or _running_problem(uuid)))
     return findings
 

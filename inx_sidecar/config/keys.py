@@ -40,14 +40,20 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
         if key not in _KEYS and not any(pattern.fullmatch(key) for pattern in patterns):
             raise ConfigError(f"unknown key {quoted(key, 450)}; {_known_keys()}")
     values = {key: _check(key, value) for key, value in given.items() if key in _KEYS}
-    isolated = given.get(f"{PREFIX}store") == "isolated"
+    own = given.get(f"{PREFIX}store") == "own"
+    isolated = own or given.get(f"{PREFIX}store") == "isolated"
+    if own and given.get(f"{PREFIX}daemon") == "true":
+        raise ConfigError(
+            "user.inx.daemon=true and user.inx.store=own exclude each other: the instance has a "
+            "Nix daemon of its own; unset one"
+        )
     if isolated and given.get(f"{PREFIX}daemon") == "true":
         raise ConfigError(
             "user.inx.daemon=true and user.inx.store=isolated exclude each other: a Nix daemon "
             "shows every path of the store; unset one"
         )
     if not isolated and f"{PREFIX}store.include" in given:
-        raise ConfigError("user.inx.store.include goes with user.inx.store=isolated")
+        raise ConfigError("user.inx.store.include goes with user.inx.store=isolated or own")
     generation = given.get(f"{PREFIX}generation")
     return InstanceSpec(
         source=_parse_source(values, given, instance, default_flake),
@@ -56,6 +62,7 @@ def parse_spec(config: Mapping[str, str], instance: str, default_flake: str) -> 
         keep=int(given.get(f"{PREFIX}keep", InstanceSpec.keep)),
         daemon=_parse_bool(given.get(f"{PREFIX}daemon")),
         isolated=isolated,
+        own=own,
         activate=given.get(f"{PREFIX}activate", InstanceSpec.activate),
         confirm=int(given.get(f"{PREFIX}confirm", InstanceSpec.confirm)),
         check=given.get(f"{PREFIX}check", ""),
@@ -210,7 +217,7 @@ _KEYS: Final[Mapping[str, Callable[[str, str], str]]] = {
     "user.inx.attr": _check_attr,
     "user.inx.system": _check_system,
     NIXPKGS: check_nixpkgs,
-    "user.inx.store": _check_one_of("shared", "isolated"),
+    "user.inx.store": _check_one_of("shared", "isolated", "own"),
     "user.inx.store.include": _check_store_paths,
     "user.inx.daemon": _check_one_of("true", "false"),
     "user.inx.generation": _check_number(1, 999_999_999),

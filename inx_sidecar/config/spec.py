@@ -19,6 +19,8 @@ class InstanceSpec:
     `generation`: the number of the generation to boot, or None for the one of the source.
     `keep`: how many generations remain.
     `daemon`: whether the instance has a Nix daemon; None if the key is not set.
+    `isolated`: whether the container sees only the store paths that it needs.
+    `own`: whether it also has a store of its own above them; then `isolated` is true, too.
     `included`: the store paths that an isolated container sees besides its systems.
     `activate`: what a change does while the instance runs: switch, boot, test, none or one of
     TRIES.
@@ -32,6 +34,7 @@ class InstanceSpec:
     keep: int = 5
     daemon: bool | None = None
     isolated: bool = False
+    own: bool = False
     included: tuple[str, ...] = ()
     activate: str = "switch"
     nics: tuple[Nic, ...] = ()

@@ -34,15 +34,19 @@ _WRITABLE: Final = ("profiles", "gcroots")
 
 
 async def attach_mounts(
-    container: Container, directories: Sequence[HostDirectory], change: Change | None
+    container: Container,
+    directories: Sequence[HostDirectory],
+    change: Change | None,
+    *,
+    protect: bool = True,
 ) -> bool:
     """Attach `directories`, the store first if it is among them, and apply `change` to the profile.
 
     Returns whether the container sees the owners of the first directory mapped to its own user ids.
 
-    Also makes the container's own /nix/var/nix read-only, except for profiles and gcroots: a Nix
-    client that can write to /nix/var/nix opens a database of its own instead of asking the daemon,
-    and a collection inside would then take the whole shared store for garbage.
+    With `protect`, also makes the container's own /nix/var/nix read-only, except for profiles and
+    gcroots: a Nix client that can write to /nix/var/nix opens a database of its own instead of
+    asking the daemon, and a collection inside would then take the whole shared store for garbage.
     """
     name = container.name
     targets = [directory.target for directory in directories]
@@ -52,7 +56,8 @@ async def attach_mounts(
             os.close(make_directory(root, target, name))
         if change is not None:
             apply_change(root, name, change)
-        _protect_nix_state(root, name)
+        if protect:
+            _protect_nix_state(root, name)
         move_mounts(locked, root, targets, name)
         return None, []
 

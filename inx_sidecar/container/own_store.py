@@ -69,13 +69,28 @@ _WRITABLE: Final = ("nix/var/nix/profiles", "nix/var/nix/gcroots")
 @dataclass(frozen=True)
 class OwnStore:
     """A store that was attached. `mapped`: the container sees the owners of what is shown mapped to
-    its own user ids. `view_device` is the device number of the shown layer. `nix` is an O_PATH
-    descriptor of /nix in the instance's root file system, whose mount follows no link and has no
-    devices; the caller closes it."""
+    its own user ids. `view_device` is the device number of the shown layer."""
 
     mapped: bool
     view_device: int
-    nix: int
+
+
+async def open_nix(container: Container) -> int:
+    """An O_PATH descriptor of /nix in the instance's root file system, which is made if it is
+    missing. The mount that it is on follows no link and has no devices; no other one is below it.
+
+    InstanceError if something stands in the way.
+    """
+
+    def find() -> forked.Result:
+        with opened(container.enter()) as root, opened(clone_root(root)) as rootfs:
+            return None, [make_directory(rootfs, "nix", container.name)]
+
+    action = f"opening /nix of {container.name!r}"
+    _, (nix,) = await forked.run_in_child(
+        find, action, fds=container.fds, instance=container.name
+    )  # fmt: skip
+    return nix
 
 
 async def attach_own_store(
@@ -105,10 +120,10 @@ async def attach_own_store(
     def attach(root: int, locked: Sequence[int]) -> forked.Result:
         for target in (*_WRITABLE, paths.STORE_INSIDE, *(other.target for other in others)):
             os.close(make_directory(root, target, name))
-        _make_layers(root, name)
+        rootfs = clone_root(root)
+        _make_layers(rootfs, name)
         if change is not None:
             apply_change(root, name, change)
-        rootfs = clone_root(root)
         # What was shown is recorded before it is shown.
         apply_record(rootfs, Record(record.seals), name)
         set_roots(rootfs, roots, name)
@@ -116,16 +131,15 @@ async def attach_own_store(
         # Only an attached mount can be copied.
         with opened(open_directory(root, view.target, name)) as place:
             shown = open_tree(place, "")
-        nix = open_directory(rootfs, "nix", name)
         give_way(rootfs, names, uncovered, name)
         store = _mount_store(shown, rootfs, name)
         setns(container.mount, CLONE_NEWNS)
         move_mounts([store], root, [paths.STORE_INSIDE], name)
         apply_record(rootfs, Record({}, record.dropped), name)
-        return os.fstat(shown).st_dev, [nix]
+        return os.fstat(shown).st_dev, []
 
-    mapped, (device, (nix,)) = await attach_locked(container, [view, *others], attach)
-    return OwnStore(mapped, int(device), nix)
+    mapped, (device, _) = await attach_locked(container, [view, *others], attach)
+    return OwnStore(mapped, int(device))
 
 
 def _refuse_overlay(source: str, instance: str) -> None:
@@ -143,7 +157,7 @@ def _refuse_overlay(source: str, instance: str) -> None:
         )
 
 
-def _make_layers(root: int, instance: str) -> None:
+def _make_layers(rootfs: int, instance: str) -> None:
     """Make the directories of inx in the root file system; their modes are set once."""
     for path, mode in (
         (paths.OWN_INSIDE, _PRIVATE_MODE),
@@ -152,9 +166,9 @@ def _make_layers(root: int, instance: str) -> None:
         (paths.SHOWN_INSIDE, _PRIVATE_MODE),
     ):
         try:
-            os.close(open_directory(root, path, instance))
+            os.close(open_directory(rootfs, path, instance))
         except FileNotFoundError:
-            with opened(make_directory(root, path, instance)) as directory:
+            with opened(make_directory(rootfs, path, instance)) as directory:
                 os.chmod(".", mode, dir_fd=directory)
 
 

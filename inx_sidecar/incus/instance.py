@@ -70,7 +70,12 @@ class Instance:
     @property
     def isolated(self) -> bool:
         """Whether the container sees only the store paths that it needs."""
-        return self.config.get("user.inx.store") == "isolated"
+        return self.own or self.config.get("user.inx.store") == "isolated"
+
+    @property
+    def own(self) -> bool:
+        """Whether the container has a store of its own above these paths."""
+        return self.config.get("user.inx.store") == "own"
 
     @property
     def sealed_for(self) -> str:

@@ -48,6 +48,8 @@ class Running:
     `undo`: the profile to restore if the generation that was made last never becomes active.
     `claims`: static addresses of the instance, each with the network that it is on.
     `sealed`: this start has given each generation whose seal counts the seal of this instance.
+    `view`: the directory that has the entries of what a store of its own shows; empty without such
+    a store. `view_device`: the device number of the overlay over it (kernel/superblocks.py).
     """
 
     facts: LxcFacts
@@ -68,6 +70,8 @@ class Running:
     undo: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()
     sealed: bool = False
+    view: str = ""
+    view_device: int = 0
 
     @property
     def system(self) -> str:

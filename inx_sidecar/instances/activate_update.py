@@ -18,6 +18,7 @@ from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
+from inx_sidecar.instances import own_view
 from inx_sidecar.instances import unconfirmed_record as record
 from inx_sidecar.instances.change_report import ChangeReport
 from inx_sidecar.instances.deployment import Deployment
@@ -53,7 +54,7 @@ async def activate_update(
     if written is not None:
         Running.amend(instance.uuid, undo=_profile_to_restore(deployment))
     try:
-        await show_and_write(state, deployment, system, written)
+        await show_and_write(gc, state, deployment, system, written)
         if mode != "boot":
             Running.amend(instance.uuid, attempted_digest=deployment.digest)
         timeout = deployment.settings.build_timeout
@@ -90,12 +91,21 @@ async def undo_generation(instance: Instance) -> None:
 
 
 async def show_and_write(
-    state: InstanceState, deployment: Deployment, system: str, change: Change | None
+    gc: GcClient,
+    state: InstanceState,
+    deployment: Deployment,
+    system: str,
+    change: Change | None,
 ) -> None:
     """Write the generation; before that, show an isolated container the closure of `system`."""
     instance, spec = deployment.instance, deployment.spec
     with open_container(instance) as (container, running):
-        if spec.isolated and system not in running.visible_systems:
+        if spec.own:
+            # Also if it was shown before: Nix inside may have deleted parts of it.
+            async with own_view.shown(gc, container, deployment, running, system):
+                if change is not None:
+                    await write_generation(container, change)
+        elif spec.isolated and system not in running.visible_systems:
             before = valid_paths({running.booted, running.system})
             visible = (system, *sorted(before - {system}))
             store = await deployment.store(*visible)

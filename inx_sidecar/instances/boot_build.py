@@ -12,9 +12,11 @@ from inx_sidecar.container import bootstrap
 from inx_sidecar.container.files import write_generation
 from inx_sidecar.container.mounts import attach_store_over
 from inx_sidecar.incus.instance import Instance
+from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.incus.status_keys import Status
 from inx_sidecar.incus.update_key import asked_now
+from inx_sidecar.instances import own_view
 from inx_sidecar.instances.change_report import ChangeReport, begin_report
 from inx_sidecar.instances.deployment import Deployment, deploy
 from inx_sidecar.instances.failure_log import log_failure
@@ -175,13 +177,21 @@ class BootBuilder:
         await add_system_roots(self._gc, instance, deployment.present, boot.system)
         await build.remove_build_directory(instance.uuid)
         change = with_all_seals(boot.change, instance, deployment.all_generations)
-        if deployment.spec.isolated:
+        if deployment.spec.own:
+            attached = await own_view.attach(
+                state.container, deployment, boot.system, [], change
+            )  # fmt: skip
+            state.mapped = attached.mapped
+            Running.amend(
+                instance.uuid, view=attached.view, view_device=attached.view_device
+            )  # fmt: skip
+        elif deployment.spec.isolated:
             store = await deployment.store(boot.system)
             state.mapped = await attach_store_over(state.container, store, change)
-            if not state.mapped:
-                instance_log(instance.lxc_name).warning("%s", UNMAPPED)
         elif change is not None:
             await write_generation(state.container, change)
+        if deployment.spec.isolated and not state.mapped:
+            instance_log(instance.lxc_name).warning("%s", UNMAPPED)
         state.close_container()
         status = await self._starter.record_boot(state, deployment, boot)
         if report is not None:

@@ -85,7 +85,7 @@ async def deploy(gc: GcClient, instance: Instance, *, running: bool = False) -> 
 def plan_deployment(instance: Instance, *, running: bool = False) -> Deployment:
     """Parse the spec of `instance`, look at its generations and decide; nothing is written."""
     settings = load_settings()
-    check_disks(instance.devices, instance.name)
+    check_disks(instance.devices, instance.name, own=instance.own)
     spec = parse_spec(instance.config, instance.name, settings.default_flake)
     static_nic_setups(instance, spec)
     every = generations.read(instance.rootfs, instance.name)

@@ -20,6 +20,7 @@ from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
 from inx_sidecar.incus.status_keys import STARTING, Status, told_system
 from inx_sidecar.incus.update_key import asked_now
+from inx_sidecar.instances import own_view
 from inx_sidecar.instances import unconfirmed_record as record
 from inx_sidecar.instances.cluster_watch import ClusterWatch
 from inx_sidecar.instances.conflicts import check_addresses
@@ -27,6 +28,7 @@ from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setu
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.other_system import refuse_other_system
+from inx_sidecar.instances.own_view import Attached
 from inx_sidecar.instances.plan import Boot, boot_fallback
 from inx_sidecar.instances.private_directories import make_private
 from inx_sidecar.instances.sealing import note_renewed, with_all_seals
@@ -128,12 +130,14 @@ class Starter:
             await network.set_up(state.container, setups, self._network_lock)
             await state.daemon.wait_until_done(_DAEMON_SECONDS)
             try:
-                state.mapped = await self._attach(state.container, deployment)
+                attached = await self._attach(state.container, deployment)
             except InstanceError as error:
                 deployment = state.deployment = with_fallback(deployment, error)
-                state.mapped = await self._attach(state.container, deployment)
+                attached = await self._attach(state.container, deployment)
                 log_failure(instance.facts, error)  # said once if that fails, too
+            state.mapped = attached.mapped
             running = Running.of(deployment.instance, pid, state.mapped, state.claims)
+            running = replace(running, view=attached.view, view_device=attached.view_device)
             running.save(instance.uuid)
             if isinstance(deployment.plan, Boot):
                 state.close_container()
@@ -189,25 +193,32 @@ class Starter:
         return Status(STARTING, boot.system, number, sealed=True, changes=changes)
 
     @names_full_storage
-    async def _attach(self, container: Container, deployment: Deployment) -> bool:
-        """Attach what this start needs; True if the owners in the store are mapped."""
+    async def _attach(self, container: Container, deployment: Deployment) -> Attached:
+        """Attach what this start needs."""
         uuid, plan = deployment.instance.uuid, deployment.plan
-        directories = [
-            HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE, foreign=True),
-            HostDirectory(paths.daemon_socket_dir(uuid), "nix/var/nix/daemon-socket"),
-        ]
+        own = deployment.spec.own
+        directories = [HostDirectory(paths.boot_dir(uuid), paths.BOOT_INSIDE, foreign=True)]
+        if not own:
+            place = "nix/var/nix/daemon-socket"
+            directories.append(HostDirectory(paths.daemon_socket_dir(uuid), place))
         # An isolated container gets no store before its system, and so its closure, is known.
         systems = [plan.system] if isinstance(plan, Boot) else []
         has_store = bool(systems) or not deployment.spec.isolated
-        if has_store:
+        if has_store and not own:
             directories.insert(0, await deployment.store(*systems))
         change = None
         if isinstance(plan, Boot):
             change = with_all_seals(plan.change, deployment.instance, deployment.all_generations)
-        mapped = await attach_mounts(container, directories, change) or not has_store
-        if not mapped:
+        if own and isinstance(plan, Boot):
+            attached = await own_view.attach(
+                container, deployment, plan.system, directories, change
+            )
+        else:
+            mapped = await attach_mounts(container, directories, change, protect=not own)
+            attached = Attached(mapped or not has_store)
+        if not attached.mapped:
             instance_log(container.name).warning("%s", UNMAPPED)
-        return mapped
+        return attached
 
 
 def with_fallback(deployment: Deployment, error: InstanceError) -> Deployment:

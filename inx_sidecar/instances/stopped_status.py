@@ -25,7 +25,7 @@ def configuration_of(instance: Instance) -> object:
 def refusal_of(instance: Instance) -> str:
     """Why each start of `instance` is refused as it is configured; "" if it is not."""
     try:
-        check_disks(instance.devices, instance.name)
+        check_disks(instance.devices, instance.name, own=instance.own)
         spec = parse_spec(instance.config, instance.name, load_settings().default_flake)
         static_nic_setups(instance, spec)
     except InxError as error:

@@ -35,7 +35,7 @@ async def try_system(
     told = system
     if spec.activate == "dry-activate":
         activation.check_can_switch(instance, system)
-        await show_and_write(state, deployment, system, None)
+        await show_and_write(gc, state, deployment, system, None)
         limit = deployment.settings.build_timeout
         seconds = min(_DRY_RUN_SECONDS, limit)
         status = await activation.dry_activate(instance, system, seconds, limit)

@@ -158,21 +158,23 @@ async def _run_writer(
 
 
 def _raise(word: str, rest: str, instance: str) -> NoReturn:
-    database = f"the Nix database inside {instance!r}"
+    """Raise the error that the answer of the program stands for."""
     if word == "schema":
         raise InstanceError(
-            f"{database} has the schema {rest or 'of a former Nix'}, which inx does not know; "
-            "update inx, or use user.inx.store=isolated"
+            f"the Nix database inside {instance!r} has the schema {rest or 'of a former Nix'}, "
+            "which inx does not know; update inx, or use user.inx.store=isolated"
         )
     if word == "full":
         raise InstanceError(
-            f"{database} cannot be written: its disk is full; free space, or give the root device "
-            "a larger size"
+            f"the Nix database inside {instance!r} cannot be written: its disk is full; free "
+            "space, or give the root device a larger size"
         )
+    if word == "failed":
+        raise InstanceError(f"the Nix database inside {instance!r} cannot be written: {rest}")
     if word == "locked":
         raise InstanceError(
-            f"{database} is locked by a process inside; end it, and set user.inx.update to try "
-            "again"
+            f"the Nix database inside {instance!r} is locked by a process inside; end it, and set "
+            "user.inx.update to try again"
         )
     if word == "begun":
         raise InstanceError(
@@ -180,9 +182,8 @@ def _raise(word: str, rest: str, instance: str) -> NoReturn:
             "wait for its end, or run 'nix-collect-garbage' inside, and set user.inx.update to try "
             "again"
         )
-    if word == "failed":
-        raise InstanceError(f"{database} cannot be written: {rest}")
     reason = rest if word == "unreadable" and rest else "the program that reads it has ended"
     raise InstanceError(
-        f"{database} cannot be read ({reason}); remove /{_DATABASE_INSIDE} inside and restart"
+        f"the Nix database inside {instance!r} cannot be read ({reason}); remove "
+        f"/{_DATABASE_INSIDE} inside and restart"
     )

@@ -51,6 +51,18 @@ def decide(required: Set[str], tops: Mapping[str, Set[str]], whiteouts: Set[str]
     return Shown(names, tuple(kept), tuple(dropped), uncovered)
 
 
+def closure(names: Iterable[str], references: Mapping[str, Iterable[str]]) -> frozenset[str]:
+    """`names`, and all that they need, directly or not."""
+    found = set(names)
+    todo = list(found)
+    while todo:
+        for reference in references[todo.pop()]:
+            if reference not in found:
+                found.add(reference)
+                todo.append(reference)
+    return frozenset(found)
+
+
 def without(hidden: Iterable[str], references: Mapping[str, Iterable[str]]) -> frozenset[str]:
     """The names in `references` that are not `hidden` and need no hidden one, directly or not.
 

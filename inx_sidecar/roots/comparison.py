@@ -60,7 +60,8 @@ async def compare_running(
     # What the instance shows now, and what it will show after its next start.
     listed = inventory.included(mirror.uuid) if inventory else set()
     included = {*instance.included, *listed}
-    unwanted = system_roots.unwanted_roots(present, included, rooted)
+    shown = system_roots.shown_to(instance)
+    unwanted = system_roots.unwanted_roots(present, included, rooted, shown)
     gone = deleted_snapshots(*owner)
     known = mirror.imported and not mirror.resolver.incomplete
     copied = known and lineage.has_roots_of_source(owner)

@@ -12,10 +12,10 @@ from inx_sidecar.kernel.forked import TookTooLongError
 from inx_sidecar.links import indirect_roots
 from inx_sidecar.links.registration_copy import read_copy
 from inx_sidecar.links.resolver import resolve_links_offline
-from inx_sidecar.nix import generations
+from inx_sidecar.nix import generations, shown_record
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots.link_roots import batches, root_name
-from inx_sidecar.roots.system_roots import system_roots
+from inx_sidecar.roots.system_roots import shown_roots, system_roots
 
 
 async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str] | None:
@@ -34,6 +34,7 @@ async def offline_roots(lxc_name: str, rootfs: str, most: int) -> dict[str, str]
     found: dict[str, str] = {}
     try:
         found |= system_roots(generations.read(rootfs, lxc_name))
+        found |= shown_roots(shown_record.read(rootfs, lxc_name))
         for batch in batches(texts):
             resolution = await resolve_links_offline(lxc_name, rootfs, batch)
             if resolution.child_exited is not None:

@@ -218,7 +218,9 @@ class RootReconciler:
         mirror = self._watch.get(instance.uuid)
         owner = instance.lxc_name, instance.uuid
         try:
-            await import_registrations(instance.rootfs, *owner, settings.max_roots())
+            # A store of its own has a collector of its own, whose registrations these are.
+            if not instance.own:
+                await import_registrations(instance.rootfs, *owner, settings.max_roots())
             if mirror is not None:
                 await mirror.compare(None)
                 mirror.imported = True

@@ -7,7 +7,7 @@ from typing import Final
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.journal import instance_log
 from inx_sidecar.incus.instance import Instance
-from inx_sidecar.nix import generations
+from inx_sidecar.nix import generations, shown_record
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generations import Generations
 from inx_sidecar.nix.store_paths import valid_paths
@@ -29,6 +29,8 @@ TRIED: Final = tried_system.TRIED
 BEFORE: Final = "before-system"
 # The directory of the roots for the paths in user.inx.store.include.
 INCLUDED: Final = "include/"
+# The directory of the roots for what a store of its own was shown.
+SHOWN: Final = "shown/"
 # A container may write any number of generations; at most this many get roots.
 _MAX_GENERATIONS: Final = 1000
 
@@ -44,22 +46,37 @@ def included_roots(include: Iterable[str]) -> dict[str, str]:
     return {f"{INCLUDED}{os.path.basename(path)[:32]}": path for path in include}
 
 
+def shown_roots(shown: Iterable[str]) -> dict[str, str]:
+    """A root for every path in `shown`, which a store of its own was shown."""
+    newest = list(shown)[-_MAX_GENERATIONS:]
+    return {f"{SHOWN}{os.path.basename(path)[:32]}": path for path in newest}
+
+
+def shown_to(instance: Instance) -> list[str]:
+    """What the instance's store of its own was shown, as its root file system says."""
+    return list(shown_record.read(instance.rootfs, instance.name)) if instance.own else []
+
+
 def read_rooted(lxc_name: str, uuid: str) -> dict[str, str]:
     """The roots of systems and of included paths that exist, and what they hold."""
     place = direct_roots.directory(lxc_name, uuid)
-    return direct_roots.read_top(place) | direct_roots.read(place, INCLUDED)
+    within = (direct_roots.read(place, directory) for directory in (INCLUDED, SHOWN))
+    return direct_roots.read_top(place) | dict(pair for roots in within for pair in roots.items())
 
 
 def unwanted_roots(
-    present: Generations, include: Iterable[str], rooted: Mapping[str, str]
+    present: Generations,
+    include: Iterable[str],
+    rooted: Mapping[str, str],
+    shown: Iterable[str] = (),
 ) -> list[str]:
-    """The roots, among `rooted`, of systems and of included paths that an instance which runs does
-    not name any more."""
-    wanted = system_roots(present) | included_roots(include)
+    """The roots, among `rooted`, of systems, of included and of `shown` paths that an instance
+    which runs does not name any more."""
+    wanted = system_roots(present) | included_roots(include) | shown_roots(shown)
     return [
         name
         for name, path in rooted.items()
-        if ("/" not in name or name.startswith(INCLUDED))
+        if ("/" not in name or name.startswith((INCLUDED, SHOWN)))
         and name not in (BOOTED, ACTIVE, NEXT, CURRENT, TRIED, BEFORE)
         and wanted.get(name) != path
     ]
@@ -79,8 +96,9 @@ async def add_system_roots(
     booted: str | None,
     include: Iterable[str] = (),
 ) -> None:
-    """Root every generation, `include`, and `booted`: the system that runs, or is about to."""
-    wanted = system_roots(present) | included_roots(include)
+    """Root every generation, `include`, what a store of its own was shown, and `booted`: the system
+    that runs, or is about to."""
+    wanted = system_roots(present) | included_roots(include) | shown_roots(shown_to(instance))
     if booted is not None:
         wanted[BOOTED] = booted
     if tried := tried_system.read(instance.uuid):  # the instance may have been renamed

@@ -62,8 +62,7 @@ class Machine:
             layer = self.layers / str(next(_numbers))
             layer.mkdir()
             store = attached(sandbox, self.store, layer, names, uncovered, change, record)
-            with opened(store.nix):
-                yield Started(sandbox, store, layer, self.store)
+            yield Started(sandbox, store, layer, self.store)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from support.containers import (
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
 from inx_sidecar.container.namespaces import Container
+from inx_sidecar.container.own_store import open_nix
 from inx_sidecar.container.upper_layer import empty_trash, hidden_names
 from inx_sidecar.kernel.superblocks import drop_cached_names
 from inx_sidecar.kernel.syscalls import (
@@ -52,7 +53,7 @@ from inx_sidecar.kernel.syscalls import (
 )
 from inx_sidecar.nix import generations, own_database, shown_record
 from inx_sidecar.nix.closure import Registration
-from inx_sidecar.nix.own_database import encode
+from inx_sidecar.nix.own_database import Rows, encode
 from inx_sidecar.nix.shown_record import Record
 from kernel.own import BOOTED, Machine, attached, user_namespace
 from kernel.test_mounts import CHANGE, SYSTEM, descriptors
@@ -141,10 +142,10 @@ def test_a_root_file_system_with_mapped_owners_is_written_as_the_hosts_root(
             with opened(os.open(tmp_path / "mapped", os.O_PATH)) as place:
                 move_mount(tree, place)
         with running(tmp_path / "mapped") as sandbox:
-            with opened(attached(sandbox, store, tmp_path / "layer", NAMES).nix):
-                sandbox.inside(build)
-                text = sandbox.inside(Path(f"/nix/store/{NEW}/link").read_text)
-                inside = sandbox.inside(lambda: os.stat(f"/nix/store/{NEW}/bin/tool").st_uid)
+            attached(sandbox, store, tmp_path / "layer", NAMES)
+            sandbox.inside(build)
+            text = sandbox.inside(Path(f"/nix/store/{NEW}/link").read_text)
+            inside = sandbox.inside(lambda: os.stat(f"/nix/store/{NEW}/bin/tool").st_uid)
         made = rootfs / f"nix/.inx/upper/{NEW}/bin/tool"
         return text, inside, made.stat().st_uid, made.read_text()
 
@@ -403,6 +404,21 @@ def test_a_root_file_system_that_cannot_be_the_upper_layer_is_refused(
                          "user.inx.store=isolated")  # fmt: skip
 
 
+def test_a_second_try_in_the_same_container_is_like_the_first(
+    machine: Machine, store: Path
+) -> None:
+    """If the system cannot be written, another one is booted."""
+    with machine.start(NAMES) as started:
+        other = machine.layers / "second"
+        other.mkdir()
+        umount_inside = partial(umount, "/nix/store", MNT_DETACH)
+        started.sandbox.inside(umount_inside)
+        attached(started.sandbox, store, other, NAMES | {HIDDEN})
+        assert started.sandbox.inside(lambda: set(os.listdir("/nix/store"))) == NAMES | {HIDDEN}
+        started.sandbox.inside(build)
+    assert (machine.upper / NEW / "bin/tool").exists()
+
+
 def test_no_way_leads_to_a_path_that_is_not_shown(machine: Machine) -> None:
     def reached() -> list[str]:
         os.chdir(f"/nix/store/{DIRECTORY}")
@@ -550,10 +566,15 @@ def with_database(
     )
     with machine.start(names, uncovered=uncovered) as started:
         with Container(started.sandbox.pid, "web") as container:
-            user = None if machine.privileged else container.user
-            asyncio.run(own_database.write(started.store.nix, user, rows, "web", starts=True))
+            asyncio.run(written(container, rows))
         assert own_database.is_registered(str(machine.rootfs), "web", rows)
         yield started.sandbox
+
+
+async def written(container: Container, rows: Rows) -> None:
+    with opened(await open_nix(container)) as nix:
+        user = None if container.privileged else container.user
+        await own_database.write(nix, user, rows, container.name, starts=True)
 
 
 def valid_and_there() -> tuple[Set[str], Set[str]]:

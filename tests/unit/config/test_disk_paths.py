@@ -8,9 +8,9 @@ from inx_sidecar.config.disk_paths import check_disks
 pytestmark = pytest.mark.main
 
 
-def check(path: str, kind: str = "disk") -> None:
+def check(path: str, kind: str = "disk", own: bool = False) -> None:
     root = {"type": "disk", "path": "/", "pool": "default"}
-    check_disks({"root": root, "data": {"type": kind, "path": path}}, "web")
+    check_disks({"root": root, "data": {"type": kind, "path": path}}, "web", own=own)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,12 @@ def test_a_path_that_hides_them_is_refused(path: str) -> None:
 )  # fmt: skip
 def test_other_paths_are_allowed(path: str) -> None:
     check(path)
+
+
+@pytest.mark.parametrize("path", ["/nix/.inx", "/nix/var/nix/db", "/nix/store", "/nix"])
+def test_a_store_of_its_own_needs_more(path: str) -> None:
+    with pytest.raises(ConfigError, match="the disk device 'data' is mounted at /"):
+        check(path, own=True)
 
 
 def test_other_devices_have_any_path() -> None:

@@ -50,15 +50,23 @@ def test_an_isolated_store_and_what_is_included() -> None:
 
 
 @pytest.mark.isolated
+def test_a_store_of_its_own_is_isolated_too() -> None:
+    given = spec(**{"store": "own", "store.include": SYSTEM})
+    assert (given.own, given.isolated, given.included) == (True, True, (SYSTEM,))
+    assert (spec().own, spec(store="isolated").own) == (False, False)
+
+
+@pytest.mark.isolated
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"store": "isolated", "daemon": "true"}, "every path of the store; unset one"),
-        ({"store.include": SYSTEM}, "goes with user.inx.store=isolated"),
+        ({"store": "own", "daemon": "true"}, "has a Nix daemon of its own; unset one"),
+        ({"store.include": SYSTEM}, "goes with user.inx.store=isolated or own"),
         ({"store": "shared", "store.include": SYSTEM}, "goes with user.inx.store=isolated"),
         ({"store": "isolated", "store.include": f"{SYSTEM}/bin"}, "allowed: /nix/store/HASH-NAME"),
         ({"store": "isolated", "store.include": "hello"}, "store.include is 'hello'"),
-        ({"store": "private"}, "allowed: shared or isolated"),
+        ({"store": "private"}, "allowed: shared or isolated or own"),
     ],
 )
 def test_what_does_not_go_with_an_isolated_store(keys: dict[str, str], message: str) -> None:
@@ -257,7 +265,7 @@ GOOD = {
     "module.more": ["/srv/more.nix"],
     "nixpkgs": ["nixpkgs", "nixos-26.05", "/srv/nixpkgs", "github:NixOS/nixpkgs/nixos-unstable"],
     "system": [SYSTEM, "/nix/var/nix/profiles/system"],
-    "store": ["shared", "isolated"],
+    "store": ["shared", "isolated", "own"],
     "store.include": [SYSTEM, f"{SYSTEM} {SYSTEM}-2", f"{SYSTEM},\n {SYSTEM}-2 "],
     "daemon": ["true", "false"],
     "generation": ["1", "17"],

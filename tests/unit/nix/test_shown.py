@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 
 import pytest
 
-from inx_sidecar.nix.shown import Shown, decide, without
+from inx_sidecar.nix.shown import Shown, closure, decide, without
 
 pytestmark = pytest.mark.isolated
 
@@ -122,3 +122,11 @@ NEEDS = {
 )
 def test_what_needs_a_hidden_path_cannot_be_registered(hidden: list[str], unusable: str) -> None:
     assert without(hidden, NEEDS) == NEEDS.keys() - set(unusable.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [("", ""), ("bottom", "bottom"), ("top", "top left right bottom"), ("egg", "egg hen")],
+)
+def test_a_closure_is_all_that_names_need(names: str, found: str) -> None:
+    assert closure(names.split(), NEEDS) == set(found.split())

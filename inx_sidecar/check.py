@@ -32,6 +32,7 @@ async def run_checks(tell: Callable[[str], None]) -> AsyncIterator[Finding]:
 
 _CHECKS: Final[tuple[Callable[[], Awaitable[list[Finding]]], ...]] = (
     host.kernel, host.cgroups, nix.nix, nix.owner, host.owners_mapped, host.isolated_store,
+    host.own_store,
     host.busybox, installation.settings, storage.directories, nix.nix_daemon, storage.build_home,
     installation.hooks, installation.sidecar, installation.barrier, installation.guard, host.leases,
     incus.incus, incus.profile, incus.docker, incus.instances, incus.members,

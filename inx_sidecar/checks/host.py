@@ -9,7 +9,11 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InxError
 from inx_sidecar.base.process import run
 from inx_sidecar.checks.finding import Finding, at_least
-from inx_sidecar.container.trial_mounts import try_isolated_store, try_mapping_owners
+from inx_sidecar.container.trial_mounts import (
+    try_isolated_store,
+    try_mapping_owners,
+    try_own_store,
+)
 from inx_sidecar.kernel import forked
 
 _KERNEL: Final = (5, 12)
@@ -38,6 +42,13 @@ async def isolated_store() -> list[Finding]:
     subject = f"a part of {paths.STORE} can be shown alone"
     consequence = "instances with user.inx.store=isolated do not start"
     return [await _try(subject, try_isolated_store, "mounting", consequence)]
+
+
+async def own_store() -> list[Finding]:
+    subject = f"a writable overlay over a part of {paths.STORE}"
+    consequence = "instances with user.inx.store=own do not start"
+    found = await _try(subject, try_own_store, "mounting", consequence)
+    return [Finding(subject, warning=found.advice)]
 
 
 async def _try(

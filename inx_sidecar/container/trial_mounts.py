@@ -1,17 +1,18 @@
 """Trial mounts: whether this kernel and the store's file system allow what containers need.
 
-Both functions run in a forked child, and leave nothing behind when the child ends.
+The functions run in a forked child, and leave nothing behind when the child ends.
 """
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import MountError
-from inx_sidecar.container.overlay import mount_entries
+from inx_sidecar.container.overlay import ENTRIES, add_entries, mount_entries
 from inx_sidecar.kernel import forked
+from inx_sidecar.kernel.superblocks import drop_cached_names
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
     CLONE_NEWNS,
@@ -21,12 +22,14 @@ from inx_sidecar.kernel.syscalls import (
     MS_REC,
     mount,
     mount_setattr,
+    move_mount,
     open_tree,
     opened,
     unshare,
 )
 
 _FIRST_ID: Final = 1_000_000
+_OWN_PLACES: Final = ("layer", "shown", "upper", "work", "merged")
 
 
 def try_mapping_owners() -> forked.Result:
@@ -56,6 +59,44 @@ def try_isolated_store() -> forked.Result:
     if set(seen) != names:
         raise MountError(f"it shows {seen} instead of {sorted(names)}")
     return None, []
+
+
+def try_own_store() -> forked.Result:
+    """Mount a writable overlay over two entries of the store, add a third one, and see it there;
+    MountError if this kernel cannot."""
+    unshare(CLONE_NEWNS)
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("inx", paths.RUN, "tmpfs", 0, "mode=755")
+    layer, shown, upper, work, merged = (f"{paths.RUN}/{name}" for name in _OWN_PLACES)
+    for place in (layer, shown, upper, work, merged):
+        os.mkdir(place)
+    *names, later = sorted(os.listdir(paths.STORE))[:3] or [""]
+    if not later:
+        return None, []  # nothing is shown of an empty store
+    with ExitStack() as fds:
+        tree = fds.enter_context(opened(open_tree(AT_FDCWD, paths.STORE)))
+        layer_fd = fds.enter_context(opened(open_tree(AT_FDCWD, layer)))
+        mount_setattr(layer_fd, 0, propagation=MS_PRIVATE)
+        view = mount_entries(names, tree, (0, 0), f"{paths.RUN}/layers", layer_fd)
+        move_mount(fds.enter_context(opened(view)), fds.enter_context(_place(shown)))
+        # A tmpfs has attributes of users since Linux 6.6 only, so others stand in for them.
+        data = f"lowerdir={shown},upperdir={upper},workdir={work},redirect_dir=nofollow"
+        mount("inx", merged, "overlay", 0, data)
+        before = set(os.listdir(merged)), os.path.lexists(f"{merged}/{later}")
+        store, entries, below, above = (
+            fds.enter_context(_place(place))
+            for place in (paths.STORE, f"{layer}/{ENTRIES}", shown, merged)
+        )
+        add_entries(entries, [later], store, (0, 0))
+        drop_cached_names(below, os.fstat(below).st_dev, read_only=True)
+        drop_cached_names(above, os.fstat(above).st_dev)
+    if before != (set(names), False) or not os.path.lexists(f"{merged}/{later}"):
+        raise MountError("what is added to it does not appear")
+    return None, []
+
+
+def _place(path: str) -> AbstractContextManager[int]:
+    return opened(os.open(path, os.O_PATH | os.O_CLOEXEC))
 
 
 @contextmanager

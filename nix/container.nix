@@ -9,6 +9,7 @@
 }:
 let
   cfg = config.virtualisation.inx.container;
+  own = cfg.ownStore;
 
   # Stronger than the definitions of a configuration that other machines share, weaker than mkForce.
   override = lib.mkOverride 90;
@@ -24,6 +25,15 @@ in
     '';
   };
 
+  options.virtualisation.inx.container.ownStore = lib.mkOption {
+    type = lib.types.bool;
+    default = false;
+    description = ''
+      Whether Nix works inside, for an instance with `user.inx.store=own`: its nix-daemon runs, and its garbage collector
+      deletes once a week what has not been used for 30 days, and what the instance was shown before.
+    '';
+  };
+
   config = {
     boot.isContainer = true;
 
@@ -32,13 +42,16 @@ in
     system.etc.overlay.enable = override false;
     system.nixos-init.enable = override false;
 
-    # The store belongs to the host. Every Nix client, also with sudo and in services, asks the nix-daemon that inx runs
-    # for this instance. The host collects garbage and optimises the store.
-    nix.settings.store = lib.mkDefault "daemon";
-    nix.gc.automatic = override false;
+    # Without a store of its own: the store belongs to the host. Every Nix client, also with sudo and in services, asks the
+    # nix-daemon that inx runs for this instance. The host collects garbage and optimises the store.
+    nix.settings.store = lib.mkIf (!own) (lib.mkDefault "daemon");
+    nix.gc.automatic = if own then lib.mkDefault true else override false;
+    nix.gc.dates = lib.mkIf own (lib.mkDefault "weekly");
+    nix.gc.options = lib.mkIf own (lib.mkDefault "--delete-older-than 30d");
+    # In a store of its own, it fails at the files that the host shows.
     nix.optimise.automatic = override false;
-    systemd.services.nix-daemon.enable = override false;
-    systemd.sockets.nix-daemon.enable = override false;
+    systemd.services.nix-daemon.enable = lib.mkIf (!own) (override false);
+    systemd.sockets.nix-daemon.enable = lib.mkIf (!own) (override false);
 
     # Nix makes these directories only if Nix runs as root. home-manager and nix-env of users need them.
     systemd.tmpfiles.rules = [

@@ -330,8 +330,21 @@ let
         isolated = mkOption {
           type = types.bool;
           default = false;
-          description = "Whether the container sees only the closure of its own system in the store (`user.inx.store`).";
+          description = "Whether the container sees only the closure of its own system in the store: the same as `store = \"isolated\"`.";
         };
+
+        store =
+          optional
+            (types.enum [
+              "shared"
+              "isolated"
+              "own"
+            ])
+            "own"
+            ''
+              What the container sees of the store (`user.inx.store`). With `own`, set
+              `virtualisation.inx.container.ownStore` in the configuration of the container.
+            '';
 
         daemon =
           optional types.bool false
@@ -470,6 +483,14 @@ let
           {
             assertion = !(config.isolated && config.daemon == true);
             message = "isolated and daemon exclude each other: a Nix daemon shows every path of the store.";
+          }
+          {
+            assertion = !(config.store == "own" && config.daemon == true);
+            message = "store = \"own\" and daemon exclude each other: the container has a Nix daemon of its own.";
+          }
+          {
+            assertion = config.isolated -> config.store == null || config.store == "isolated";
+            message = "isolated and store = \"${toString config.store}\" exclude each other; set store alone.";
           }
           {
             assertion = !(config.requireMounts && config.ephemeral);

@@ -159,7 +159,7 @@ let
       # A path that is no string is copied into the store: the declaration refers to the copy.
       "user.inx.module" = if container.configFile == null then null else "${container.configFile}";
       "user.inx.nixpkgs" = container.nixpkgsKey;
-      "user.inx.store" = if container.isolated then "isolated" else null;
+      "user.inx.store" = if container.isolated then "isolated" else container.store;
       "user.inx.system" = if container.system == null then null else toString container.system;
     }
     // users;

@@ -254,6 +254,16 @@ in
     };
     attr.attr = "web";
     hooks.settings."raw.lxc" = "lxc.cap.drop = sys_chroot";
+    own = {
+      store = "own";
+      daemon = true;
+      system = "/srv/system";
+    };
+    kinds-of-store = {
+      isolated = true;
+      store = "own";
+      system = "/srv/system";
+    };
     isolated = {
       isolated = true;
       daemon = true;
@@ -282,6 +292,8 @@ in
   };
 
   inside = { };
+
+  inside-with-a-store-of-its-own.virtualisation.inx.container.ownStore = true;
 
   inside-with-options-of-other-machines = {
     networking.hostName = "fixed";

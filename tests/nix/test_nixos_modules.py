@@ -56,6 +56,8 @@ WRONG_CONTAINERS = {
     "attr": "attr goes with file",
     "hooks": "would replace the hooks; add lines by the option lxc.",
     "isolated": "a Nix daemon shows every path of the store.",
+    "own": "the container has a Nix daemon of its own.",
+    "kinds-of-store": 'isolated and store = "own" exclude each other; set store alone.',
     "gone": "requireMounts and ephemeral exclude each other",
     "bridge": "hostAddress is the host's end of a veth pair for this container alone",
 }
@@ -543,6 +545,26 @@ def test_the_container_module_adapts_nixos(evaluate: Any) -> None:
     assert inside["waits"] is True
     assert inside["sysctl"] == {"net.ipv4.ping_group_range": "0 65534"}
     assert inside["settings"] == {"zz-inx": {"/var/empty": {"h": {"argument": "-i"}}}}
+
+
+def test_nix_works_in_a_container_with_a_store_of_its_own(evaluate: Any) -> None:
+    inside = evaluate("inside-with-a-store-of-its-own")
+    assert inside["wrong"] == []
+    assert "store" not in inside["nix"]["settings"]
+    assert inside["nix"]["gc"] and not inside["nix"]["optimise"]
+    for units in ("services", "sockets"):
+        assert inside[units].get("nix-daemon", {}).get("enable", True) is True
+
+
+def test_a_declared_container_has_a_store_of_its_own(evaluate: Any) -> None:
+    case = """{
+        virtualisation.inx.enable = true;
+        virtualisation.inx.containers.web = { system = "/srv/system"; store = "own"; };
+        virtualisation.inx.containers.db = { system = "/srv/system"; };
+    }"""
+    found = instances(evaluate("own", case))
+    assert found["web"]["config"]["user.inx.store"] == "own"
+    assert "user.inx.store" not in found["db"]["config"]
 
 
 @pytest.mark.parametrize(("enabled", "adapted"), [("Y\n", True), ("N\n", False), (None, False)])

@@ -80,6 +80,8 @@ in
       enable = option types.bool true;
       envVars = option (types.attrsOf types.str) { };
       gc.automatic = option types.bool false;
+      gc.dates = option types.str "03:15";
+      gc.options = option types.str "";
       nixPath = option (types.listOf types.str) [ "nixpkgs=/etc/nixpkgs" ];
       optimise.automatic = option types.bool false;
       package = option types.unspecified {

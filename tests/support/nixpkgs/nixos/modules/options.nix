@@ -55,6 +55,8 @@ in
 
     nix = {
       gc.automatic = option types.bool false;
+      gc.dates = option types.str "03:15";
+      gc.options = option types.str "";
       optimise.automatic = option types.bool false;
       registry = option any { };
       settings = option any { };

@@ -84,6 +84,18 @@ def uncover(rootfs: int, names: Iterable[str], instance: str) -> None:
                 _remove(upper, name, instance)
 
 
+def has_trash(rootfs: str, instance: str) -> bool:
+    """Whether `empty_trash` has something to delete."""
+    try:
+        with opened(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+            with opened(open_directory(root, paths.TRASH_INSIDE, instance)) as place:
+                trash = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    except (OSError, InstanceError):
+        return False
+    with opened(trash), os.scandir(trash) as found:
+        return next(found, None) is not None
+
+
 async def empty_trash(container: Container) -> None:
     """Delete what was moved to the trash, as the container's root. MountError if that takes too
     long or fails: the next call goes on."""

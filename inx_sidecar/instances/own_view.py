@@ -29,7 +29,7 @@ from inx_sidecar.nix.closure import Registration, closure_of, registrations_of
 from inx_sidecar.nix.gc_client import GcClient
 from inx_sidecar.nix.generation_changes import Change
 from inx_sidecar.nix.own_database import Rows, encode
-from inx_sidecar.nix.shown import Shown, closure, decide, without
+from inx_sidecar.nix.shown import Shown, decide_start, without
 from inx_sidecar.nix.shown_record import Record
 from inx_sidecar.nix.store_paths import valid_paths
 from inx_sidecar.roots import direct_roots
@@ -133,10 +133,11 @@ async def _plan(deployment: Deployment, system: str) -> Start:
     needed = _tops(deployment, system)
     registrations = await registrations_of(_names(await closure_of([*needed, *former])))
     references = {found.name: found.references for found in registrations}
-    required = closure(_names(needed), references)
-    closures = {path: closure(_names([path]), references) for path in former}
-    found = entries(instance.rootfs, instance.name, required.union(*closures.values()))
-    shown = decide(required, closures, {name for name, hidden in found.items() if hidden})
+    found = entries(instance.rootfs, instance.name, references)
+    shown = decide_start(
+        map(os.path.basename, needed), map(os.path.basename, former), references,
+        {name for name, hidden in found.items() if hidden},
+    )  # fmt: skip
     hidden = frozenset(name for name, is_hidden in found.items() if is_hidden) - shown.uncovered
     usable = without(hidden, {name: references[name] for name in shown.names})
     rows = await _encoded([row for row in registrations if row.name in usable], instance.uuid)
@@ -147,7 +148,7 @@ async def _plan(deployment: Deployment, system: str) -> Start:
         to_write = None
     else:
         to_write = rows
-    stays = (*needed, *shown.kept)
+    stays = {*needed, *(f"{paths.STORE}/{name}" for name in shown.kept)}
     record = Record(
         {path: sealer.seal_of(path) for path in stays},
         tuple(path for path in recorded if path not in stays),

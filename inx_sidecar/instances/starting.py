@@ -28,6 +28,7 @@ from inx_sidecar.instances.deployment import Deployment, deploy, static_nic_setu
 from inx_sidecar.instances.failure_log import log_failure
 from inx_sidecar.instances.instance_state import InstanceState
 from inx_sidecar.instances.other_system import refuse_other_system
+from inx_sidecar.instances.own_trash import OwnTrash
 from inx_sidecar.instances.own_view import Attached
 from inx_sidecar.instances.plan import Boot, boot_fallback
 from inx_sidecar.instances.private_directories import make_private
@@ -66,6 +67,7 @@ class Starter:
         self._compare_soon = compare_soon
         self._booted = booted
         self._cluster = cluster
+        self._trash = OwnTrash()
         # Held from a check of the host's addresses until they are set: two starts could find the
         # same address free.
         self._network_lock = asyncio.Lock()
@@ -183,6 +185,7 @@ class Starter:
             status_text=text, sealed=True, update=update, boot_text=STARTING,
         )  # fmt: skip
         self._booted(instance)
+        self._trash.empty_soon(instance)
         # What the last update changed is not about another system that was chosen since.
         same = boot.system == told_system(instance)
         as_made = deployment.spec.activate == "boot" and boot.change is None

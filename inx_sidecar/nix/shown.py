@@ -11,7 +11,7 @@ All paths here are names: the last component of a store path.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,55 @@ class Shown:
     uncovered: frozenset[str]
 
 
-def decide(required: Set[str], tops: Mapping[str, Set[str]], whiteouts: Set[str]) -> Shown:
+def decide_start(
+    needed: Iterable[str],
+    tops: Iterable[str],
+    references: Mapping[str, Iterable[str]],
+    whiteouts: Set[str],
+) -> Shown:
+    """What a start shows, as `decide` says. `references` has what each name needs directly, for all
+    names in the closures of `needed`, what the start needs, and of `tops`.
+
+    The closures of few tops have to be known one by one: a top stays that neither the start nor
+    another top needs, and that was not deleted inside.
+    """
+    needed, tops = tuple(needed), tuple(tops)
+    required = closure(needed, references)
+    direct = (name for top in (*needed, *tops) for name in references[top] if name != top)
+    below = closure(direct, references)
+    unclear = {top for top in tops if top in required or top in below or top in whiteouts}
+    clear = closure((top for top in tops if top not in unclear), references)
+    closures = {top: closure([top], references) for top in tops if top in unclear}
+    found = decide(required, closures, whiteouts, clear)
+    return replace(found, kept=tuple(top for top in tops if top not in found.dropped))
+
+
+def decide(
+    required: Set[str],
+    tops: Mapping[str, Set[str]],
+    whiteouts: Set[str],
+    others: Set[str] = frozenset(),
+) -> Shown:
     """What a start shows.
 
     `required` is the closure of what the start needs. `tops` has what was shown before, from the
     oldest to the newest, each with its closure. `whiteouts` are the names that were deleted inside.
+    `others` is the closure of further tops, which stay.
 
     A top is dropped if each path of its closure is required, or was deleted inside, or is in the
     closure of another top that stays. A path that was deleted inside stays hidden unless it is
     required.
     """
     owners = Counter(name for closure in tops.values() for name in closure)
+    given = frozenset(whiteouts).union(required, others)
     kept, dropped = [], []
     for top, closure in tops.items():
-        if any(
-            owners[name] == 1 and name not in required and name not in whiteouts for name in closure
-        ):
+        if any(owners[name] == 1 and name not in given for name in closure):
             kept.append(top)
         else:
             dropped.append(top)
             owners.subtract(closure)
-    names = frozenset(required).union(*(tops[top] for top in kept))
+    names = frozenset(required).union(others, *(tops[top] for top in kept))
     uncovered = frozenset(name for name in whiteouts if name in required or name not in names)
     return Shown(names, tuple(kept), tuple(dropped), uncovered)
 

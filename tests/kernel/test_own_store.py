@@ -35,7 +35,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.own_store import open_nix
-from inx_sidecar.container.upper_layer import empty_trash, hidden_names
+from inx_sidecar.container.upper_layer import empty_trash, has_trash, hidden_names
 from inx_sidecar.kernel.superblocks import drop_cached_names
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
@@ -240,8 +240,10 @@ def test_what_was_changed_inside_is_again_as_the_host_shows_it(
         trash = machine.rootfs / "nix/.inx/trash"
         assert {path.name for path in trash.glob("*/*")} == {FILE, DIRECTORY, name_of("in")}
         with Container(started.sandbox.pid, "web") as container:
+            assert has_trash(str(machine.rootfs), "web")
             asyncio.run(empty_trash(container))
             assert list(trash.iterdir()) == []
+            assert not has_trash(str(machine.rootfs), "web")
             asyncio.run(empty_trash(container))
     assert {path.name for path in machine.upper.iterdir()} == {NEW}
 

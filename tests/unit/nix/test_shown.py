@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 
 import pytest
 
-from inx_sidecar.nix.shown import Shown, closure, decide, without
+from inx_sidecar.nix.shown import Shown, closure, decide, decide_start, without
 
 pytestmark = pytest.mark.isolated
 
@@ -94,6 +94,17 @@ def test_a_long_record_takes_no_long_time() -> None:
     begin = time.process_time()
     assert len(decide(common, tops, frozenset()).kept) == 1000
     assert time.process_time() - begin < 20
+
+
+def test_the_short_way_decides_the_same() -> None:
+    """For all records of three tops, one of which may need another one."""
+    names = {"1": "ab", "2": "bc", "3": "1c", "4": "a2", "a": "", "b": "a", "c": "c"}
+    references = {name: list(needed) for name, needed in names.items()}
+    for tops in itertools.permutations("1234", 3):
+        for needed, whiteouts in itertools.product(subsets("14"), subsets("123ac")):
+            closures = {top: closure([top], references) for top in tops}
+            expected = decide(closure(needed, references), closures, whiteouts)
+            assert decide_start(sorted(needed), tops, references, whiteouts) == expected
 
 
 NEEDS = {

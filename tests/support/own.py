@@ -93,11 +93,30 @@ def build(incus: Incus, name: str, what: str, part: str, link: str) -> None:
     incus.sh(name, script)
 
 
-def begin_builds(incus: Incus, name: str, what: str, part: str) -> None:
-    """Build one path after the other inside, rooted at /root/loop-NUMBER, until the stop."""
-    loop = (
-        f"i=0; while :; do\ni=$((i + 1)); name={what}-$i; part={part}; link=/root/loop-$i\n"
-        f"{BUILD}\ndone\n"
-    )
+def begin_builds(incus: Incus, name: str, what: str, part: str, *, collect: bool = False) -> None:
+    """Build one path after the other inside, rooted at /root/loop-NUMBER, until the stop.
+
+    With `collect`, a collection follows each third build, and no root of a build stays. What fails
+    is told in /root/failures.
+    """
+    collected = "[ $((i % 3)) != 0 ] || { rm /root/loop-*; nix-store --gc; }" if collect else ":"
+    loop = f"""
+        i=0
+        while :; do
+            i=$((i + 1)) name={what}-$i part={part} link=/root/loop-$i
+            export name part link
+            {{ sh -eu /root/build.sh && {collected}; }} >/root/output 2>&1 || cp /root/output /root/failures
+            echo $i >/root/count
+        done
+    """  # noqa: E501
+    incus.sh(name, "cat >/root/build.sh", input=BUILD)
     incus.sh(name, "cat >/root/loop.sh", input=loop)
     incus.sh(name, "setsid sh /root/loop.sh </dev/null >/dev/null 2>&1 &")
+
+
+def builds_done(incus: Incus, name: str) -> int:
+    """How many builds have ended; none of them may have failed."""
+    assert not incus.inside(name, "test -e /root/failures"), incus.sh(
+        name, "cat /root/failures"
+    ).stdout
+    return int(incus.sh(name, "cat /root/count 2>/dev/null || echo 0").stdout or 0)

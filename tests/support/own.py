@@ -23,10 +23,14 @@ in
     { name = "d${toString number}"; value = make /etc/nixos/systemd.nix number; }
   ]) (builtins.genList (number: number + 1) 9))
 """
-# Build a path that needs `$part`, and root it at `$link`. There is no network, and no group for
-# builds. The Nix of these systems is started through its linker, so it has no program for remote
-# builds.
-BUILD: Final = r"""
+# There is no group for builds, and no cache. The Nix of these systems is started through its
+# linker, so it has no program for remote builds.
+NIX_CONFIG: Final = """build-hook =
+sandbox-paths =
+build-users-group =
+sandbox = true
+sandbox-fallback = false"""
+_BUILD: Final = r"""
 box=$(dirname "$(dirname "$(readlink -f /run/current-system/sw/bin/sh)")")
 [ -x "$box/bin/sh" ] || box=$(ls -d /nix/store/*-busybox)
 cat >/tmp/build.nix <<EON
@@ -35,17 +39,22 @@ let box = builtins.storePath $box; in derivation {
     system = "$(cat /run/current-system/system)";
     PATH = "\${box}/bin";
     builder = "\${box}/bin/sh";
-    args = [ "-euc" "mkdir \$out; cat /proc/self/uid_map >\$out/ids; ln -s \${builtins.storePath $part} \$out/part" ];
+    args = [ "-euc" "SCRIPT" ];
 }
 EON
-export NIX_CONFIG="build-hook =
-sandbox-paths =
-substituters =
-build-users-group =
-sandbox = true
-sandbox-fallback = false"
+export NIX_CONFIG="CONF
+substituters ="
 nix-build /tmp/build.nix -o "$link"
-"""  # noqa: E501
+""".replace("CONF\n", f"{NIX_CONFIG}\n")
+# Build a path that needs `$part`, and root it at `$link`.
+BUILD: Final = _BUILD.replace(
+    "SCRIPT",
+    r"mkdir \$out; echo $name >\$out/ids; ln -s \${builtins.storePath $part} \$out/part",
+)
+# Build a path of 60 MiB.
+BIG: Final = "name=big link=/root/big\n" + _BUILD.replace(
+    "SCRIPT", r"dd if=/dev/urandom of=\$out bs=1M count=60"
+)
 # Every path in the store is valid, and the other way round; all files are as registered.
 RIGHT: Final = """
     nix-store --verify --check-contents

@@ -6,7 +6,6 @@ is registered in the database inside before the init begins, unless the last sta
 
 import asyncio
 import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -112,14 +111,14 @@ async def shown(
         yield
 
 
-def forget_views(uuid: str) -> None:
-    """Remove the layers of former views of an instance that does not run."""
+def other_views(uuid: str, view: str) -> list[str]:
+    """The layers of all views of the instance but that of `view`, a directory."""
     try:
-        found = [entry.path for entry in os.scandir(paths.run_dir(uuid)) if _is_view(entry.name)]
+        names = os.listdir(paths.run_dir(uuid))
     except FileNotFoundError:
-        return
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
+        return []
+    found = (f"{paths.run_dir(uuid)}/{name}" for name in names if name.startswith(_PREFIX))
+    return [path for path in found if path != view]
 
 
 async def _plan(deployment: Deployment, system: str) -> Start:
@@ -176,10 +175,5 @@ def _names(store_paths: Iterable[str]) -> frozenset[str]:
 
 
 def _make_layer(uuid: str) -> str:
-    """An empty directory for the entries of a view; those of former starts are removed."""
-    forget_views(uuid)
+    """An empty directory for the entries of a view."""
     return tempfile.mkdtemp(prefix=_PREFIX, dir=paths.run_dir(uuid))
-
-
-def _is_view(name: str) -> bool:
-    return name.startswith(_PREFIX)

@@ -35,18 +35,24 @@ def decide_start(
     """What a start shows, as `decide` says. `references` has what each name needs directly, for all
     names in the closures of `needed`, what the start needs, and of `tops`.
 
-    The closures of few tops have to be known one by one: a top stays that neither the start nor
-    another top needs, and that was not deleted inside.
+    The closures of few tops have to be known one by one. A top is dropped that the start needs. A
+    top stays that neither the start nor another top needs, and that was not deleted inside.
     """
-    needed, tops = tuple(needed), tuple(tops)
+    tops = tuple(tops)
     required = closure(needed, references)
-    direct = (name for top in (*needed, *tops) for name in references[top] if name != top)
+    others = [top for top in tops if top not in required]
+    direct = {name for top in others for name in references[top] if name != top}
     below = closure(direct, references)
-    unclear = {top for top in tops if top in required or top in below or top in whiteouts}
-    clear = closure((top for top in tops if top not in unclear), references)
-    closures = {top: closure([top], references) for top in tops if top in unclear}
+    unclear = {top for top in others if top in below or top in whiteouts}
+    clear = closure((top for top in others if top not in unclear), references)
+    closures = {top: closure([top], references) for top in others if top in unclear}
     found = decide(required, closures, whiteouts, clear)
-    return replace(found, kept=tuple(top for top in tops if top not in found.dropped))
+    dropped = required.union(found.dropped)
+    return replace(
+        found,
+        kept=tuple(top for top in tops if top not in dropped),
+        dropped=tuple(top for top in tops if top in dropped),
+    )
 
 
 def decide(
@@ -96,11 +102,13 @@ def without(hidden: Iterable[str], references: Mapping[str, Iterable[str]]) -> f
 
     Only these can be registered: Nix takes for granted that all that a valid path needs is valid.
     """
+    unusable = set(hidden)
+    if not unusable:
+        return frozenset(references)
     referrers = defaultdict(list)
     for name, needed in references.items():
         for reference in needed:
             referrers[reference].append(name)
-    unusable = set(hidden)
     todo = list(unusable)
     while todo:
         for referrer in referrers[todo.pop()]:

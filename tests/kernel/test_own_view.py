@@ -23,6 +23,7 @@ from inx_sidecar.incus.instance import SEALED, Instance, LxcFacts
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.instances import own_view
 from inx_sidecar.instances.deployment import Deployment
+from inx_sidecar.instances.own_trash import OwnTrash
 from inx_sidecar.instances.own_view import Attached
 from inx_sidecar.instances.plan import Boot
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
@@ -319,14 +320,31 @@ def test_an_instance_that_runs_without_such_a_store_is_told(nix: Path, tmp_path:
             update(sandbox, Attached(True), deployment_of(rootfs, TWO))
 
 
-def test_layers_of_former_starts_are_removed(nix: Path, tmp_path: Path) -> None:
+async def emptied(instance: Instance) -> None:
+    trash = OwnTrash()
+    trash.empty_soon(instance)
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task != asyncio.current_task()))
+
+
+def test_what_former_starts_have_left_is_removed(nix: Path, tmp_path: Path) -> None:
     rootfs = make_rootfs(tmp_path / "rootfs")
 
     def life() -> None:
+        deployment = deployment_of(rootfs, ONE)
         for _ in range(3):
-            with started(deployment_of(rootfs, ONE)) as (_, attached):
-                assert os.listdir(paths.run_dir(WEB)) == [os.path.basename(attached.view)]
-        own_view.forget_views(WEB)
-        assert os.listdir(paths.run_dir(WEB)) == []
+            with started(deployment) as (sandbox, attached):
+                record = Running.of(deployment.instance, sandbox.pid, True)
+                replace(record, view=attached.view).save(WEB)
+                views = {name for name in os.listdir(paths.run_dir(WEB)) if "view" in name}
+                assert os.path.basename(attached.view) in views
+                sandbox.inside(partial(os.chmod, store_path(LIB1), 0o700))
+                asyncio.run(emptied(deployment.instance))
+                assert sorted(os.listdir(paths.run_dir(WEB))) == sorted(
+                    ["running.json", os.path.basename(attached.view)]
+                )
+                assert there(sandbox) == FIRST
+                trash = rootfs / "nix/.inx/trash"
+                assert not trash.exists() or os.listdir(trash) == []
+        assert trash.exists(), "what was changed inside was moved there"
 
     on_host(nix, tmp_path, life)

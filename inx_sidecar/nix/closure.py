@@ -22,6 +22,8 @@ from inx_sidecar.nix.store_paths import CLOSURE_QUERY, STORE_PATH
 _COMPARED_MAX: Final = 100_000
 # So many registrations are read in less than ten milliseconds.
 _READ_AT_ONCE: Final = 2000
+# SQLite takes at least so many parameters (https://www.sqlite.org/limits.html, since 3.32).
+_PARAMETERS_MAX: Final = 30_000
 
 log = logging.getLogger(__name__)
 
@@ -99,36 +101,39 @@ async def registrations_of(names: Collection[str]) -> list[Registration]:
 
 
 def _read_registrations(names: Collection[str]) -> list[Registration]:
-    wanted = sorted(names)
+    wanted = [f"{paths.STORE}/{name}" for name in sorted(names)]
+    rows: list[tuple[int, str, str, int, int | None, str | None, str | None]] = []
     references = defaultdict(list)
     try:
         with closing(sqlite3.connect(f"file:{paths.NIX_DB}?mode=ro", uri=True, timeout=5)) as db:
-            db.execute("pragma temp_store = memory")
-            db.execute("create temp table wanted (id integer primary key, name text)")
-            for name in wanted:
-                db.execute(
-                    "insert into wanted select id, ? from ValidPaths where path = ?",
-                    (name, f"{paths.STORE}/{name}"),
+            for start in range(0, len(wanted), _PARAMETERS_MAX):
+                part = wanted[start : start + _PARAMETERS_MAX]
+                query = (
+                    "select id, path, hash, registrationTime, narSize, sigs, ca from ValidPaths "
+                    f"where path in ({','.join('?' * len(part))})"
                 )
-            rows = db.execute(
-                "select name, hash, registrationTime, narSize, sigs, ca from wanted "
-                "join ValidPaths using (id) order by name"
-            ).fetchall()
-            for referrer, reference in db.execute(
-                "select one.name, other.name from wanted one join Refs on referrer = one.id "
-                "join wanted other on reference = other.id order by other.name"
-            ):
-                references[referrer].append(reference)
+                rows += db.execute(query, part)
+            name_of = {number: path.rpartition("/")[2] for number, path, *_ in rows}
+            db.execute("pragma temp_store = memory")
+            db.execute("create temp table wanted (id integer primary key)")
+            db.executemany("insert into wanted values (?)", ((number,) for number in name_of))
+            query = "select referrer, reference from wanted join Refs on referrer = wanted.id"
+            for referrer, reference in db.execute(query):
+                if reference in name_of:
+                    references[referrer].append(name_of[reference])
     except sqlite3.Error as error:
         raise UnsupportedError(f"cannot read Nix's database {paths.NIX_DB}: {error}") from None
+    if len(rows) < len(wanted):
+        gone = min({*wanted} - {path for _, path, *_ in rows})
+        raise SystemMissingError(f"{gone} is not in the store")
     found = [
-        Registration(name, nar_hash, registered, size, sigs or "", ca or "", (*references[name],))
-        for name, nar_hash, registered, size, sigs, ca in rows
-    ]
-    if len(found) < len(wanted):
-        gone = min({*wanted} - {registration.name for registration in found})
-        raise SystemMissingError(f"{paths.STORE}/{gone} is not in the store")
-    return found
+        Registration(
+            name_of[number], nar_hash, registered, size, sigs or "", ca or "",
+            tuple(sorted(references[number])),
+        )
+        for number, _, nar_hash, registered, size, sigs, ca in rows
+    ]  # fmt: skip
+    return sorted(found)
 
 
 def _read_from_database(wanted: Sequence[str]) -> frozenset[str]:

@@ -194,3 +194,17 @@ def test_registrations_need_the_database(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(paths, "NIX_DB", str(tmp_path / "none.sqlite"))
     with pytest.raises(UnsupportedError, match="cannot read Nix's database"):
         asyncio.run(registrations_of([named("first")]))
+
+
+@pytest.mark.usefixtures("database")
+def test_nothing_has_no_registration() -> None:
+    assert asyncio.run(registrations_of([])) == []
+
+
+@pytest.mark.usefixtures("database")
+def test_registrations_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closure, "_PARAMETERS_MAX", 2)
+    wanted = [named(name) for name in ("top", "left", "right", "bottom", "alone")]
+    found = asyncio.run(registrations_of(wanted))
+    assert [row.name for row in found] == sorted(wanted)
+    assert found[-1].references == (named("left"), named("right"))

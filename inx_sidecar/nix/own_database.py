@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import signal
 import stat
 import sys
 from collections.abc import Iterable
@@ -148,8 +149,10 @@ async def _run_writer(
             f"/{_DATABASE_INSIDE} inside and restart, or try again"
         ) from None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:
+            # Not process.kill(): it may reap the process before asyncio does, which then warns.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             # The kernel does not kill a process that waits for a disk that does not answer.
             async with asyncio.timeout(_REAP_SECONDS):

@@ -2,7 +2,7 @@
 
 import pytest
 from support.incus import Incus
-from support.isolated import LOOK_INSIDE, restart
+from support.isolated import LOOK_INSIDE, restart, things
 from support.own import begin_builds, build, is_right, own, part_of, system, update
 from support.store import closure, collect, exists
 
@@ -116,6 +116,35 @@ def test_a_kill_in_the_middle_of_builds_leaves_a_store_that_is_right(incus: Incu
         incus.wait_ready(name)
         incus.sh(name, "rm /root/loop-*; nix-store --gc")
         is_right(incus, name)
+
+
+def test_a_system_that_is_built_while_the_init_waits(incus: Incus) -> None:
+    name = incus.launch(store="own", file=things(incus), attr="busybox")
+    is_right(incus, name)
+    assert incus.inside(name, "touch /nix/store/planted && rm /nix/store/planted")
+    build(incus, name, "built", "$(nix-store -qR /run/current-system | grep plain)", "/root/built")
+    is_right(incus, name)
+    incus.set(name, "user.inx.attr=systemd")
+    incus.eventually(lambda: incus.get(name, "user.inx.status.generation") == "2", incus.story)
+    restart(incus, name)
+    incus.wait_ready(name)
+    is_right(incus, name)
+    assert there(incus, name, "/root/built/part")
+
+
+def test_a_system_that_is_only_activated_is_kept_from_the_collector_inside(incus: Incus) -> None:
+    one, two = system(incus, 1), system(incus, 2)
+    name = own(incus, one, activate="test")
+    update(incus, name, two)
+    incus.sh(name, "nix-collect-garbage -d")
+    is_right(incus, name)
+    assert there(incus, name, f"{two}/init") and there(incus, name, f"{one}/init")
+    restart(incus, name)
+    incus.wait_ready(name)
+    is_right(incus, name)
+    incus.set(name, "user.inx.activate=dry-activate", "user.inx.update=again")
+    incus.wait_status(name, "ready .tried: ")
+    is_right(incus, name)
 
 
 def test_an_update_is_refused_if_root_inside_has_unmounted_the_view(incus: Incus) -> None:

@@ -27,8 +27,16 @@ from support.sources import at_switch, bump, launched, source
 pytestmark = pytest.mark.main
 
 
+@pytest.fixture
+def impatient(host: Host) -> Iterator[None]:
+    """The sidecar gives up sooner what a container keeps waiting."""
+    with constant(host, "kernel/forked", "_SECONDS", 6.0):
+        with constant(host, "links/resolver", "_SECONDS", 1.5):
+            yield
+
+
 def test_a_file_system_that_never_answers_delays_no_other_instance(
-    incus: Incus, host: Host
+    impatient: None, incus: Incus, host: Host
 ) -> None:
     """The file system covers the profile while a build runs.
 
@@ -48,7 +56,7 @@ def test_a_file_system_that_never_answers_delays_no_other_instance(
     with stalled(incus, name, "/nix/var/nix/profiles") as requests:
         host.sh(f": >{gate}")
         assert requests.readline() == '"asked"\n'
-        # The sidecar gives up after 20 s; another start must not wait for that.
+        # The sidecar gives up after some seconds; another start must not wait for that.
         other = incus.init(name=incus.name("b"), flake="/etc/nixos#web")
         started = incus("start", other, check=False, timeout=60)
         assert started.returncode == 0, incus.log(other)
@@ -67,7 +75,7 @@ HOW = {
 
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 def test_a_file_system_that_never_answers_delays_no_restart_of_the_sidecar(
-    incus: Incus, host: Host, how: list[str]
+    impatient: None, incus: Incus, host: Host, how: list[str]
 ) -> None:
     """The child that looks there cannot be killed. systemd waited minutes for its end.
 
@@ -100,7 +108,7 @@ def test_a_file_system_that_never_answers_delays_no_restart_of_the_sidecar(
     incus.eventually(lambda: stuck(host) == [], incus.story)
 
 
-def test_processes_that_wait_for_ever_are_few(incus: Incus, host: Host) -> None:
+def test_processes_that_wait_for_ever_are_few(impatient: None, incus: Incus, host: Host) -> None:
     """Each new link below the file system would be looked at by another process."""
     name = incus.launch(flake="/etc/nixos#web")
     incus.sh(name, "mkdir /root/stall")
@@ -115,13 +123,6 @@ def test_processes_that_wait_for_ever_are_few(incus: Incus, host: Host) -> None:
     incus.eventually(lambda: stuck(host) == [], incus.story)
     sync = host.run(["/opt/inx/bin/inx-sidecar", "sync"], check=False)
     assert sync.returncode == 0, sync
-
-
-@pytest.fixture
-def impatient(host: Host) -> Iterator[None]:
-    """The sidecar gives up sooner what a container keeps waiting."""
-    with constant(host, "kernel/forked", "_SECONDS", 6.0):
-        yield
 
 
 def test_a_profile_that_does_not_answer_while_an_update_fails_is_restored_later(

@@ -82,7 +82,7 @@ def test_a_copy_with_many_entries_does_not_delay_others(incus: Incus, host: Host
     with unharmed_neighbour(incus) as neighbour:
         name = incus.launch(flake="/etc/nixos#web")
         make_roots(incus, name, {"/root/result": path})
-        invented = [name_of(f"/root/l{count}") for count in range(30_000)]
+        invented = [name_of(f"/root/l{count}") for count in range(15_000)]
         # Every second entry has the name that belongs to its text. The others have a wrong one.
         entries = {
             f"{AUTO}/{known if count % 2 else known[::-1]}": f"/root/l{count}"

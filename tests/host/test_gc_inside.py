@@ -77,11 +77,11 @@ def test_print_roots_inside_removes_no_root_and_names_none_of_the_host(
         """,
         env={"S": secret, "P": path},
     )
-    links = {f"/root/l{count}": path for count in range(2000)}
+    links = {f"/root/l{count}": path for count in range(1000)}
     make_links(incus, name, links)
     texts = list(links)
     look = "nix-store --gc --print-roots"
-    enough = "[ -e /looks ] && [ $(wc -l </looks) -ge 200 ]"
+    enough = "[ -e /looks ] && [ $(wc -l </looks) -ge 100 ]"
     with repeating(incus, name, f"{look} >>/shown 2>&1 && echo >>/looks"):
         while incus.sh(name, enough, check=False).returncode:
             register(incus, name, [texts.pop() for _ in range(min(20, len(texts)))])

@@ -28,6 +28,7 @@ from support.gc import (
     wait_rooted,
 )
 from support.incus import PROMPT, Incus
+from support.services import constant
 
 pytestmark = pytest.mark.gc
 
@@ -180,6 +181,14 @@ def test_hundreds_of_namespaces_and_thousands_of_control_groups_delay_nobody(
         assert in_store(host, path)
 
 
+@pytest.fixture
+def impatient(host: Host) -> Iterator[None]:
+    """The sidecar gives up sooner to look, and looks again sooner."""
+    with constant(host, "links/resolver", "_SECONDS", 1.5):
+        with constant(host, "links/backoff", "_FIRST_SECONDS", 2.0):
+            yield
+
+
 @contextlib.contextmanager
 def dead_server(incus: Incus, name: str) -> Iterator[None]:
     """/root/dead is a file system whose server never answers: who looks there waits."""
@@ -216,7 +225,9 @@ def test_a_file_system_that_never_answers_delays_others_for_a_limited_time(
         make_roots(incus, name, {"/root/late": add_to_store(incus, "late")})
 
 
-def test_a_link_beside_a_file_system_that_never_answers_holds(incus: Incus, host: Host) -> None:
+def test_a_link_beside_a_file_system_that_never_answers_holds(
+    impatient: None, incus: Incus, host: Host
+) -> None:
     path = add_to_store(incus, "beside")
     name = incus.launch(flake="/etc/nixos#web")
     make_links(incus, name, {"/root/beside": path})
@@ -230,7 +241,7 @@ def test_a_link_beside_a_file_system_that_never_answers_holds(incus: Incus, host
         assert in_store(host, path)
 
 
-def test_the_status_says_that_an_instance_does_not_answer(incus: Incus) -> None:
+def test_the_status_says_that_an_instance_does_not_answer(impatient: None, incus: Incus) -> None:
     name = incus.launch(flake="/etc/nixos#web")
     with dead_server(incus, name):
         register(incus, name, ["/root/dead/result"])

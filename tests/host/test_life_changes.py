@@ -159,7 +159,7 @@ class Requests:
         disturb(self.incus.host)
 
 
-def test_fifty_changes_in_a_row_end_with_the_last_and_lose_nothing(
+def test_thirty_changes_in_a_row_end_with_the_last_and_lose_nothing(
     incus: Incus, host: Host
 ) -> None:
     rng = random.Random(SEED)
@@ -171,7 +171,7 @@ def test_fifty_changes_in_a_row_end_with_the_last_and_lose_nothing(
     pid = incus.pid(name)
     start = began(host, pid)
     requests = Requests(incus, name, rng, ready_made, "one")
-    for _ in range(50):
+    for _ in range(30):
         requests.change()
         if rng.random() < 0.2:
             requests.disturb()

@@ -25,6 +25,7 @@ from support.parity import (
     with_nixpkgs,
     words,
 )
+from support.store import closure
 
 pytestmark = pytest.mark.life
 
@@ -57,6 +58,7 @@ CHECKS = Checks(
     "nixcloud-container",
     "nixos-nspawn",
     "inx-container",
+    "nix-store-fs",
     "nixos-rebuild",
     reasons={
         "--system aarch64-linux": "builds are those of the host",
@@ -87,6 +89,26 @@ def _created_from_a_flake(web: Web) -> None:
     web.start()
     web.holds("[ $(readlink -f /run/current-system) = $(readlink -f /run/booted-system) ]")
     assert "nixos-system-web" in web.incus.get("web", "user.inx.status.system")
+
+
+@shows("nix-store-fs SYSTEM MOUNTPOINT, privateStore = true")
+def _created_with_a_view(web: Web) -> None:
+    web.carry_out()
+    web.start()
+    shown = web.incus.said("web", "ls", "/nix/store").split()
+    assert {f"/nix/store/{name}" for name in shown} == closure(
+        web.host, web.incus.get("web", "user.inx.status.system")
+    )
+
+
+@shows("privateStore = true, with Nix inside")
+def _created_with_a_store_of_its_own(web: Web) -> None:
+    web.carry_out()
+    web.start()
+    known = web.incus.said("web", "nix", "path-info", "--all").split()
+    assert set(known) == closure(web.host, web.incus.get("web", "user.inx.status.system"))
+    added = web.incus.said("web", "nix-store", "--add", "/etc/passwd").strip()
+    web.holds(f"nix-store --verify-path {added}")
 
 
 @shows("create --start <<EOF")
@@ -482,6 +504,7 @@ def test_the_tables_name_everything() -> None:
         ("nixcloud-container", IN_ADDITION),
         ("nixos-nspawn", OF_NIXOS_NSPAWN),
         ("inx-container", OF_INX_CONTAINER),
+        ("nix-store-fs", ("nix-store-fs", "privateStore")),
         ("nixos-rebuild", ("build", "dry-activate")),
     ):
         missing = set(names) - words(table(heading))

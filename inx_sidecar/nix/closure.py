@@ -7,6 +7,7 @@ first, so that no part of the closure is collected before it is used.
 
 import asyncio
 import logging
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -24,6 +25,10 @@ _COMPARED_MAX: Final = 100_000
 _READ_AT_ONCE: Final = 2000
 # SQLite takes at least so many parameters (https://www.sqlite.org/limits.html, since 3.32).
 _PARAMETERS_MAX: Final = 30_000
+# Whoever may use a Nix daemon of this host can add any text to the signatures of any path
+# (libstore/daemon.cc, AddSignatures).
+_SIGNATURES_MAX: Final = 8192
+_SIGNATURE: Final = re.compile(rb"[!-9;-~]+:[A-Za-z0-9+/]+={0,2}")
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +82,8 @@ class Registration(NamedTuple):
     """What Nix's database says of a valid path: the name of the path, the hash and the size of its
     archive, when it was registered, signatures and content address (libstore/path-info.hh).
 
-    `references` are names. The deriver is left out: it is the name of another path.
+    `references` are names. The deriver is left out: it is the name of another path. So are texts
+    among the signatures that are none (NAME:BASE64), and all of them if they are too long.
     """
 
     name: str
@@ -102,14 +108,16 @@ async def registrations_of(names: Collection[str]) -> list[Registration]:
 
 def _read_registrations(names: Collection[str]) -> list[Registration]:
     wanted = [f"{paths.STORE}/{name}" for name in sorted(names)]
-    rows: list[tuple[int, str, str, int, int | None, str | None, str | None]] = []
+    rows: list[tuple[int, str, str, int, int | None, bytes | None, str | None]] = []
     references = defaultdict(list)
     try:
         with closing(sqlite3.connect(f"file:{paths.NIX_DB}?mode=ro", uri=True, timeout=5)) as db:
             for start in range(0, len(wanted), _PARAMETERS_MAX):
                 part = wanted[start : start + _PARAMETERS_MAX]
                 query = (
-                    "select id, path, hash, registrationTime, narSize, sigs, ca from ValidPaths "
+                    "select id, path, hash, registrationTime, narSize, "
+                    f"case when length(cast(sigs as blob)) <= {_SIGNATURES_MAX} "
+                    "then cast(sigs as blob) end, ca from ValidPaths "
                     f"where path in ({','.join('?' * len(part))})"
                 )
                 rows += db.execute(query, part)
@@ -128,12 +136,16 @@ def _read_registrations(names: Collection[str]) -> list[Registration]:
         raise SystemMissingError(f"{gone} is not in the store")
     found = [
         Registration(
-            name_of[number], nar_hash, registered, size, sigs or "", ca or "",
+            name_of[number], nar_hash, registered, size, _signatures(sigs or b""), ca or "",
             tuple(sorted(references[number])),
         )
         for number, _, nar_hash, registered, size, sigs, ca in rows
     ]  # fmt: skip
     return sorted(found)
+
+
+def _signatures(text: bytes) -> str:
+    return b" ".join(word for word in text.split(b" ") if _SIGNATURE.fullmatch(word)).decode()
 
 
 def _read_from_database(wanted: Sequence[str]) -> frozenset[str]:

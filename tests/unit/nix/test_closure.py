@@ -13,6 +13,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import SystemMissingError, UnsupportedError
 from inx_sidecar.nix import closure
 from inx_sidecar.nix.closure import Registration, closure_of, registrations_of, sizes_of
+from inx_sidecar.nix.own_database import encode
 
 pytestmark = pytest.mark.isolated
 
@@ -169,6 +170,31 @@ def test_a_registration_has_all_but_the_deriver(database: sqlite3.Connection) ->
             named("alone"), "sha256:00", 7, 9, "one:A= two:B=", "fixed:r:sha256:11", ()
         )
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("added", "kept"),
+    [
+        (b"", "one:A="),
+        (b" two:BC+/==", "one:A= two:BC+/=="),
+        (b" two:B=\tx\n" + stored("gone").encode() + b"\tsha256:0\t1\t\t\t\t", "one:A="),
+        (b" \xff\xfe:B= \0:B= two:B\0 :B= two: two three:B!", "one:A="),
+        (b" two:B= " + b"x" * 8192, ""),
+    ],
+    ids=["none", "another", "lines", "bytes", "long"],
+)
+def test_only_signatures_are_read_though_any_client_of_a_daemon_can_add_texts(
+    database: sqlite3.Connection, added: bytes, kept: str
+) -> None:
+    database.execute(
+        "update ValidPaths set sigs = cast(? as text) where path = ?",
+        (b"one:A=" + added, stored("alone")),
+    )
+    database.commit()
+    (found,) = asyncio.run(registrations_of([named("alone")]))
+    assert found.signatures == kept
+    assert encode([found], "uuid").data.count(b"\n") == 1
+    assert encode([found], "uuid").data.count(b"\t") == 6
 
 
 @pytest.mark.usefixtures("database")

@@ -10,21 +10,14 @@ import contextlib
 import hashlib
 import os
 import signal
-import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from inx_sidecar.base.errors import InstanceError, UnsupportedError, one_line
-from inx_sidecar.kernel.safe_open import open_directory
-from inx_sidecar.kernel.syscalls import (
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
-    openat2,
-    opened,
-)
+from inx_sidecar.kernel.safe_open import open_directory, read_link
+from inx_sidecar.kernel.syscalls import birth_of, opened
 from inx_sidecar.nix import own_database_writer
 from inx_sidecar.nix.closure import Registration
 
@@ -35,7 +28,6 @@ _REAP_SECONDS: Final = 2.0
 _ANSWER_MAX: Final = 400
 # It changes with what the program writes for the same rows.
 _FORMAT: Final = 1
-_NO_LINKS: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
 
 
 @dataclass(frozen=True)
@@ -67,21 +59,17 @@ def encode(registrations: Iterable[Registration], uuid: str) -> Rows:
 def is_registered(rootfs: str, instance: str, rows: Rows) -> bool:
     """Whether a start of this instance registered `rows` last, in the database that is there.
 
-    A copy has another database file, even if it is the same text. What cannot be read was not
-    registered.
+    A database that was copied or restored is another file, even if it has the same rows. What
+    cannot be read was not registered.
     """
     try:
         with opened(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
             with opened(open_directory(root, _DATABASE_INSIDE, instance)) as place:
-                database = os.stat("db.sqlite", dir_fd=place, follow_symlinks=False)
-                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-                with opened(openat2(place, own_database_writer.REGISTERED, flags, _NO_LINKS)) as fd:
-                    if not stat.S_ISREG(os.fstat(fd).st_mode):
-                        return False
-                    text = os.read(fd, _ANSWER_MAX)
+                birth = birth_of(place, own_database_writer.DATABASE)
+                text = read_link(place, own_database_writer.REGISTERED)
     except (OSError, InstanceError):
         return False
-    return text == own_database_writer.registered_text(rows.digest, database.st_ino)
+    return text == own_database_writer.registered_text(rows.digest, birth)
 
 
 async def write(

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
 
 from inx_sidecar.kernel.confinement import confine
-from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, setns
+from inx_sidecar.kernel.syscalls import AT_FDCWD, CLONE_NEWUSER, birth_of, setns
 from inx_sidecar.nix.own_database_sql import (
     STORE,
     Refused,
@@ -38,7 +38,8 @@ from inx_sidecar.nix.own_database_sql import (
 # Relative to /nix of the instance.
 _DIRECTORY: Final = "var/nix/db"
 _UPPER: Final = ".inx/upper"
-# The rows of the last start, and the inode number of the database that has them.
+DATABASE: Final = "db.sqlite"
+# A link whose text tells the rows of the last start, and the file that has them.
 REGISTERED: Final = "inx-registered"
 _SCHEMA: Final = b"10"
 _TEXT_MAX: Final = 200
@@ -50,9 +51,9 @@ _LIMITS: Final = {
 _FILL: Final = 1 << 18
 
 
-def registered_text(digest: str, inode: int) -> bytes:
-    """The content of the file REGISTERED."""
-    return f"{digest} {inode}\n".encode()
+def registered_text(digest: str, birth: str) -> str:
+    """The text of the link REGISTERED; `birth` is that of the database (syscalls.birth_of)."""
+    return f"{digest} {birth}"
 
 
 def main() -> None:
@@ -115,14 +116,14 @@ def _write(rows: dict[bytes, Row], digest: str, lock_seconds: int, *, starts: bo
     version = _read_file("schema")
     if version is not None and version.strip() != _SCHEMA:
         raise Refused(f"schema {version.strip()[:20].decode(errors='replace')}")
-    is_new = not _is_used("db.sqlite")
+    is_new = not _is_used(DATABASE)
     for suffix in ("-wal", "-shm", "-journal"):
-        _is_used(f"db.sqlite{suffix}")
-    write_rows("db.sqlite", rows, _is_own, starts=starts, is_new=is_new, lock_seconds=lock_seconds)
+        _is_used(f"{DATABASE}{suffix}")
+    write_rows(DATABASE, rows, _is_own, starts=starts, is_new=is_new, lock_seconds=lock_seconds)
     if version is None:
         _write_file("schema", _SCHEMA)
     if starts:
-        _write_file(REGISTERED, registered_text(digest, os.stat("db.sqlite").st_ino))
+        _set_link(REGISTERED, registered_text(digest, birth_of(AT_FDCWD, DATABASE)))
 
 
 def _is_own(name: bytes) -> bool:
@@ -167,6 +168,14 @@ def _write_file(name: str, content: bytes) -> None:
     os.write(fd, content)
     os.fsync(fd)
     os.close(fd)
+    os.rename(new, name)
+
+
+def _set_link(name: str, text: str) -> None:
+    new = f".inx-{name}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    os.symlink(text, new)
     os.rename(new, name)
 
 

@@ -292,18 +292,18 @@ def test_what_was_registered_last_need_not_be_written_again(sandbox: Sandbox, ni
     assert is_registered(rootfs, "web", ROWS)
 
 
-@pytest.mark.parametrize("damage", ["database", "copy", "link", "fifo", "text", "directory"])
+@pytest.mark.parametrize("damage", ["database", "copy", "file", "fifo", "text", "directory"])
 def test_what_is_not_sure_to_be_registered_is_written_again(
     sandbox: Sandbox, nix: Path, damage: str
 ) -> None:
     write(sandbox)
     directory = nix / "var/nix/db"
     mark = directory / "inx-registered"
-    text = mark.read_text()
+    text = os.readlink(mark)
     if damage == "database":
         (directory / "db.sqlite").unlink()
     elif damage == "copy":
-        shutil.copytree(directory, nix / "copied")
+        shutil.copytree(directory, nix / "copied", symlinks=True)
         shutil.rmtree(directory)
         (nix / "copied").rename(directory)
     elif damage == "directory":
@@ -311,13 +311,29 @@ def test_what_is_not_sure_to_be_registered_is_written_again(
         directory.symlink_to(nix / "elsewhere")
     else:
         mark.unlink()
-        if damage == "link":
-            (directory / "real").write_text(text)
-            mark.symlink_to("real")
+        if damage == "file":
+            mark.write_text(text)
         elif damage == "fifo":
             os.mkfifo(mark)
         else:
-            mark.write_text(text.upper())
+            mark.symlink_to(text.upper())
+    assert not is_registered(str(sandbox.rootfs), "web", ROWS)
+
+
+def test_a_restored_database_with_the_same_inode_number_is_written_again(
+    sandbox: Sandbox, nix: Path
+) -> None:
+    write(sandbox)
+    database = nix / "var/nix/db/db.sqlite"
+    inode = database.stat().st_ino
+    # As rsync restores a snapshot twice: ext4 gives the lowest number that is free.
+    for number in range(1000):
+        restored = database.with_name(f"restored{number}")
+        shutil.copy(database, restored)
+        restored.rename(database)
+        if database.stat().st_ino == inode:
+            break
+    assert database.stat().st_ino == inode
     assert not is_registered(str(sandbox.rootfs), "web", ROWS)
 
 

@@ -186,7 +186,7 @@ def collect(names: Iterable[str]) -> None:
 
 def written(rootfs: Path) -> tuple[int, int]:
     """What changes with each registration."""
-    status = (rootfs / "nix/var/nix/db/inx-registered").stat()
+    status = (rootfs / "nix/var/nix/db/inx-registered").lstat()
     return status.st_ino, status.st_mtime_ns
 
 

@@ -13,6 +13,7 @@ The shown layer is attached inside at /nix/.inx. There it covers the upper layer
 finds it there later.
 """
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from inx_sidecar.container.locked_mounts import (
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.upper_layer import give_way
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.safe_open import open_directory
+from inx_sidecar.kernel.safe_open import open_directory, unusable_path_error
 from inx_sidecar.kernel.superblocks import OVERLAY, kind_name, kind_of
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
@@ -63,6 +64,7 @@ _PRIVATE_MODE: Final = 0o700
 _STORE_MODE: Final = 0o1775
 _OPTIONS: Final = "userxattr,index=off,nfs_export=off,xino=off"
 _ATTRIBUTE: Final = "user.inx"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _WRITABLE: Final = ("nix/var/nix/profiles", "nix/var/nix/gcroots")
 
 
@@ -198,10 +200,14 @@ def _mount_store(shown: int, rootfs: int, instance: str) -> int:
     upper, work = (f"{_ROOT}/{path}" for path in (paths.UPPER_INSIDE, paths.WORK_INSIDE))
     data = f"lowerdir={_SHOWN},upperdir={upper},workdir={work},{_OPTIONS}"
     try:
-        os.setxattr(upper, _ATTRIBUTE, b"")  # the overlay would do without, and lose directories
-        os.removexattr(upper, _ATTRIBUTE)
+        _try_attributes(upper)
         mount("inx", _MERGED, "overlay", MS_NOSUID | MS_NODEV, data)
     except OSError as error:
+        if error.errno in _FULL:
+            raise InstanceError(
+                f"the root file system of {instance!r} has no space for the store "
+                f"({error.strerror}); free space, or give the root device a larger size"
+            ) from None
         raise InstanceError(
             f"the root file system of {instance!r} ({kind_name(rootfs)}) cannot be the upper layer "
             f"of an overlay ({error.strerror}); move the instance to a pool on ext4, xfs, btrfs or "
@@ -210,9 +216,24 @@ def _mount_store(shown: int, rootfs: int, instance: str) -> int:
     return open_tree(AT_FDCWD, _MERGED)
 
 
+def _try_attributes(upper: str) -> None:
+    """OSError if the upper layer cannot have attributes: an overlay does without them, and then
+    forgets which directories it has replaced. A full file system has those that are there."""
+    try:
+        os.setxattr(upper, _ATTRIBUTE, b"")
+        os.removexattr(upper, _ATTRIBUTE)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+
+
 def apply_record(rootfs: int, record: Record, instance: str) -> None:
     """In a child that is the container's root: apply `record` below the root file system."""
     with opened(open_directory(rootfs, paths.SHOWN_INSIDE, instance)) as place:
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     with opened(directory):
-        record.apply(directory)
+        try:
+            record.apply(directory)
+        except OSError as error:
+            entry = error.filename2 or error.filename
+            raise unusable_path_error(f"{paths.SHOWN_INSIDE}/{entry}", instance, error) from None

@@ -2,12 +2,13 @@
 
 import asyncio
 import errno
+import itertools
 import os
 import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Set
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -406,6 +407,42 @@ def test_a_root_file_system_that_cannot_be_the_upper_layer_is_refused(
                          "user.inx.store=isolated")  # fmt: skip
 
 
+@pytest.mark.parametrize("lacks", ["space", "inodes"])
+def test_a_root_file_system_that_is_full_starts_or_is_named(
+    store: Path, tmp_path: Path, lacks: str
+) -> None:
+    """With no space, what is there is shown; without inodes, the overlay has no work directory."""
+    (tmp_path / "layers").mkdir()
+
+    def fill(place: Path) -> None:
+        for number in itertools.count():
+            (place / str(number)).write_bytes(bytes(4096 if lacks == "space" else 0))
+
+    def host() -> str:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        pool = tmp_path / "pool"
+        pool.mkdir()
+        mount("none", str(pool), "tmpfs", 0, "nr_inodes=1000,size=1m")
+        machine = Machine(make_rootfs(pool), store, tmp_path / "layers")
+        with machine.start(NAMES):
+            pass
+        with suppress(OSError):
+            fill(pool)
+        try:
+            with machine.start(NAMES) as started:
+                return started.sandbox.inside(lambda: " ".join(sorted(os.listdir("/nix/store"))))
+        except InstanceError as error:
+            return str(error)
+
+    assert apart(host) == (
+        " ".join(sorted(NAMES))
+        if lacks == "space"
+        else "the root file system of 'web' has no space for the store (No space left on device); "
+        "free space, or give the root device a larger size"
+    )
+
+
 def test_a_second_try_in_the_same_container_is_like_the_first(
     machine: Machine, store: Path
 ) -> None:
@@ -511,6 +548,16 @@ def test_what_is_shown_is_recorded(machine: Machine) -> None:
     owners = {path.lstat().st_uid for path in (machine.rootfs / "nix/.inx/shown").iterdir()}
     assert owners == {machine.first_id}
     assert stat.S_IMODE((machine.rootfs / "nix/.inx").stat().st_mode) == 0o700
+
+
+def test_what_stands_in_the_place_of_a_link_of_the_record_is_named(web: Machine) -> None:
+    with web.start(NAMES):
+        pass
+    (web.rootfs / "nix/.inx/shown" / name_of("first")).mkdir()
+    message = rf"^/nix/\.inx/shown/{name_of('first')} of 'web' cannot be used .*; remove it$"
+    with pytest.raises(InstanceError, match=message):
+        with web.start(NAMES, record=Record({f"/nix/store/{name_of('first')}": "seal"})):
+            pass
 
 
 def test_roots_of_the_collector_inside_are_those_of_this_start(machine: Machine) -> None:

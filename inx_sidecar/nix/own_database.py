@@ -22,6 +22,11 @@ from inx_sidecar.nix import own_database_writer
 from inx_sidecar.nix.closure import Registration
 
 _DATABASE_INSIDE: Final = "nix/var/nix/db"
+# It works for an instance that does not start, too. SQLite removes what else belongs to the file.
+_WAY_OUT: Final = (
+    f"remove /{_DATABASE_INSIDE}/{own_database_writer.DATABASE}, with 'incus file delete' if the "
+    "instance is stopped, and start again"
+)
 _SECONDS: Final = 20
 _LOCK_SECONDS: Final = 5
 _REAP_SECONDS: Final = 2.0
@@ -133,8 +138,8 @@ async def _run_writer(
             answer = await process.stdout.read(_ANSWER_MAX)
     except TimeoutError:
         raise InstanceError(
-            f"the Nix database inside {name!r} was not written within {seconds} s; remove "
-            f"/{_DATABASE_INSIDE} inside and restart, or try again"
+            f"the Nix database inside {name!r} was not written within {seconds} s; try again, or "
+            f"{_WAY_OUT}"
         ) from None
     finally:
         if process.returncode is None:
@@ -173,8 +178,12 @@ def _raise(word: str, rest: str, instance: str) -> NoReturn:
             "wait for its end, or run 'nix-collect-garbage' inside, and set user.inx.update to try "
             "again"
         )
+    if word == "unusable":
+        raise InstanceError(
+            f"/{_DATABASE_INSIDE} of {instance!r} cannot be used ({rest}); remove what stands in "
+            "its place"
+        )
     reason = rest if word == "unreadable" and rest else "the program that reads it has ended"
     raise InstanceError(
-        f"the Nix database inside {instance!r} cannot be read ({reason}); remove "
-        f"/{_DATABASE_INSIDE} inside and restart"
+        f"the Nix database inside {instance!r} cannot be read ({reason}); {_WAY_OUT}"
     )

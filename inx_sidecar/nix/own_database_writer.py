@@ -68,7 +68,7 @@ def main() -> None:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         place = f"{error.filename}: " if error.filename else ""
-        answer = "full" if full else f"unreadable {place}{error.strerror}"
+        answer = "full" if full else f"unusable {place}{error.strerror}"
     os.write(1, answer.encode(errors="replace")[:_TEXT_MAX])
     os._exit(0)  # all is committed and closed
 
@@ -144,7 +144,7 @@ def _is_used(name: str) -> bool:
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"unreadable {name} is not a file")
+        raise Refused(f"unusable {name} is not a file")
     return status.st_size > 0
 
 

@@ -616,6 +616,7 @@ def test_whoever_opens_the_database_has_nothing_of_the_host(sandbox: Sandbox, ni
         files = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         status = dict(line.split(":\t") for line in lines if ":\t" in line)
+        status["oom"] = Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
         same_network = os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
         return files, os.readlink(f"/proc/{pid}/root"), status, same_network
 
@@ -644,6 +645,7 @@ def test_whoever_opens_the_database_has_nothing_of_the_host(sandbox: Sandbox, ni
     assert status["Uid"].split() == [str(sandbox.first_id)] * 4
     assert (status["Groups"].strip(), status["CapPrm"], status["NoNewPrivs"]) == ("", "0" * 16, "1")
     assert not same_network
+    assert status["oom"] == "1000"
 
 
 def test_the_task_that_waits_can_be_cancelled(sandbox: Sandbox, nix: Path) -> None:

@@ -29,8 +29,8 @@ in
     type = lib.types.bool;
     default = false;
     description = ''
-      Whether Nix works inside, for an instance with `user.inx.store=own`: its nix-daemon runs, and its garbage collector
-      deletes once a week what has not been used for 30 days, and what the instance was shown before.
+      Whether Nix works inside, for an instance with `user.inx.store=own`: its nix-daemon runs. Once a week its garbage
+      collector deletes generations that are older than 30 days, and all that nothing inside uses.
     '';
   };
 

@@ -7,7 +7,6 @@ again after the sidecar died, and a new sidecar takes over the instances that ru
 import asyncio
 import logging
 import os
-import shutil
 from typing import Final
 
 from inotify_simple import INotify
@@ -24,6 +23,7 @@ from inx_sidecar.incus import last_known
 from inx_sidecar.incus.instance import Instance, LxcFacts, read_instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
+from inx_sidecar.instances import private_directories
 from inx_sidecar.instances.boot_build import BootBuilder
 from inx_sidecar.instances.boot_status import BootStatus
 from inx_sidecar.instances.cluster_watch import ClusterWatch
@@ -31,7 +31,6 @@ from inx_sidecar.instances.conflicts import check_uuid, other_with_uuid
 from inx_sidecar.instances.daemon_starts import DaemonStarts
 from inx_sidecar.instances.deployment import deploy
 from inx_sidecar.instances.instance_state import InstanceState, static_addresses
-from inx_sidecar.instances.private_directories import make_all_private, remove_directories
 from inx_sidecar.instances.rollout import Turn
 from inx_sidecar.instances.sealing import note_renewed
 from inx_sidecar.instances.starting import Starter
@@ -138,7 +137,7 @@ class Lifecycle:
             if target == "reboot":  # the container gets another network namespace
                 state.daemon.begin_end()
             else:
-                shutil.rmtree(paths.run_dir(instance.uuid), ignore_errors=True)
+                await private_directories.remove_run_directory(instance.uuid)
                 state.daemon.begin_stop()
         instance_log(instance.lxc_name).info("stopped")
 
@@ -211,7 +210,7 @@ class Lifecycle:
     async def resume(self) -> None:
         """Take over the instances that run; builds begin again for each init that waits."""
         try:
-            await make_all_private()
+            await private_directories.make_all_private()
         except OSError as error:
             # Instances run on, and the next start of the sidecar does it.
             if (known := storage_error(error)) is None:
@@ -285,7 +284,7 @@ class Lifecycle:
             self._boots.end(uuid)
             await state.cancel_build()
             state.container_ended()
-            await remove_directories(uuid)
+            await private_directories.remove_directories(uuid)
             await build.remove_build_directory(uuid)
             build_counts.forget(uuid)
             state.daemon.begin_stop()

@@ -6,6 +6,7 @@ is registered in the database inside before the init begins, unless the last sta
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -71,19 +72,23 @@ async def attach(
     """
     instance = deployment.instance
     start = await _plan(deployment, system)
-    view = HostDirectory(
-        paths.STORE, paths.OWN_INSIDE, entries=start.shown.names, layer=_make_layer(instance.uuid)
-    )  # fmt: skip
     if start.rows is not None:
         # Before anything is mounted: if that fails, another system is tried.
         with opened(await open_nix(container)) as nix:
             user = None if container.privileged else container.user
             await own_database.write(nix, user, start.rows, container.name, starts=True)
-    store = await attach_own_store(
-        container, view, others, uncovered=start.shown.uncovered, change=change,
-        record=start.record, roots=_inner_roots(deployment, "booted", system),
-    )  # fmt: skip
-    return Attached(store.mapped, view.layer or "", store.view_device)
+    layer = _make_layer(instance.uuid)
+    view = HostDirectory(paths.STORE, paths.OWN_INSIDE, entries=start.shown.names, layer=layer)
+    try:
+        store = await attach_own_store(
+            container, view, others, uncovered=start.shown.uncovered, change=change,
+            record=start.record, roots=_inner_roots(deployment, "booted", system),
+        )  # fmt: skip
+    except BaseException:
+        # A start that fails again and again leaves nothing in /run.
+        await asyncio.to_thread(shutil.rmtree, layer, ignore_errors=True)
+        raise
+    return Attached(store.mapped, layer, store.view_device)
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Directories of the host that tell names of instances, or paths inside them: root alone enters."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -41,9 +42,17 @@ async def make_all_private() -> None:
         await run(["rm", "-rf", "--one-file-system", "--", *former])
 
 
+async def remove_run_directory(uuid: str) -> None:
+    """Remove what is kept of an instance while it runs.
+
+    A thread removes it: what a store of its own shows has an entry for each path.
+    """
+    await asyncio.to_thread(shutil.rmtree, paths.run_dir(uuid), ignore_errors=True)
+
+
 async def remove_directories(uuid: str) -> None:
     """Remove the directories of one instance, which was deleted."""
-    shutil.rmtree(paths.run_dir(uuid), ignore_errors=True)
+    await remove_run_directory(uuid)
     # A program of its own: an instance may have registered any number of roots.
     await run(["rm", "-rf", "--one-file-system", "--", paths.state_dir(uuid)])
 

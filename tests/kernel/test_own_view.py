@@ -313,6 +313,23 @@ def test_on_another_host_only_what_the_start_needs_is_there(nix: Path, tmp_path:
     on_host(nix, tmp_path, life)
 
 
+def test_a_start_that_fails_leaves_no_view(nix: Path, tmp_path: Path) -> None:
+    rootfs = make_rootfs(tmp_path / "rootfs")
+
+    def life() -> None:
+        with started(deployment_of(rootfs, ONE)):
+            pass
+        views = set(os.listdir(paths.run_dir(WEB)))
+        (rootfs / "nix/.inx/work").rename(rootfs / "nix/.inx/elsewhere")
+        (rootfs / "nix/.inx/work").symlink_to("elsewhere")
+        with pytest.raises(InstanceError, match="/work of 'web' cannot be used"):
+            with started(deployment_of(rootfs, TWO)):
+                pass
+        assert set(os.listdir(paths.run_dir(WEB))) == views
+
+    on_host(nix, tmp_path, life)
+
+
 def test_an_instance_that_runs_without_such_a_store_is_told(nix: Path, tmp_path: Path) -> None:
     rootfs = make_rootfs(tmp_path / "rootfs")
     with running(rootfs) as sandbox:

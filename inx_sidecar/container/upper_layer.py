@@ -24,11 +24,6 @@ _TOKEN_BYTES: Final = 4
 _AT_ONCE: Final = 10_000
 
 
-def hidden_names(rootfs: str, instance: str, names: Iterable[str]) -> frozenset[str]:
-    """Those of `names` that were deleted inside, as `entries` finds them."""
-    return frozenset(name for name, hidden in entries(rootfs, instance, names).items() if hidden)
-
-
 def entries(rootfs: str, instance: str, names: Iterable[str]) -> dict[str, bool]:
     """Those of `names` that the upper layer has, each with whether it is a whiteout, in the root
     file system `rootfs` of a running or stopped instance; none if it has no upper layer.

@@ -15,6 +15,7 @@ from inx_sidecar.container.locked_mounts import HostDirectory
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.own_growth import grown
 from inx_sidecar.container.own_store import OwnStore, attach_own_store
+from inx_sidecar.container.upper_layer import entries
 from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, opened, unshare
 from inx_sidecar.nix.closure import Registration
 from inx_sidecar.nix.generation_changes import Change
@@ -127,6 +128,11 @@ def attached(
                 roots={"booted": BOOTED},
             )
         )  # fmt: skip
+
+
+def hidden_names(rootfs: Path, names: Iterable[str]) -> set[str]:
+    """Those of `names` that were deleted inside."""
+    return {name for name, hidden in entries(str(rootfs), "web", names).items() if hidden}
 
 
 @contextmanager

@@ -16,11 +16,10 @@ import pytest
 from support.containers import MNT_DETACH, Sandbox, umount
 
 from inx_sidecar.base.errors import InstanceError, MountError, SystemMissingError
-from inx_sidecar.container.upper_layer import hidden_names
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, mount, unshare
 from inx_sidecar.nix import shown_record
 from inx_sidecar.nix.shown_record import Record
-from kernel.own import BOOTED, NEXT, Machine, Started
+from kernel.own import BOOTED, NEXT, Machine, Started, hidden_names
 from kernel.test_mounts import descriptors
 from kernel.test_overlay import fact
 from kernel.views import (
@@ -130,7 +129,7 @@ def test_what_was_deleted_inside_is_shown_again(machine: Machine, store: Path) -
 
     with machine.start(NAMES | MORE) as started:
         started.sandbox.inside(delete)
-        assert hidden_names(str(machine.rootfs), "web", MORE) == {FILE, HIDDEN}
+        assert hidden_names(machine.rootfs, MORE) == {FILE, HIDDEN}
         started.grow({FILE, HIDDEN})
         inside = started.sandbox.inside(lambda: facts_of("/nix/store", NAMES | MORE))
         assert inside == facts_of(str(store), NAMES | MORE)

@@ -36,7 +36,7 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.own_store import open_nix
-from inx_sidecar.container.upper_layer import empty_trash, has_trash, hidden_names
+from inx_sidecar.container.upper_layer import empty_trash, has_trash
 from inx_sidecar.kernel.superblocks import drop_cached_names
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
@@ -56,7 +56,7 @@ from inx_sidecar.nix import generations, own_database, shown_record
 from inx_sidecar.nix.closure import Registration
 from inx_sidecar.nix.own_database import Rows, encode
 from inx_sidecar.nix.shown_record import Record
-from kernel.own import BOOTED, Machine, attached, user_namespace
+from kernel.own import BOOTED, Machine, attached, hidden_names, user_namespace
 from kernel.test_mounts import CHANGE, SYSTEM, descriptors
 from kernel.test_overlay import fact, overlay
 from kernel.views import DIRECTORY, FILE, HIDDEN, SHOWN, below, make_store, name_of, with_proc
@@ -199,17 +199,17 @@ def test_what_was_deleted_inside_stays_hidden_until_it_is_uncovered(
     machine: Machine, store: Path, name: str
 ) -> None:
     with machine.start(NAMES) as started:
-        assert hidden_names(str(machine.rootfs), "web", NAMES) == frozenset()
+        assert hidden_names(machine.rootfs, NAMES) == frozenset()
         try:
             started.sandbox.inside(partial(delete, name))
         except OSError as error:
             # A directory of the lower layer is not renamed; Nix deletes it in place then.
             assert error.errno == errno.EXDEV
             started.sandbox.inside(partial(shutil.rmtree, f"/nix/store/{name}"))
-        assert hidden_names(str(machine.rootfs), "web", NAMES) == {name}
+        assert hidden_names(machine.rootfs, NAMES) == {name}
     with machine.start(NAMES) as started:
         assert started.sandbox.inside(lambda: set(os.listdir("/nix/store"))) == NAMES - {name}
-    assert hidden_names(str(machine.rootfs), "web", NAMES) == {name}
+    assert hidden_names(machine.rootfs, NAMES) == {name}
     with machine.start(NAMES, uncovered={name, HIDDEN}) as started:
         assert started.sandbox.inside(lambda: facts_of("/nix/store", NAMES)) == facts_of(
             str(store), NAMES
@@ -337,7 +337,7 @@ def test_what_stands_in_the_place_of_a_directory_is_named(
     assert os.listdir(web.rootfs / "mnt") == []
     if place == "nix/.inx/upper":
         with pytest.raises(InstanceError, match=rf"^/{place} of 'web' cannot be used"):
-            hidden_names(str(web.rootfs), "web", NAMES)
+            hidden_names(web.rootfs, NAMES)
 
 
 def test_a_link_in_the_place_of_the_trash_is_named(web: Machine) -> None:
@@ -608,7 +608,7 @@ def with_database(
     machine: Machine, names: frozenset[str], uncovered: frozenset[str] = frozenset()
 ) -> Iterator[Sandbox]:
     """A start that registers what is shown and not deleted inside."""
-    hidden = hidden_names(str(machine.rootfs), "web", names) - uncovered
+    hidden = hidden_names(machine.rootfs, names) - uncovered
     rows = encode(
         [Registration(name, "sha256:x", 1, None, "", "", ()) for name in sorted(names - hidden)],
         "uuid",

@@ -92,8 +92,9 @@ def write_rows(
 
     `own` tells whether the instance has a path of this name itself. With `starts`, the database
     then has exactly what is there: rows of other paths stay only if they are the instance's own,
-    and rows of the same paths become the host's. Otherwise rows are only added: Nix inside may have
-    built the same path with another content. Refused if it has begun to.
+    and rows of the same paths become the host's, also where a build or a collection that was killed
+    has left a part of the path. Otherwise rows are only added: Nix inside may have built the same
+    path with another content. Refused if it has begun to.
 
     sqlite3.Error or Refused if the database cannot be written, or is not what Nix makes.
     """
@@ -178,7 +179,7 @@ def _register(
         values, _ = rows[name]
         nar_hash = present.get(STORE + name)
         if nar_hash is None:
-            if own(name):
+            if own(name) and not replace:
                 raise Refused(f"begun {name.decode()}")
             new.append(name)
         elif replace and nar_hash != str(values[0]).encode():

@@ -270,6 +270,13 @@ def test_a_path_that_a_build_inside_has_begun_is_not_registered(
     assert rows_of(nix)[LIBRARY] == ("sha256:own", [])
 
 
+def test_what_a_killed_build_has_left_does_not_hinder_a_start(sandbox: Sandbox, nix: Path) -> None:
+    """The start moves it away (container/upper_layer.give_way)."""
+    (nix / ".inx/upper" / LIBRARY).mkdir()
+    write(sandbox)
+    assert rows_of(nix) == SHOWN
+
+
 def test_nothing_else_of_the_host_gets_into_the_instance(sandbox: Sandbox, nix: Path) -> None:
     write(sandbox)
     texts = b"".join(path.read_bytes() for path in nix.rglob("*") if path.is_file())
@@ -323,17 +330,15 @@ def test_what_is_not_sure_to_be_registered_is_written_again(
 def test_a_restored_database_with_the_same_inode_number_is_written_again(
     sandbox: Sandbox, nix: Path
 ) -> None:
+    """A file system gives the number of a file that is gone to a later one."""
     write(sandbox)
-    database = nix / "var/nix/db/db.sqlite"
-    inode = database.stat().st_ino
-    # As rsync restores a snapshot twice: ext4 gives the lowest number that is free.
-    for number in range(1000):
-        restored = database.with_name(f"restored{number}")
-        shutil.copy(database, restored)
-        restored.rename(database)
-        if database.stat().st_ino == inode:
-            break
-    assert database.stat().st_ino == inode
+    database, mark = (nix / "var/nix/db" / name for name in ("db.sqlite", "inx-registered"))
+    digest, inode, born = os.readlink(mark).split()
+    assert inode == str(database.stat().st_ino)
+    shutil.copy(database, nix / "restored")
+    (nix / "restored").rename(database)
+    mark.unlink()
+    mark.symlink_to(f"{digest} {database.stat().st_ino} {born}")
     assert not is_registered(str(sandbox.rootfs), "web", ROWS)
 
 

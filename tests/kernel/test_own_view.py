@@ -171,8 +171,8 @@ def register(name: str, *needed: str) -> None:
         db.commit()
 
 
-def collect(names: Iterable[str]) -> None:
-    """As the collector of Nix inside."""
+def collect(names: Iterable[str], killed_at: str = "") -> None:
+    """As the collector of Nix inside, which may be killed while it deletes `killed_at`."""
     with closing(sqlite3.connect("/nix/var/nix/db/db.sqlite")) as db:
         for name in names:
             query = "select id from ValidPaths where path = ?"
@@ -181,7 +181,10 @@ def collect(names: Iterable[str]) -> None:
             db.execute("delete from ValidPaths where id = ?", number)
         db.commit()
     for name in names:
-        shutil.rmtree(store_path(name))
+        if store_path(name) == killed_at:
+            os.chmod(killed_at, 0o700)
+        else:
+            shutil.rmtree(store_path(name))
 
 
 def written(rootfs: Path) -> tuple[int, int]:
@@ -252,6 +255,23 @@ def test_a_start_that_shows_the_same_registers_nothing(nix: Path, tmp_path: Path
             assert written(rootfs) != before
             mode = sandbox.inside(lambda: os.stat(store_path(LIB1)).st_mode & 0o777)
             assert mode == 0o755
+
+    on_host(nix, tmp_path, life)
+
+
+def test_killed_builds_and_collections_hinder_no_start(nix: Path, tmp_path: Path) -> None:
+    rootfs = make_rootfs(tmp_path / "rootfs")
+
+    def life() -> None:
+        with started(deployment_of(rootfs, ONE)) as (sandbox, _):
+            sandbox.inside(partial(os.mkdir, store_path(TWO)))  # a part of what a build makes
+            sandbox.inside(partial(collect, [ONE, LIB1], store_path(LIB1)))
+        with started(deployment_of(rootfs, ONE)) as (sandbox, _):
+            sandbox.inside(partial(os.rmdir, store_path(TWO)))
+            assert there(sandbox) == FIRST
+            sandbox.inside(partial(os.mkdir, store_path(TWO)))
+        with started(deployment_of(rootfs, TWO)) as (sandbox, _):
+            assert there(sandbox) == FIRST | SECOND
 
     on_host(nix, tmp_path, life)
 

@@ -33,7 +33,7 @@ sandbox-fallback = false"""
 _BUILD: Final = r"""
 box=$(dirname "$(dirname "$(readlink -f /run/current-system/sw/bin/sh)")")
 [ -x "$box/bin/sh" ] || box=$(ls -d /nix/store/*-busybox)
-cat >/tmp/build.nix <<EON
+cat >/root/build.nix <<EON
 let box = builtins.storePath $box; in derivation {
     name = "$name";
     system = "$(cat /run/current-system/system)";
@@ -44,7 +44,7 @@ let box = builtins.storePath $box; in derivation {
 EON
 export NIX_CONFIG="CONF
 substituters ="
-nix-build /tmp/build.nix -o "$link"
+nix-build /root/build.nix -o "$link"
 """.replace("CONF\n", f"{NIX_CONFIG}\n")
 # Build a path that needs `$part`, and root it at `$link`.
 BUILD: Final = _BUILD.replace(
@@ -58,9 +58,9 @@ BIG: Final = "name=big link=/root/big\n" + _BUILD.replace(
 # Every path in the store is valid, and the other way round; all files are as registered.
 RIGHT: Final = """
     nix-store --verify --check-contents
-    nix path-info --all | sed 's,^/nix/store/,,' | sort >/tmp/valid
-    ls /nix/store | grep -v '[.]lock$' | sort >/tmp/there
-    diff /tmp/valid /tmp/there
+    nix path-info --all | sed 's,^/nix/store/,,' | sort >/root/valid
+    ls /nix/store | grep -v '[.]lock$' | sort >/root/there
+    diff /root/valid /root/there
 """
 
 

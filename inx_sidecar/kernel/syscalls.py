@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
-_AT_SYMLINK_NOFOLLOW: Final = 0x100
 
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
@@ -55,15 +54,11 @@ _libc.statx.argtypes = [
 
 _RENAME_EXCHANGE: Final = 2
 _STATX_BASIC_STATS: Final = 0x07FF
-_STATX_INO: Final = 0x0100
-_STATX_BTIME: Final = 0x0800
 _STATX_MNT_ID: Final = 0x1000
 _STATX_DONT_SYNC: Final = 0x4000
 # stx_mode, stx_ino, stx_ctime, stx_dev_major, stx_dev_minor and stx_mnt_id of struct statx
 # (include/uapi/linux/stat.h).
 _STATX: Final = struct.Struct("=28xH2xQ56xqI28xIIQ")
-# stx_ino and stx_btime, which is 0 if the file system has none.
-_STATX_BIRTH: Final = struct.Struct("=32xQ40xqI")
 _STATX_SIZE: Final = 256
 
 _OPEN_TREE: Final = 428
@@ -199,16 +194,6 @@ def _cached_status(dir_fd: int, path: str, flags: int) -> CachedStatus:
     _check(done, path or f"fd {dir_fd}")
     mode, inode, seconds, nanoseconds, major, minor, mount = _STATX.unpack_from(buffer)
     return CachedStatus(mode, inode, os.makedev(major, minor), (seconds, nanoseconds), mount)
-
-
-def birth_of(dir_fd: int, name: str) -> str:
-    """A text that tells the entry `name` of a directory from each other file that had, or will
-    have, the same inode number: the number, and when the file was made. A link is not followed."""
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    mask = _STATX_INO | _STATX_BTIME
-    _check(_libc.statx(dir_fd, os.fsencode(name), _AT_SYMLINK_NOFOLLOW, mask, buffer), name)
-    inode, seconds, nanoseconds = _STATX_BIRTH.unpack_from(buffer)
-    return f"{inode} {seconds}.{nanoseconds:09}"
 
 
 @contextmanager

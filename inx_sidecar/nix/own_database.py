@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from inx_sidecar.base.errors import InstanceError, UnsupportedError, one_line
 from inx_sidecar.kernel.safe_open import open_directory, read_link
-from inx_sidecar.kernel.syscalls import birth_of, opened
+from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix import own_database_writer
 from inx_sidecar.nix.closure import Registration
 
@@ -62,19 +62,31 @@ def encode(registrations: Iterable[Registration], uuid: str) -> Rows:
 
 
 def is_registered(rootfs: str, instance: str, rows: Rows) -> bool:
-    """Whether a start of this instance registered `rows` last, in the database that is there.
+    """Whether a start of this instance registered `rows`, and nobody has written to it since.
 
-    A database that was copied or restored is another file, even if it has the same rows. What
-    cannot be read was not registered.
+    A process inside that was killed may have removed rows of paths that are still there: Nix first
+    forgets a path that it deletes. A database that was copied or restored is another file.
+    What cannot be read was not registered.
     """
     try:
         with opened(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
             with opened(open_directory(root, _DATABASE_INSIDE, instance)) as place:
-                birth = birth_of(place, own_database_writer.DATABASE)
+                if any(_has_content(place, name) for name in own_database_writer.PENDING):
+                    return False
+                found = os.stat(own_database_writer.DATABASE, dir_fd=place, follow_symlinks=False)
                 text = read_link(place, own_database_writer.REGISTERED)
     except (OSError, InstanceError):
         return False
-    return text == own_database_writer.registered_text(rows.digest, birth)
+    # Some file systems keep whole seconds, in which more may have been written.
+    exact = found.st_ctime_ns % 1_000_000_000 != 0
+    return exact and text == own_database_writer.registered_text(rows.digest, found)
+
+
+def _has_content(directory: int, name: str) -> bool:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 async def write(

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
 
 from inx_sidecar.kernel.confinement import confine
-from inx_sidecar.kernel.syscalls import AT_FDCWD, CLONE_NEWUSER, birth_of, setns
+from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, setns
 from inx_sidecar.nix.own_database_sql import (
     STORE,
     Refused,
@@ -39,8 +39,10 @@ from inx_sidecar.nix.own_database_sql import (
 _DIRECTORY: Final = "var/nix/db"
 _UPPER: Final = ".inx/upper"
 DATABASE: Final = "db.sqlite"
-# A link whose text tells the rows of the last start, and the file that has them.
+# A link whose text tells the rows of the last start, and the state of the database that has them.
 REGISTERED: Final = "inx-registered"
+# What SQLite has written, and not yet moved to the database.
+PENDING: Final = ("db.sqlite-wal", "db.sqlite-journal")
 _SCHEMA: Final = b"10"
 _TEXT_MAX: Final = 200
 _LIMITS: Final = {
@@ -51,9 +53,12 @@ _LIMITS: Final = {
 _FILL: Final = 1 << 18
 
 
-def registered_text(digest: str, birth: str) -> str:
-    """The text of the link REGISTERED; `birth` is that of the database (syscalls.birth_of)."""
-    return f"{digest} {birth}"
+def registered_text(digest: str, database: os.stat_result) -> str:
+    """The text of the link REGISTERED, if nobody has written `database` since.
+
+    Nobody can set a change time. That of an open database changes when it is closed at the latest.
+    """
+    return f"{digest} {database.st_ino} {database.st_size} {database.st_ctime_ns}"
 
 
 def main() -> None:
@@ -127,7 +132,7 @@ def _write(rows: dict[bytes, Row], digest: str, lock_seconds: int, *, starts: bo
     if version is None:
         _write_file("schema", _SCHEMA)
     if starts:
-        _set_link(REGISTERED, registered_text(digest, birth_of(AT_FDCWD, DATABASE)))
+        _set_link(REGISTERED, registered_text(digest, os.stat(DATABASE)))
 
 
 def _is_own(name: bytes) -> bool:

@@ -293,10 +293,35 @@ def test_what_was_registered_last_need_not_be_written_again(sandbox: Sandbox, ni
     assert not is_registered(rootfs, "web", encode([registration(LIBRARY)], WEB))
     more = encode([registration(LIBRARY, LIBRARY), registration(SYSTEM, LIBRARY, SYSTEM)], SHOP)
     assert not is_registered(rootfs, "web", more), "a copy has another uuid"
-    write(sandbox, more, starts=False)
-    assert is_registered(rootfs, "web", ROWS), "a start registers more than an update"
-    insert(sandbox, nix, OWN)
-    assert is_registered(rootfs, "web", ROWS)
+    with closing(opened_database(nix)) as db:
+        assert db.execute("select count(*) from ValidPaths").fetchone() == (2,)
+    assert is_registered(rootfs, "web", ROWS), "Nix inside has only looked"
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("change", ["deleted", "added", "grown"])
+def test_what_was_written_since_the_last_start_is_written_again(
+    sandbox: Sandbox, nix: Path, change: str, in_order: bool
+) -> None:
+    """Nix forgets a path, and then deletes it. If it is killed in between, the path is there."""
+    write(sandbox)
+    with contextlib.ExitStack() as files:
+        if not in_order:  # the log is moved to the database when the last process closes it
+            reader = files.enter_context(closing(opened_database(nix)))
+            reader.execute("select count(*) from ValidPaths").fetchone()
+        if change == "deleted":
+            with closing(opened_database(nix)) as db:
+                db.execute("delete from Refs")
+                db.execute("delete from ValidPaths where path = ?", (f"/nix/store/{SYSTEM}",))
+        elif change == "added":
+            insert(sandbox, nix, GONE)
+        else:
+            write(sandbox, encode([registration(DEEP)], WEB), starts=False)
+        give_to_root_inside(sandbox, nix)
+        assert not is_registered(str(sandbox.rootfs), "web", ROWS)
+    write(sandbox)
+    assert is_registered(str(sandbox.rootfs), "web", ROWS)
+    assert set(rows_of(nix)) == {SYSTEM, LIBRARY}
 
 
 @pytest.mark.parametrize("damage", ["database", "copy", "file", "fifo", "text", "directory"])
@@ -333,12 +358,12 @@ def test_a_restored_database_with_the_same_inode_number_is_written_again(
     """A file system gives the number of a file that is gone to a later one."""
     write(sandbox)
     database, mark = (nix / "var/nix/db" / name for name in ("db.sqlite", "inx-registered"))
-    digest, inode, born = os.readlink(mark).split()
+    digest, inode, *rest = os.readlink(mark).split()
     assert inode == str(database.stat().st_ino)
     shutil.copy(database, nix / "restored")
     (nix / "restored").rename(database)
     mark.unlink()
-    mark.symlink_to(f"{digest} {database.stat().st_ino} {born}")
+    mark.symlink_to(" ".join([digest, str(database.stat().st_ino), *rest]))
     assert not is_registered(str(sandbox.rootfs), "web", ROWS)
 
 

@@ -246,10 +246,14 @@ def test_a_start_that_shows_the_same_registers_nothing(nix: Path, tmp_path: Path
     def life() -> None:
         with started(deployment) as (sandbox, _):
             before = written(rootfs)
+        with started(deployment) as (sandbox, _):
+            assert there(sandbox) == FIRST
+            assert written(rootfs) == before
             sandbox.inside(partial(register, OWN))
         with started(deployment) as (sandbox, _):
             assert there(sandbox) == FIRST | {OWN}
-            assert written(rootfs) == before
+            assert written(rootfs) != before
+            before = written(rootfs)
             sandbox.inside(partial(os.chmod, store_path(LIB1), 0o700))
         with started(deployment) as (sandbox, _):
             assert written(rootfs) != before

@@ -28,7 +28,7 @@ from inx_sidecar.container.locked_mounts import HostDirectory
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.overlay import ENTRIES, add_entries
 from inx_sidecar.container.own_store import apply_record, clone_root
-from inx_sidecar.container.upper_layer import own_names, uncover
+from inx_sidecar.container.upper_layer import cover, own_names, uncover
 from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.safe_open import open_directory, unusable_path_error
 from inx_sidecar.kernel.superblocks import drop_cached_names, is_overlay
@@ -175,14 +175,17 @@ async def _let_appear(
 
     def appear() -> forked.Result:
         with opened(container.enter()) as root, opened(clone_root(root)) as rootfs:
-            uncover(rootfs, names, name)
+            covered = uncover(rootfs, names, name)
             set_roots(rootfs, roots, name, keep_others=True)
             with opened(open_directory(root, paths.STORE_INSIDE, name)) as store:
                 for _ in range(_LOOKS):
-                    with suppress(OSError):  # then the look tells
-                        drop_cached_names(store, os.fstat(store).st_dev)
+                    _forget_names(store)
                     if _shows(store, names):
                         return None, [open_directory(rootfs, "nix", name)]
+                # The kernel refuses a directory that was in use when it was deleted (ESTALE): the
+                # collector inside would fail at it, too.
+                cover(rootfs, covered, name)
+                _forget_names(store)
         raise MountError(
             f"the new paths do not appear in the store of {name!r}; restart the instance"
         )
@@ -190,6 +193,11 @@ async def _let_appear(
     action = f"showing more in the store of {name!r}"
     _, fds = await forked.run_in_child(appear, action, fds=container.fds, instance=name)
     return fds[0]
+
+
+def _forget_names(store: int) -> None:
+    with suppress(OSError):  # then a look tells
+        drop_cached_names(store, os.fstat(store).st_dev)
 
 
 def _shows(store: int, names: Collection[str]) -> bool:

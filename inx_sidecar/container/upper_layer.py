@@ -68,15 +68,27 @@ def own_names(rootfs: int, names: Iterable[str], instance: str) -> list[str]:
         return [name for name in names if _is_whiteout(upper, name) is False]
 
 
-def uncover(rootfs: int, names: Iterable[str], instance: str) -> None:
-    """Remove the whiteouts of `names`, in a child that is the container's root.
+def uncover(rootfs: int, names: Iterable[str], instance: str) -> list[str]:
+    """Remove the whiteouts of `names`, in a child that is the container's root. Returns the names
+    that had one.
 
     While the overlay is mounted, it has to forget its cached names afterwards.
     """
     with opened(open_directory(rootfs, paths.UPPER_INSIDE, instance)) as upper:
+        covered = [name for name in names if _is_whiteout(upper, name)]
+        for name in covered:
+            _remove(upper, name, instance)
+    return covered
+
+
+def cover(rootfs: int, names: Iterable[str], instance: str) -> None:
+    """Make the whiteouts again that `uncover` has removed. Everybody may make them (mknod(2))."""
+    with opened(open_directory(rootfs, paths.UPPER_INSIDE, instance)) as upper:
         for name in names:
-            if _is_whiteout(upper, name):
-                _remove(upper, name, instance)
+            try:
+                os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=upper)
+            except OSError as error:
+                raise unusable_path_error(f"{paths.UPPER_INSIDE}/{name}", instance, error) from None
 
 
 def has_trash(rootfs: str, instance: str) -> bool:

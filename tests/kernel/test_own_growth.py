@@ -135,6 +135,32 @@ def test_what_was_deleted_inside_is_shown_again(machine: Machine, store: Path) -
         assert inside == facts_of(str(store), NAMES | MORE)
 
 
+def test_what_was_deleted_inside_while_it_was_in_use_stays_deleted(machine: Machine) -> None:
+    """The kernel refuses to show it: its inode is still that of what was deleted (ESTALE)."""
+
+    def life() -> Iterator[tuple[Set[str], Set[str]]]:
+        used = os.open(f"/nix/store/{DIRECTORY}/bin/deep/file", os.O_RDONLY)
+        shutil.rmtree(f"/nix/store/{DIRECTORY}")
+        os.unlink(f"/nix/store/{FILE}")
+        for _ in range(2):
+            names = os.listdir("/nix/store")
+            yield set(names), {name for name in names if os.lstat(f"/nix/store/{name}")}
+        os.close(used)
+        yield set(), set()
+
+    with machine.start(NAMES | {FILE}) as started:
+        with steps(started.sandbox, life) as step:
+            left = NAMES - {DIRECTORY}
+            assert step() == (left, left)
+            with pytest.raises(MountError, match="do not appear in the store of 'web'; restart"):
+                started.grow({DIRECTORY, FILE, ODD})
+            assert step() == (left | {ODD}, left | {ODD})
+            assert hidden_names(str(machine.rootfs), "web", MORE) == {DIRECTORY, FILE}
+            step()
+        started.grow({DIRECTORY, FILE, ODD})
+        assert listed(started.sandbox) == NAMES | {FILE, ODD}
+
+
 def test_growing_again_completes_what_was_left_half_made(web: Started, store: Path) -> None:
     entries = web.layer / "entries"
     web.grow({FILE})

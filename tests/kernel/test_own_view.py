@@ -171,8 +171,8 @@ def register(name: str, *needed: str) -> None:
         db.commit()
 
 
-def collect(names: Iterable[str], killed_at: str = "") -> None:
-    """As the collector of Nix inside, which may be killed while it deletes `killed_at`."""
+def forget(names: Iterable[str]) -> None:
+    """The paths are not valid any more inside."""
     with closing(sqlite3.connect("/nix/var/nix/db/db.sqlite")) as db:
         for name in names:
             query = "select id from ValidPaths where path = ?"
@@ -180,6 +180,11 @@ def collect(names: Iterable[str], killed_at: str = "") -> None:
             db.execute("delete from Refs where referrer = ?", number)
             db.execute("delete from ValidPaths where id = ?", number)
         db.commit()
+
+
+def collect(names: Iterable[str], killed_at: str = "") -> None:
+    """As the collector of Nix inside, which may be killed while it deletes `killed_at`."""
+    forget(names)
     for name in names:
         if store_path(name) == killed_at:
             os.chmod(killed_at, 0o700)
@@ -275,6 +280,34 @@ def test_killed_builds_and_collections_hinder_no_start(nix: Path, tmp_path: Path
             assert there(sandbox) == FIRST
             sandbox.inside(partial(os.mkdir, store_path(TWO)))
         with started(deployment_of(rootfs, TWO)) as (sandbox, _):
+            assert there(sandbox) == FIRST | SECOND
+
+    on_host(nix, tmp_path, life)
+
+
+@pytest.mark.parametrize("has_begun", [False, True], ids=["forgotten", "half deleted"])
+def test_a_start_completes_what_a_collector_has_left_that_was_killed(
+    nix: Path, tmp_path: Path, has_begun: bool
+) -> None:
+    """Nix forgets a path, and then deletes it."""
+    rootfs = make_rootfs(tmp_path / "rootfs")
+    one, two = deployment_of(rootfs, ONE), deployment_of(rootfs, TWO)
+
+    def delete_a_part() -> None:
+        forget([TWO, LIB2])
+        for name in [TWO, LIB2] if has_begun else []:
+            os.chmod(store_path(name), 0o755)
+            os.unlink(f"{store_path(name)}/file")
+
+    def life() -> None:
+        with started(one) as (sandbox, attached):
+            update(sandbox, attached, two)
+        for deployment in (one, two):
+            with started(deployment) as (sandbox, _):
+                assert there(sandbox) == FIRST | SECOND
+                assert sandbox.inside(Path(f"{store_path(TWO)}/file").read_text)
+                sandbox.inside(delete_a_part)
+        with started(one) as (sandbox, _):
             assert there(sandbox) == FIRST | SECOND
 
     on_host(nix, tmp_path, life)

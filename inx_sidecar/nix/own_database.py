@@ -162,6 +162,11 @@ async def _run_writer(
             # The kernel does not kill a process that waits for a disk that does not answer.
             async with asyncio.timeout(_REAP_SECONDS):
                 await process.wait()
+    if not answer and process.returncode == -signal.SIGKILL:
+        raise InstanceError(
+            f"the program that writes the Nix database inside {name!r} was killed; restart the "
+            "instance, or set user.inx.update, to try again"
+        )
     return one_line(answer.decode(errors="replace"))
 
 

@@ -621,7 +621,10 @@ def test_a_kill_at_any_moment_leaves_all_rows_or_none(unprivileged: Sandbox) -> 
         try:
             await task
         except InstanceError as error:
-            assert "the program that reads it has ended" in str(error)
+            assert str(error) == (
+                "the program that writes the Nix database inside 'web' was killed; restart the "
+                "instance, or set user.inx.update, to try again"
+            )
             return True
         return False
 

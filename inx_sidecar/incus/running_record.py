@@ -50,6 +50,8 @@ class Running:
     `sealed`: this start has given each generation whose seal counts the seal of this instance.
     `view`: the directory that has the entries of what a store of its own shows; empty without such
     a store. `view_device`: the device number of the overlay over it (kernel/superblocks.py).
+    `incomplete`: how many paths that were built inside this start has made invalid, since they need
+    others that are not shown.
     """
 
     facts: LxcFacts
@@ -72,6 +74,7 @@ class Running:
     sealed: bool = False
     view: str = ""
     view_device: int = 0
+    incomplete: int = 0
 
     @property
     def system(self) -> str:

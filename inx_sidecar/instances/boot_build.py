@@ -182,9 +182,9 @@ class BootBuilder:
                 state.container, deployment, boot.system, [], change
             )  # fmt: skip
             state.mapped = attached.mapped
-            Running.amend(
-                instance.uuid, view=attached.view, view_device=attached.view_device
-            )  # fmt: skip
+            running = Running.load(instance.uuid)
+            if running is not None:
+                attached.added_to(running).save(instance.uuid)
         elif deployment.spec.isolated:
             store = await deployment.store(boot.system)
             state.mapped = await attach_store_over(state.container, store, change)

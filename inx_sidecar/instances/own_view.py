@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from inx_sidecar.base import paths
@@ -56,6 +56,13 @@ class Attached:
     mapped: bool
     view: str = ""
     view_device: int = 0
+    incomplete: int = 0
+
+    def added_to(self, running: Running) -> Running:
+        return replace(
+            running,
+            view=self.view, view_device=self.view_device, incomplete=self.incomplete,
+        )  # fmt: skip
 
 
 async def attach(
@@ -72,11 +79,14 @@ async def attach(
     """
     instance = deployment.instance
     start = await _plan(deployment, system)
+    incomplete = 0
     if start.rows is not None:
         # Before anything is mounted: if that fails, another system is tried.
         with opened(await open_nix(container)) as nix:
             user = None if container.privileged else container.user
-            await own_database.write(nix, user, start.rows, container.name, starts=True)
+            incomplete = await own_database.write(
+                nix, user, start.rows, container.name, starts=True
+            )
     layer = _make_layer(instance.uuid)
     view = HostDirectory(paths.STORE, paths.OWN_INSIDE, entries=start.shown.names, layer=layer)
     try:
@@ -88,7 +98,7 @@ async def attach(
         # A start that fails again and again leaves nothing in /run.
         await asyncio.to_thread(shutil.rmtree, layer, ignore_errors=True)
         raise
-    return Attached(store.mapped, layer, store.view_device)
+    return Attached(store.mapped, layer, store.view_device, incomplete)
 
 
 @asynccontextmanager
@@ -114,6 +124,15 @@ async def shown(
         _inner_roots(deployment, "next", system),
     ):  # fmt: skip
         yield
+
+
+def incomplete_text(count: int) -> str:
+    """What the status tells of `Attached.incomplete`."""
+    if count == 0:
+        return ""
+    if count == 1:
+        return "1 store path that was built inside lacks what it needs; build it again"
+    return f"{count} store paths that were built inside lack what they need; build them again"
 
 
 def other_views(uuid: str, view: str) -> list[str]:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ _SECONDS: Final = 20
 _LOCK_SECONDS: Final = 5
 _REAP_SECONDS: Final = 2.0
 _ANSWER_MAX: Final = 400
+_COUNT: Final = re.compile("[0-9]{1,9}")
 # It changes with what the program writes for the same rows.
 _FORMAT: Final = 1
 
@@ -98,8 +100,10 @@ async def write(
     starts: bool,
     seconds: int = _SECONDS,
     lock_seconds: int = _LOCK_SECONDS,
-) -> None:
-    """Register `rows` in the database of `instance`, as the container's root.
+) -> int:
+    """Register `rows` in the database of `instance`, as the container's root. Returns how many
+    paths that the instance has made itself are not valid any more, since they need others that are
+    not there.
 
     `nix` is an O_PATH descriptor of /nix in the instance's root file system, on a mount that
     follows no link and has no devices. `user` is the user namespace of the container, None for a
@@ -117,6 +121,7 @@ async def write(
     word, _, rest = text.partition(" ")
     if word != "ok":
         _raise(word, rest, instance)
+    return int(rest) if _COUNT.fullmatch(rest) else 0
 
 
 async def _run_writer(

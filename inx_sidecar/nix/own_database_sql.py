@@ -87,7 +87,7 @@ def write_rows(
     starts: bool,
     is_new: bool,
     lock_seconds: int,
-) -> None:
+) -> int:
     """Register `rows` in the database `file`, all of them or none.
 
     `own` tells whether the instance has a path of this name itself. With `starts`, the database
@@ -95,6 +95,8 @@ def write_rows(
     and rows of the same paths become the host's, also where a build or a collection that was killed
     has left a part of the path. Otherwise rows are only added: Nix inside may have built the same
     path with another content. Refused if it has begun to.
+
+    Returns how many of the instance's own paths lost their row, since they need what is not there.
 
     sqlite3.Error or Refused if the database cannot be written, or is not what Nix makes.
     """
@@ -110,10 +112,10 @@ def write_rows(
         _check_tables(db)
         for statement in _STATEMENTS:
             db.execute(statement)
-        if starts:
-            _purge(db, rows, own)
+        lost = _purge(db, rows, own) if starts else 0
         _register(db, rows, own, replace=starts)
         db.execute("commit")
+    return lost
 
 
 def _authorize(
@@ -143,17 +145,16 @@ def _check_tables(db: sqlite3.Connection) -> None:
         raise Refused(f"unreadable {_text_of(name)} is not a table")
 
 
-def _purge(db: sqlite3.Connection, rows: Mapping[bytes, Row], own: Callable[[bytes], bool]) -> None:
-    """Remove the rows of paths that are not there, and all that refers to them."""
-
-    def is_there(path: object) -> bool:
-        if not isinstance(path, bytes) or not path.startswith(STORE):
-            return False
-        name = path.removeprefix(STORE)
-        return name in rows or own(name)
-
-    found = db.execute("select id, path from ValidPaths").fetchall()
-    gone = {number for number, path in found if not is_there(path)}
+def _purge(db: sqlite3.Connection, rows: Mapping[bytes, Row], own: Callable[[bytes], bool]) -> int:
+    """Remove the rows of paths that are not there, and all that refers to them. Returns how many of
+    these are the instance's own."""
+    gone: set[int] = set()
+    own_ones: set[int] = set()
+    for number, path in db.execute("select id, path from ValidPaths").fetchall():
+        is_name = isinstance(path, bytes) and path.startswith(STORE)
+        name = path.removeprefix(STORE) if is_name else b""
+        if name not in rows:
+            (own_ones if own(name) else gone).add(number)
     todo = list(gone)
     while todo:
         wanted = (todo.pop(),)
@@ -163,6 +164,7 @@ def _purge(db: sqlite3.Connection, rows: Mapping[bytes, Row], own: Callable[[byt
                 todo.append(referrer)
     for statement in ("delete from Refs where referrer = ?", "delete from ValidPaths where id = ?"):
         db.executemany(statement, ((number,) for number in gone))
+    return len(gone & own_ones)
 
 
 def _register(

@@ -89,8 +89,8 @@ def _run(user: str, nix: str, mode: str, digest: str, seconds: str, lock_seconds
         _become_root_inside(None if user == "-" else int(user), int(nix), int(seconds))
     except OSError as error:
         raise Refused(f"failed {error.strerror}") from None
-    _write(rows, digest, int(lock_seconds), starts=mode == "start")
-    return "ok"
+    lost = _write(rows, digest, int(lock_seconds), starts=mode == "start")
+    return f"ok {lost}"
 
 
 def _become_root_inside(user: int | None, nix: int, seconds: int) -> None:
@@ -118,7 +118,8 @@ def _read_rows(lines: Iterable[bytes]) -> dict[bytes, Row]:
     return rows
 
 
-def _write(rows: dict[bytes, Row], digest: str, lock_seconds: int, *, starts: bool) -> None:
+def _write(rows: dict[bytes, Row], digest: str, lock_seconds: int, *, starts: bool) -> int:
+    """As write_rows, in the directory of the database."""
     with contextlib.suppress(FileExistsError):
         os.makedirs(_DIRECTORY)
     os.chdir(_DIRECTORY)
@@ -128,11 +129,14 @@ def _write(rows: dict[bytes, Row], digest: str, lock_seconds: int, *, starts: bo
     is_new = not _is_used(DATABASE)
     for suffix in ("-wal", "-shm", "-journal"):
         _is_used(f"{DATABASE}{suffix}")
-    write_rows(DATABASE, rows, _is_own, starts=starts, is_new=is_new, lock_seconds=lock_seconds)
+    lost = write_rows(
+        DATABASE, rows, _is_own, starts=starts, is_new=is_new, lock_seconds=lock_seconds
+    )
     if version is None:
         _write_file("schema", _SCHEMA)
     if starts:
         _set_link(REGISTERED, registered_text(digest, os.stat(DATABASE)))
+    return lost
 
 
 def _is_own(name: bytes) -> bool:

@@ -10,6 +10,8 @@ import pytest
 from support.disposable import Host
 from support.gc import add_to_store, assert_kept, build, run_inside, said_inside
 from support.incus import Incus
+from support.own import build as build_inside
+from support.own import is_right, own, part_of, system, update
 from support.services import PROGRAM, journal, restart_sidecar, sync
 
 from inx_sidecar.links.indirect_roots import name_of
@@ -321,3 +323,52 @@ def test_an_isolated_instance_is_built_from_its_source_whatever_its_links_say(
         carry(incus, there, f"/srv/{incus.prefix}")
         there.start(name)
         runs(there, name, two, "two", "10")
+
+
+@pytest.mark.isolated
+def test_a_store_of_its_own_has_there_what_that_host_shows_and_what_needs_nothing_else(
+    incus: Incus, there: Incus
+) -> None:
+    one, two = system(incus, 1), system(incus, 2)
+    name, (part, other) = own(incus, one), (part_of(incus, path) for path in (one, two))
+    build_inside(incus, name, "lost", part, "/root/lost")
+    update(incus, name, two)
+    build_inside(incus, name, "kept", other, "/root/kept")
+    build_inside(incus, name, "further", "$(readlink /root/lost)", "/root/further")
+    is_right(incus, name)
+    with cache(incus, there, two):
+        moved(incus, there, name, one, two)
+        there.start(name)
+        # What cannot be valid there: lost, further, and their derivations.
+        told = "ready .4 store paths that were built inside lack what they need; build them again.$"
+        there.wait_status(name, told)
+    for sidecar in ("that began it", "that took over"):
+        for path in (two, other, "/root/kept/part"):
+            assert there.inside(name, f"test -e {path}"), path
+        assert not there.inside(name, f"test -e {part}") and not holds(there, part)
+        valid = there.said(name, "nix", "path-info", "--all")
+        assert "-kept" in valid and not re.search("-lost|-further", valid)
+        there.sh(name, "nix-store --verify --check-contents")
+        restart_sidecar(there.host)
+        sync(there.host)
+        assert re.match(told, there.status(name)), sidecar
+    # Nix inside builds one of them again, and collects what is left of the others.
+    build_inside(there, name, "lost", other, "/root/lost")
+    there.sh(name, "nix-store --gc")
+    is_right(there, name)
+    there("restart", "-f", name)
+    there.wait_inside(name)
+    there.wait_status(name, "ready$")
+    is_right(there, name)
+    assert there.inside(name, "grep -q lost /root/lost/ids && ! test -e /root/further/ids")
+
+    # Back on the first host, whatever was shown there before.
+    there("stop", "-f", name)
+    incus("delete", "-f", name)
+    there("export", name, f"/srv/{name}-back.tar", "--compression=none")
+    carry(there, incus, f"/srv/{name}-back.tar")
+    incus("import", f"/srv/{name}-back.tar")
+    incus.start(name)
+    incus.wait_inside(name)
+    incus.wait_status(name, "ready$")
+    is_right(incus, name)

@@ -67,13 +67,13 @@ def write(
     starts: bool = True,
     seconds: int = 20,
     lock_seconds: int = 5,
-) -> None:
-    asyncio.run(written(sandbox, rows, starts, seconds, lock_seconds))
+) -> int:
+    return asyncio.run(written(sandbox, rows, starts, seconds, lock_seconds))
 
 
 async def written(
     sandbox: Sandbox, rows: Rows, starts: bool = True, seconds: int = 20, lock_seconds: int = 5
-) -> None:
+) -> int:
     with contextlib.ExitStack() as fds:
         clone = fds.enter_context(opened(open_tree(AT_FDCWD, str(sandbox.rootfs))))
         flags = MOUNT_ATTR_NOSYMFOLLOW | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
@@ -83,7 +83,7 @@ async def written(
         if not sandbox.privileged:
             user = os.open(f"/proc/{sandbox.pid}/ns/user", os.O_RDONLY)
             fds.callback(os.close, user)
-        await own_database.write(
+        return await own_database.write(
             place, user, rows, "web", starts=starts, seconds=seconds, lock_seconds=lock_seconds
         )
 
@@ -190,8 +190,10 @@ def test_a_start_keeps_what_nix_inside_has_and_removes_what_is_not_there(
     for name in (OWN, DEEP, above):
         (nix / ".inx/upper" / name).mkdir()
     os.mknod(nix / ".inx/upper" / hidden, stat.S_IFCHR, os.makedev(0, 0))
-    write(sandbox)
+    # What the instance has made, and cannot be valid any more, is counted.
+    assert write(sandbox) == len((DEEP, above))
     assert rows_of(nix) == SHOWN | {OWN: ("sha256:own", [LIBRARY, OWN])}
+    assert write(sandbox) == 0
 
 
 def test_outputs_of_a_derivation_that_is_gone_are_forgotten(sandbox: Sandbox, nix: Path) -> None:

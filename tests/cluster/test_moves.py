@@ -16,6 +16,8 @@ from support.gc import (
     root_name,
 )
 from support.incus import POOL, Incus
+from support.own import build as build_inside
+from support.own import is_right
 from support.pages import blocks
 from support.services import check, journal, sync
 
@@ -211,6 +213,35 @@ def test_an_evacuation_and_a_restoration_carry_all_and_leave_nothing(
     assert in_store(a.host, kept)
     assert_let_go(there, name, uuids[0])
     assert_kept(a, system, kept)
+    assert [check(member.host) for member in members] == [(0, [])] * len(members)
+
+
+def test_a_store_of_its_own_moves_and_shows_what_that_member_has(
+    caches: None, members: list[Incus]
+) -> None:
+    """Its flake gives another system there, so what was built against the former one is told."""
+    a, b = members[:2]
+    name = launch(a, "own", store="own")
+    uuid = a.uuid(name)
+    former = a.get(name, "user.inx.status.system")
+    box = a.sh(name, "ls -d /nix/store/*-busybox").stdout.strip()
+    build_inside(a, name, "kept", box, "/root/kept")
+    build_inside(a, name, "lost", former, "/root/lost")
+    is_right(a, name)
+    a("stop", "-f", name)
+    b.flake(greeting="another", directory="/srv/own")
+    for here, there, told in ((a, b, "ready .2 store paths .* lack what"), (b, a, "ready$")):
+        a("move", name, "--target", there.host.name)
+        there.start(name)
+        there.wait_inside(name)
+        there.wait_status(name, told)
+        assert_let_go(here, name, uuid)
+        collect_when_idle(there)
+        there.sh(name, "nix-store --gc")
+        is_right(there, name)
+        assert there.inside(name, "test -x /root/kept/part/bin/sh && ! test -e /root/lost")
+        assert (there.get(name, "user.inx.status.system") == former) == (there is a)
+        there("stop", "-f", name)
     assert [check(member.host) for member in members] == [(0, [])] * len(members)
 
 

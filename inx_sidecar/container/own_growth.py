@@ -46,6 +46,7 @@ _LOOKS: Final = 5
 @asynccontextmanager
 async def grown(
     container: Container,
+    rootfs: str,
     view: HostDirectory,
     view_device: int,
     rows: Rows,
@@ -56,19 +57,27 @@ async def grown(
 ) -> AsyncIterator[None]:
     """Show the entries of `view` as well, and register `rows`. `roots` are added to what inx keeps
     from the garbage collector inside. No collection runs inside until the end of the context.
+    `rootfs` is the root file system of the instance on the host.
 
     `view` and `view_device` are those of the start of this container (own_store.OwnStore). `record`
     is applied before anything is registered. What is shown already stays.
 
-    InstanceError if the shown layer was unmounted inside, a collection inside does not end within
-    `lock_seconds`, or the paths cannot be registered; MountError if they do not appear.
+    InstanceError if the shown layer was unmounted inside, if another root directory is there, if a
+    collection inside does not end within `lock_seconds`, or if the paths cannot be registered;
+    MountError if they do not appear.
     """
     names = view.entries or frozenset()
+    try:
+        top = os.stat(rootfs)
+    except OSError as error:
+        raise InstanceError(
+            f"cannot open {rootfs} of {container.name!r}: {error.strerror}"
+        ) from None
     with ExitStack() as fds:
-        own, lock = await _lock_collector(container, names, record, lock_seconds)
+        own, lock = await _lock_collector(container, top, names, record, lock_seconds)
         fds.enter_context(opened(lock))
         await _add_to_view(container, view, names - own, view_device)
-        nix = await _let_appear(container, names, roots)
+        nix = await _let_appear(container, top, names, roots)
         with opened(nix):
             user = None if container.privileged else container.user
             await own_database.write(nix, user, rows, container.name, starts=False)
@@ -76,7 +85,11 @@ async def grown(
 
 
 async def _lock_collector(
-    container: Container, names: Collection[str], record: Record, seconds: float
+    container: Container,
+    top: os.stat_result,
+    names: Collection[str],
+    record: Record,
+    seconds: float,
 ) -> tuple[frozenset[str], int]:
     """Apply `record`, and wait until no collection runs inside. Returns those of `names` that Nix
     inside has made, and a descriptor that holds the lock.
@@ -86,7 +99,7 @@ async def _lock_collector(
     name = container.name
 
     def lock() -> forked.Result:
-        with opened(container.enter()) as root, opened(clone_root(root)) as rootfs:
+        with opened(container.enter()) as root, opened(_clone(root, top, name)) as rootfs:
             with opened(open_directory(rootfs, _NIX_STATE, name, make=True)) as state:
                 fd = _open_lock(state, name)
             fcntl.flock(fd, fcntl.LOCK_SH)
@@ -107,6 +120,20 @@ async def _lock_collector(
             "shown; end it, or set user.inx.update to try again"
         ) from None
     return frozenset(own), fd
+
+
+def _clone(root: int, top: os.stat_result, instance: str) -> int:
+    """As own_store.clone_root, if `root` is the directory with the status `top`.
+
+    Root inside may mount another file system over it. The sidecar gets files that were opened
+    below, and whoever closes a file of FUSE waits for an answer (fuse_flush in fs/fuse/file.c).
+    """
+    if os.path.samestat(os.fstat(root), top):
+        return clone_root(root)
+    raise InstanceError(
+        f"another file system is mounted over the root directory of {instance!r}, so the new "
+        "system cannot be shown; restart the instance"
+    )
 
 
 def _open_lock(state: int, instance: str) -> int:
@@ -167,14 +194,14 @@ def _unmounted_error(instance: str) -> InstanceError:
 
 
 async def _let_appear(
-    container: Container, names: Collection[str], roots: Mapping[str, str]
+    container: Container, top: os.stat_result, names: Collection[str], roots: Mapping[str, str]
 ) -> int:
     """Let the store show `names`, also those that were deleted inside, and add `roots`; a
     descriptor of /nix in the root file system, as in own_store.OwnStore."""
     name = container.name
 
     def appear() -> forked.Result:
-        with opened(container.enter()) as root, opened(clone_root(root)) as rootfs:
+        with opened(container.enter()) as root, opened(_clone(root, top, name)) as rootfs:
             covered = uncover(rootfs, names, name)
             set_roots(rootfs, roots, name, keep_others=True)
             with opened(open_directory(root, paths.STORE_INSIDE, name)) as store:

@@ -119,7 +119,7 @@ async def shown(
     rows = await _encoded(await registrations_of(names), instance.uuid)
     sealer = sealer_of(instance)
     async with grown(
-        container, view, running.view_device, rows,
+        container, instance.rootfs, view, running.view_device, rows,
         Record({path: sealer.seal_of(path) for path in tops}),
         _inner_roots(deployment, "next", system),
     ):  # fmt: skip

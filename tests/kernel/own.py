@@ -91,6 +91,7 @@ class Started:
         with Container(self.sandbox.pid, "web") as container:
             async with grown(
                 container,
+                str(self.sandbox.rootfs),
                 view,
                 self.store.view_device,
                 rows,

@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 from support.containers import MNT_DETACH, Sandbox, umount
+from support.fuse import answering
 
 from inx_sidecar.base.errors import InstanceError, MountError, SystemMissingError
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, mount, unshare
@@ -155,7 +156,7 @@ def test_what_was_deleted_inside_while_it_was_in_use_stays_deleted(machine: Mach
             with pytest.raises(MountError, match="do not appear in the store of 'web'; restart"):
                 started.grow({DIRECTORY, FILE, ODD})
             assert step() == (left | {ODD}, left | {ODD})
-            assert hidden_names(str(machine.rootfs), "web", MORE) == {DIRECTORY, FILE}
+            assert hidden_names(machine.rootfs, MORE) == {DIRECTORY, FILE}
             step()
         started.grow({DIRECTORY, FILE, ODD})
         assert listed(started.sandbox) == NAMES | {FILE, ODD}
@@ -376,3 +377,20 @@ def test_the_upper_layer_is_still_refused_to_be_the_hosts(web: Started, store: P
 
     web.sandbox.inside(write)
     assert facts_of(str(store), SHOWN | {HIDDEN}) == before
+
+
+def test_the_sidecar_itself_asks_no_file_system_of_the_container(web: Started) -> None:
+    """Whoever closes a file waits for the file system, as long as that likes."""
+    inside = {"nix", "var", ".inx", "shown", "upper", "store"}
+    with answering(web.sandbox, "/", inside) as requests:
+        with pytest.raises(InstanceError) as caught:
+            web.grow(MORE)
+        processes = requests.processes()
+        assert processes and os.getpid() not in processes
+    assert str(caught.value) == (
+        "another file system is mounted over the root directory of 'web', so the new system cannot "
+        "be shown; restart the instance"
+    )
+    web.sandbox.inside(partial(umount, "/", MNT_DETACH))
+    web.grow(MORE)
+    assert listed(web.sandbox) == NAMES | MORE

@@ -1,15 +1,17 @@
 """FUSE file systems in a container of the tests."""
 
+import contextlib
 import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from unittest.mock import patch
 
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, mount, setns
 from support.attacker import stalling
+from support.attacker.answering import Answers
 from support.attacker.stalling import never_answer_below_overlay
 from support.containers import Sandbox
 from support.links import Web
@@ -86,6 +88,45 @@ def hanging_below_overlay(web: Web, place: str) -> Iterator[int]:
             said += part
         assert said == b'"mounted"\n', said
         yield ready
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+
+
+class Requests:
+    """The processes that have asked the file system of `answering` for anything."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def processes(self) -> set[int]:
+        os.set_blocking(self._pipe, False)
+        found = b""
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._pipe, 1 << 16):
+                found += part
+        return {int(line) for line in found.split()}
+
+
+@contextmanager
+def answering(sandbox: Sandbox, place: str, directories: Set[str]) -> Iterator[Requests]:
+    """A FUSE file system at `place` that answers at once. Each of its directories has
+    `directories`, and a file for each other name that somebody opens to write."""
+    ready, report = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            fuse = _enter_with_fuse(sandbox)
+            options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"
+            mount("answers", place, "fuse", 0, options)
+            Answers(fuse, report, directories).serve()
+        finally:
+            os._exit(1)
+    os.close(report)
+    try:
+        assert os.read(ready, 16), "no FUSE file system"
+        yield Requests(ready)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

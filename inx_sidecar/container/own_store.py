@@ -30,7 +30,7 @@ from inx_sidecar.container.locked_mounts import (
     move_mounts,
 )
 from inx_sidecar.container.namespaces import Container
-from inx_sidecar.container.upper_layer import give_way
+from inx_sidecar.container.upper_layer import clear_work, give_way
 from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.safe_open import open_directory, unusable_path_error
 from inx_sidecar.kernel.superblocks import OVERLAY, kind_name, kind_of
@@ -134,6 +134,7 @@ async def attach_own_store(
         with opened(open_directory(root, view.target, name)) as place:
             shown = open_tree(place, "")
         give_way(rootfs, names, uncovered, name)
+        clear_work(rootfs, name)
         store = _mount_store(shown, rootfs, name)
         setns(container.mount, CLONE_NEWNS)
         move_mounts([store], root, [paths.STORE_INSIDE], name)

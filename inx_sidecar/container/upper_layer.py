@@ -22,6 +22,9 @@ from inx_sidecar.kernel.syscalls import open_tree, opened
 
 _TOKEN_BYTES: Final = 4
 _AT_ONCE: Final = 10_000
+# What the overlay uses in its work directory (OVL_WORKDIR_NAME in fs/overlayfs/super.c).
+_WORK: Final = "work"
+_FEW: Final = 16
 
 
 def entries(rootfs: str, instance: str, names: Iterable[str]) -> dict[str, bool]:
@@ -56,10 +59,40 @@ def give_way(rootfs: int, names: Iterable[str], uncovered: Iterable[str], instan
                 _remove(upper, name, instance)
         others = [name for name in names if kinds[name] is False]
         if others:
-            place = f"{paths.TRASH_INSIDE}/{secrets.token_hex(_TOKEN_BYTES)}"
-            with opened(open_directory(rootfs, place, instance, make=True)) as trash:
+            with opened(_new_trash(rootfs, instance)) as trash:
                 for name in others:
                     _move(upper, name, trash, instance)
+
+
+def clear_work(rootfs: int, instance: str) -> None:
+    """Move what is left in the work directory to the trash, in a child that is the container's
+    root, unless it is no more than a former overlay leaves there.
+
+    The kernel deletes it in mount(2) otherwise, however much root inside has put there, and however
+    long that takes (ovl_workdir_cleanup in fs/overlayfs/readdir.c).
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with opened(open_directory(rootfs, paths.WORK_INSIDE, instance)) as work:
+        try:
+            with opened(os.open(_WORK, flags, dir_fd=work)) as left, os.scandir(left) as found:
+                few = list(islice(found, _FEW + 1))
+                if len(few) <= _FEW and not any(e.is_dir(follow_symlinks=False) for e in few):
+                    return
+        except FileNotFoundError:
+            return
+        except OSError:
+            pass  # it is no directory: out of the way with it
+        with opened(_new_trash(rootfs, instance)) as trash:
+            try:
+                os.rename(_WORK, _WORK, src_dir_fd=work, dst_dir_fd=trash)
+            except OSError as error:
+                place = f"{paths.WORK_INSIDE}/{_WORK}"
+                raise unusable_path_error(place, instance, error) from None
+
+
+def _new_trash(rootfs: int, instance: str) -> int:
+    place = f"{paths.TRASH_INSIDE}/{secrets.token_hex(_TOKEN_BYTES)}"
+    return open_directory(rootfs, place, instance, make=True)
 
 
 def own_names(rootfs: int, names: Iterable[str], instance: str) -> list[str]:

@@ -279,6 +279,33 @@ def test_the_trash_of_any_depth_and_of_any_mode_is_emptied(web: Machine) -> None
         assert os.listdir(web.rootfs / "nix/.inx/trash") == []
 
 
+def deep(work: Path) -> None:
+    (work / "deep/deeper").mkdir(parents=True)
+
+
+def full(work: Path) -> None:
+    work.mkdir()
+    for number in range(20):
+        (work / str(number)).touch()
+
+
+def test_what_is_left_in_the_work_directory_is_not_deleted_by_the_mount(machine: Machine) -> None:
+    """The kernel would do it in mount(2), where nothing ends it, and root inside can fill it."""
+    work, trash = machine.rootfs / "nix/.inx/work/work", machine.rootfs / "nix/.inx/trash"
+    for make in (full, deep, Path.touch, lambda path: path.symlink_to("/mnt")):
+        with machine.start(NAMES):
+            assert not os.path.lexists(trash)
+        shutil.rmtree(work)
+        make(work)
+        os.chown(work, machine.first_id, machine.first_id, follow_symlinks=False)
+        with machine.start(NAMES) as started:
+            (left,) = trash.glob("*/work")
+            assert make is not full or len(os.listdir(left)) == 20
+            started.sandbox.inside(build)
+            started.sandbox.inside(partial(shutil.rmtree, f"/nix/store/{NEW}"))
+        shutil.rmtree(trash)
+
+
 @pytest.mark.parametrize("prefix", ["trusted.overlay", "user.overlay"])
 def test_attributes_that_are_planted_in_the_upper_layer_open_nothing(
     machine: Machine, prefix: str

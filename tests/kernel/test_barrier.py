@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from support.descriptors import open_descriptors
 from support.openers import Start, marks, open_requests, opens
 from support.sidecar import Sidecar
 from support.waiting import SECONDS, until
@@ -47,9 +48,9 @@ async def held(
 
 
 def test_this_kernel_can_hold_an_open() -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     barrier.probe()
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
 
 
 def test_an_opening_waits_for_the_answer_of_the_sidecar(
@@ -204,7 +205,7 @@ def test_the_end_of_the_barrier_allows_all_openings(gcroots: str, start: Start) 
 
 
 def test_the_barrier_leaves_no_descriptor_open(gcroots: str, start: Start) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
 
     async def main() -> None:
         async with Sidecar().running() as sidecar, guarding():
@@ -212,7 +213,7 @@ def test_the_barrier_leaves_no_descriptor_open(gcroots: str, start: Start) -> No
             await until(lambda: sidecar.asked)
 
     asyncio.run(main())
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_openings_do_not_wait_for_each_other(

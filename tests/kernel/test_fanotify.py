@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.containers import MS_BIND, plain
+from support.descriptors import open_descriptors
 from support.openers import Start, marks, open_requests, opens
 from support.waiting import eventually
 
@@ -97,13 +98,13 @@ def test_a_process_may_be_killed_while_it_waits(
 
 def test_many_opens_can_wait(group: PermissionGroup, gcroots: str, start: Start) -> None:
     group.mark(gcroots)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     openers = [start(opens(gcroots)) for _ in range(200)]
     for opening in open_requests(group, 200):
         group.allow(opening)
     for opener in openers:
         eventually(opener.succeeded)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_no_other_access_to_the_directory_waits(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.descriptors import open_descriptors
 from support.registrations import NEVER, SHOP, WEB, mirror, names, watching
 from support.waiting import until
 
@@ -204,7 +205,7 @@ def test_an_instance_that_begins_again_is_watched_once() -> None:
 
 
 def test_a_closed_watch_leaves_no_descriptor_and_no_task() -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
 
     async def main() -> None:
         async with watching(mirror()) as (_, added):
@@ -214,7 +215,7 @@ def test_a_closed_watch_leaves_no_descriptor_and_no_task() -> None:
         assert {task for task in asyncio.all_tasks() if task is not asyncio.current_task()} == set()
 
     asyncio.run(main())
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
 
 
 def test_registrations_beyond_the_event_queue_are_added() -> None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.descriptors import open_descriptors
 from support.fuse import hanging
 from support.links import COPY, NAME, ONE, Web, started_web
 
@@ -70,10 +71,10 @@ def test_another_process_with_the_same_pid_is_an_error(web: Web) -> None:
 
 def test_the_resolver_leaves_no_descriptor_open(web: Web) -> None:
     web.link("/root/result")
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     web.resolve("/root/result")
     asyncio.run(resolver.remove_registrations_inside(NAME, web.process, ["/root/result"]))
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
 
 
 def test_links_are_resolved_as_the_containers_root(

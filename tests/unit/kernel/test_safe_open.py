@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.descriptors import open_descriptors
 
 from inx_sidecar.base.errors import InstanceError
 from inx_sidecar.kernel.safe_open import open_directory, replace_link, unusable_path_error
@@ -55,12 +56,12 @@ def test_a_link_or_a_file_on_the_way_is_named(
 def test_no_descriptor_stays_open(root: int, tmp_path: Path) -> None:
     (tmp_path / "rootfs/a").mkdir()
     (tmp_path / "rootfs/a/b").touch()
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     os.close(open_directory(root, "a", "web"))
     for path in ("a/b", "a/c"):
         with pytest.raises((InstanceError, FileNotFoundError)):
             open_directory(root, path, "web")
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
 
 
 def test_advice_is_given_only_for_what_can_be_removed() -> None:

@@ -14,7 +14,12 @@ _VALUE_MAX: Final = 1 << 20
 
 # libstore/schema.sql of Nix, unchanged since Nix 2.0; Nix makes further tables when it needs them.
 _TABLES: Final = ("ValidPaths", "Refs", "DerivationOutputs")
-_TRIGGER: Final = "DeleteSelfRefs"
+# Triggers of Nix, each with the table in which it deletes; the second one is that of
+# libstore/ca-specific-schema.sql.
+_TRIGGERS: Final = {
+    "DeleteSelfRefs": "Refs",
+    "DeleteSelfRefsViaRealisations": "RealisationsRefs",
+}
 _STATEMENTS: Final = (
     """create table if not exists ValidPaths (
         id integer primary key autoincrement not null,
@@ -122,14 +127,15 @@ def _authorize(
     action: int, first: str | None, _second: str | None, _db: str | None, source: str | None
 ) -> int:
     """Allow what the statements of this module need, and of triggers and views of the database
-    only what Nix' own trigger does. SQLite asks when it compiles a statement.
+    only what Nix' own triggers do. SQLite asks when it compiles a statement.
 
     Constraints and indexes may still call functions, in this process, which can be killed.
     """
     if source is None:
         return sqlite3.SQLITE_OK if action in _ACTIONS else sqlite3.SQLITE_DENY
-    deletes = action == sqlite3.SQLITE_DELETE and first == "Refs"
-    if source == _TRIGGER and (deletes or action == sqlite3.SQLITE_READ):
+    deletes = action == sqlite3.SQLITE_DELETE and first == _TRIGGERS.get(source)
+    reads = action in (sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT)
+    if source in _TRIGGERS and (deletes or reads):
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY
 

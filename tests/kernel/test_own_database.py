@@ -207,6 +207,53 @@ def test_outputs_of_a_derivation_that_is_gone_are_forgotten(sandbox: Sandbox, ni
     assert found == {f"/nix/store/{name}" for name in (LIBRARY, SYSTEM)}
 
 
+# libstore/ca-specific-schema.sql of Nix 2.26, which is used with the feature ca-derivations.
+REALISATIONS: Final = """
+    create table Realisations (
+        id integer primary key autoincrement not null,
+        drvPath text not null,
+        outputName text not null,
+        outputPath integer not null,
+        signatures text,
+        foreign key (outputPath) references ValidPaths(id) on delete cascade
+    );
+    create trigger DeleteSelfRefsViaRealisations before delete on ValidPaths
+      begin
+        delete from RealisationsRefs where realisationReference in (
+          select id from Realisations where outputPath = old.id
+        );
+      end;
+    create table RealisationsRefs (
+        referrer integer not null,
+        realisationReference integer,
+        foreign key (referrer) references Realisations(id) on delete cascade,
+        foreign key (realisationReference) references Realisations(id) on delete restrict
+    );
+"""
+
+
+def test_outputs_that_are_named_by_their_content_are_forgotten_with_their_paths(
+    sandbox: Sandbox, nix: Path
+) -> None:
+    write(sandbox)
+    with closing(opened_database(nix)) as db:
+        db.executescript(REALISATIONS)
+    insert(sandbox, nix, GONE, OWN)
+    (nix / ".inx/upper" / OWN).mkdir()
+    with closing(opened_database(nix)) as db:
+        for name in (GONE, OWN):
+            db.execute(
+                "insert into Realisations (drvPath, outputName, outputPath) "
+                "select 'drv', 'out', id from ValidPaths where path = ?", (f"/nix/store/{name}",),
+            )  # fmt: skip
+        db.execute("insert into RealisationsRefs select id, id from Realisations")
+    write(sandbox)
+    assert rows_of(nix).keys() == {LIBRARY, SYSTEM, OWN}
+    with closing(opened_database(nix)) as db:
+        for table in ("Realisations", "RealisationsRefs"):
+            assert db.execute(f"select count(*) from {table}").fetchone() == (1,)
+
+
 def test_a_reference_to_a_path_that_is_not_there_takes_what_is_shown_with_it_and_back(
     sandbox: Sandbox, nix: Path
 ) -> None:

@@ -18,6 +18,7 @@ from inx_sidecar.roots.link_roots import LINKS, parse_root_name
 from inx_sidecar.roots.missing_record import MissingRecord
 from inx_sidecar.roots.moved_instances import member_of
 from inx_sidecar.roots.snapshot_roots import SNAPSHOTS, snapshot_name
+from inx_sidecar.roots.system_roots import SHOWN
 
 _SIZE = CLOSURE_QUERY.format("?") + "select sum(narSize) from ValidPaths where id in closure"
 
@@ -107,6 +108,8 @@ def _held_by(root: str, texts: dict[str, str]) -> str:
         return f"snapshot {snapshot_name(root.removeprefix(SNAPSHOTS).split('/')[0])}"
     if root.startswith(COPIED):
         return "its source, until it has been started"
+    if root.startswith(SHOWN):
+        return "its own store, until it is deleted there"
     return root
 
 

@@ -89,10 +89,12 @@ def test_the_last_column_names_the_owner_of_each_kind_of_root() -> None:
     root("system-1", TWO)
     root("booted-system", TWO)
     root("snapshots/before.1f.2a/x", TWO)
+    root(f"shown/{'2' * 32}", TWO)
     assert sorted(ends()) == sorted(
         f"512 B {TWO} {what}"
         for what in (
             "/root/result", "/mnt/disk/result", "system-1", "booted-system", "snapshot before",
+            "its own store, until it is deleted there",
         )
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from inx_sidecar.base.errors import one_line
 from inx_sidecar.config.spec import InstanceSpec
 from inx_sidecar.config.system_check import name_of
 from inx_sidecar.instances.plan import Boot, Plan
+from inx_sidecar.kernel.process_times import boot_id
 from inx_sidecar.nix.generation_changes import Append, Select
 from inx_sidecar.nix.generations import Generations
 
@@ -22,7 +23,6 @@ UNCONFIRMED: Final = "unconfirmed"
 # With a check alone, it has to succeed within this time.
 _CHECK_SECONDS: Final = 60
 _REASON_MAX: Final = 200
-_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Clock:
 
     @classmethod
     def now(cls) -> Self:
-        with open(_BOOT_ID) as file:
-            boot = file.read().strip()
-        return cls(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot)
+        return cls(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot_id())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ ever on a file system that the container made; the event loop only at what a chi
 """
 
 import fcntl
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,12 +14,12 @@ from typing import Final, Self
 
 from inx_sidecar.incus.running_record import process_start_time
 from inx_sidecar.kernel.cgroups import cgroup_of, hierarchy
+from inx_sidecar.kernel.process_times import boot_id
 from inx_sidecar.kernel.syscalls import cached_status, cached_status_of, opened
 
 # The identity of the root of the container's init.
 INIT: Final = "init"
 _GET_MNTNS_ID: Final = 0x8008B705  # include/uapi/linux/nsfs.h
-_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _MAX_ROOTS: Final = 256
 _MAX_PROCESSES: Final = 20_000
 _MAX_CGROUPS: Final = 2_000
@@ -169,13 +168,7 @@ def _mount_namespace(pid: int) -> str:
             number = fcntl.ioctl(fd, _GET_MNTNS_ID, bytes(8)).hex()
         except OSError:
             number = f"{os.fstat(fd).st_ino}"
-    return f"{_boot_id()}:{number}"
-
-
-@functools.cache
-def _boot_id() -> str:
-    with open(_BOOT_ID) as file:
-        return file.read(8)
+    return f"{boot_id()}:{number}"
 
 
 def _is_seen(pid: int, seen: set[str]) -> bool:

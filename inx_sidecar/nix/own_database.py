@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from inx_sidecar.base.errors import InstanceError, UnsupportedError, one_line
+from inx_sidecar.kernel.process_times import boot_id
 from inx_sidecar.kernel.safe_open import open_directory, read_link
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix import own_database_writer
@@ -39,8 +40,8 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class Rows:
-    """Registrations as the program reads them. `digest` tells them, and their instance, from
-    others."""
+    """Registrations as the program reads them. `digest` tells them, their instance, and this boot
+    of the host from others: a crash of the host may leave less than what was registered."""
 
     data: bytes
     digest: str
@@ -59,7 +60,7 @@ def encode(registrations: Iterable[Registration], uuid: str) -> Rows:
             "\t".join([name, nar_hash, str(registered), length, signatures, address, numbers])
         )
     data = "".join(f"{line}\n" for line in lines).encode()
-    digest = hashlib.sha256(f"{_FORMAT} {uuid}\n".encode() + data).hexdigest()
+    digest = hashlib.sha256(f"{_FORMAT} {uuid} {boot_id()}\n".encode() + data).hexdigest()
     return Rows(data, digest)
 
 

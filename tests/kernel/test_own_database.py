@@ -401,6 +401,18 @@ def test_what_is_not_sure_to_be_registered_is_written_again(
     assert not is_registered(str(sandbox.rootfs), "web", ROWS)
 
 
+def test_what_was_registered_before_a_crash_of_the_host_is_written_again(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nix inside does not wait for the disk."""
+    sandbox.inside(lambda: os.makedirs("/nix/.inx/upper"))
+    write(sandbox)
+    monkeypatch.setattr(own_database, "boot_id", lambda: "the next one")
+    again = encode([registration(LIBRARY, LIBRARY), registration(SYSTEM, LIBRARY, SYSTEM)], WEB)
+    assert again.data == ROWS.data
+    assert not is_registered(str(sandbox.rootfs), "web", again)
+
+
 def test_a_restored_database_with_the_same_inode_number_is_written_again(
     sandbox: Sandbox, nix: Path
 ) -> None:

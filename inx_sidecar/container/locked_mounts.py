@@ -10,7 +10,7 @@ host's store as root.
 import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.overlay import mount_entries
 from inx_sidecar.kernel import forked
 from inx_sidecar.kernel.safe_open import open_directory
+from inx_sidecar.kernel.superblocks import OVERLAY, kind_of
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
     CLONE_NEWNS,
@@ -30,6 +31,7 @@ from inx_sidecar.kernel.syscalls import (
     MOUNT_ATTR_RDONLY,
     MS_PRIVATE,
     MS_REC,
+    detach,
     mount,
     mount_setattr,
     move_mount,
@@ -196,6 +198,19 @@ def move_mounts(mounts: Sequence[int], root: int, targets: Sequence[str], name: 
     for fd, target in zip(mounts, targets, strict=True):
         with opened(make_directory(root, target, name)) as place:
             move_mount(fd, place)
+
+
+def detach_overlays(root: int, targets: Sequence[str], name: str) -> None:
+    """In a child that is the container's root: unmount the overlays at `targets` below `root`."""
+    for target in targets:
+        with suppress(OSError):  # nothing is there, or the root file system itself is an overlay
+            while True:
+                with opened(open_directory(root, target, name)) as place:
+                    if kind_of(place) != OVERLAY:
+                        break
+                    os.fchdir(place)
+                detach(".")
+    os.chdir("/")
 
 
 def make_directory(start: int, path: str, name: str) -> int:

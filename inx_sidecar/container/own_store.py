@@ -26,6 +26,7 @@ from inx_sidecar.container.inner_roots import set_roots
 from inx_sidecar.container.locked_mounts import (
     HostDirectory,
     attach_locked,
+    detach_overlays,
     make_directory,
     move_mounts,
 )
@@ -120,6 +121,9 @@ async def attach_own_store(
     names = view.entries or frozenset()
 
     def attach(root: int, locked: Sequence[int]) -> forked.Result:
+        # A former attempt in this container may have ended before it was recorded. Two overlays
+        # over one upper layer are undefined.
+        detach_overlays(root, [paths.STORE_INSIDE, view.target], name)
         for target in (*_WRITABLE, paths.STORE_INSIDE, *(other.target for other in others)):
             os.close(make_directory(root, target, name))
         rootfs = clone_root(root)

@@ -52,6 +52,7 @@ _libc.statx.argtypes = [
     ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p,
 ]  # fmt: skip
 
+_MNT_DETACH: Final = 2
 _RENAME_EXCHANGE: Final = 2
 _STATX_BASIC_STATS: Final = 0x07FF
 _STATX_MNT_ID: Final = 0x1000
@@ -210,6 +211,11 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
         _libc.mount(*(os.fsencode(s) for s in (source, target, fstype)), flags, os.fsencode(data)),
         target,
     )
+
+
+def detach(target: str) -> None:
+    """Unmount `target`, and what is mounted below it, once nobody uses it (umount2(2))."""
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), target)
 
 
 def exchange(one: str, other: str) -> None:

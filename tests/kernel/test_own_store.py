@@ -477,11 +477,14 @@ def test_a_second_try_in_the_same_container_is_like_the_first(
     with machine.start(NAMES) as started:
         other = machine.layers / "second"
         other.mkdir()
-        umount_inside = partial(umount, "/nix/store", MNT_DETACH)
-        started.sandbox.inside(umount_inside)
         attached(started.sandbox, store, other, NAMES | {HIDDEN})
         assert started.sandbox.inside(lambda: set(os.listdir("/nix/store"))) == NAMES | {HIDDEN}
         started.sandbox.inside(build)
+        # No two overlays are over one upper layer.
+        for place in ("/nix/store", "/nix/.inx"):
+            started.sandbox.inside(partial(umount, place, MNT_DETACH))
+            with pytest.raises(OSError, match="Invalid argument"):
+                started.sandbox.inside(partial(umount, place, MNT_DETACH))
     assert (machine.upper / NEW / "bin/tool").exists()
 
 

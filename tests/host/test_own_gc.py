@@ -1,0 +1,79 @@
+"""Collections inside an instance with a store of its own, and on the host, in all orders."""
+
+import contextlib
+from collections.abc import Iterator
+from itertools import cycle
+
+import pytest
+from support.incus import POOL, Incus
+from support.isolated import restart
+from support.own import is_right, own, system, update
+from support.own_steps import Life
+from support.services import constant
+
+pytestmark = pytest.mark.isolated
+
+# What happens, each with its kinds in turn.
+KINDS = [
+    ["update", "roll back"],
+    ["restart", "restart the sidecar"],
+    ["build", "build without a root", "unroot"],
+    ["collect all", "collect"],
+    ["remove one", "delete one"],
+    ["collect on the host", "drop on the host"],
+]
+
+
+def all_pairs(count: int) -> list[int]:
+    """Numbers below `count`, in an order in which each follows each once: a de Bruijn sequence."""
+    return [
+        number
+        for first in range(count)
+        for number in (first, *(n for second in range(first + 1, count) for n in (first, second)))
+    ]
+
+
+def test_collections_in_all_orders_leave_what_is_needed(incus: Incus) -> None:
+    kinds = [cycle(names) for names in KINDS]
+    Life(incus).run([*(next(kinds[number]) for number in all_pairs(len(KINDS))), "restart"])
+
+
+@contextlib.contextmanager
+def collecting(incus: Incus, name: str) -> Iterator[None]:
+    """A collection runs inside within the block: it holds this lock from begin to end."""
+    host, marks = incus.host, f"/srv/{name}-collects"
+    hold = """
+        mkdir "$M"
+        setsid flock "$L" sh -c 'touch "$M/held"; until [ -e "$M/end" ]; do sleep 0.1; done' \
+            >/dev/null 2>&1 &
+        until [ -e "$M/held" ]; do sleep 0.1; done
+    """
+    lock = {"L": f"{POOL}/{name}/rootfs/nix/var/nix/gc.lock", "M": marks}
+    host.sh(hold, env=lock)
+    try:
+        yield
+    finally:
+        host.sh('touch "$M/end"; flock "$L" rm -r "$M"', env=lock)
+
+
+def test_a_collection_inside_delays_an_update_and_no_start(incus: Incus) -> None:
+    one, two, three = (system(incus, number) for number in (1, 2, 3))
+    name = own(incus, one)
+    with collecting(incus, name):
+        incus.set(name, f"user.inx.system={two}")
+        waits = ["grep", "-q", "-e", "-> FLOCK", "/proc/locks"]
+        incus.eventually(lambda: incus.host.run(waits, check=False).returncode == 0, incus.story)
+        assert not incus.inside(name, f"test -e {two}")
+    update(incus, name, two)
+    is_right(incus, name)
+
+    with constant(incus.host, "container/own_growth", "_LOCK_SECONDS", 0.2):
+        with collecting(incus, name):
+            incus.set(name, f"user.inx.system={three}")
+            incus.wait_status(name, ".*a garbage collection inside .* does not end, so the new")
+            assert incus.inside(name, f"[ $(readlink -f /run/current-system) = {two} ]")
+            assert not incus.inside(name, f"test -e {three}")
+            restart(incus, name)
+            incus.wait_ready(name)
+        assert incus.inside(name, f"[ $(readlink -f /run/current-system) = {three} ]")
+        is_right(incus, name)

@@ -42,9 +42,10 @@ def assert_no_names(vault: Vault, *given: str) -> dict[str, list[str]]:
     return dict(found)
 
 
-def test_no_text_inside_names_another_path(incus: Incus) -> None:
+@pytest.mark.parametrize("store", ["isolated", "own"])
+def test_no_text_inside_names_another_path(incus: Incus, store: str) -> None:
     """Only the system of the instance is named: by the status, the profile and the processes."""
-    vault = Vault(incus).launch()
+    vault = Vault(incus, store=store).launch()
     build_foreign(incus, "other")
     system = vault.system
     found = assert_no_names(vault, system)

@@ -81,6 +81,7 @@ buildPythonApplication {
   doCheck = false;
   pythonImportsCheck = [
     "inx_sidecar.cli"
+    "inx_sidecar.command"
     "inx_sidecar.declared.converge"
     "inx_sidecar.hook"
     "inx_sidecar.server"

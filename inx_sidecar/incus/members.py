@@ -4,7 +4,6 @@ Incus says "location": the name of a member, or "none" where there is no cluster
 member that does not answer, it leaves out `expanded_config` and `expanded_devices`.
 """
 
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +29,8 @@ _NOT_CREATING: Final = (
 async def announce(member: str, more: Mapping[str, str]) -> None:
     """Tell the other members that this one, `member`, has inx, and which version, and the keys of
     `more`, if they do not know it. IncusError also if the member was changed meanwhile."""
+    import importlib.metadata  # only here: it stays in memory, and is for clusters alone
+
     wanted = {KEY: importlib.metadata.version("inx"), **more}
     known = (await api.get_member(member)).get("config") or {}
     if any(known.get(key, "") != value for key, value in wanted.items()):

@@ -3,6 +3,7 @@
 Each of them imports what it needs when it begins, and little else: all of that stays in memory.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +53,8 @@ def run() -> None:
     from inx_sidecar.base import journal
 
     journal.log_to_journal()
+    # A full collection need not look at what is imported, all of which stays: 1 ms instead of 10.
+    gc.freeze()
     with report_errors("<3>"):
         asyncio.run(server.serve(server.listening_socket()))
 

@@ -19,6 +19,7 @@ _MESSAGE_MAX: Final = 1 << 16
 _IN_A_FILE: Final = b"memfd"
 _FDS_MAX: Final = 16
 _STDERR: Final = 2
+_FD_MAX: Final = (1 << 31) - 1
 _TRACE_MAX: Final = 4000
 
 # By instance or group: the exits of children that were killed and did not exit.
@@ -123,12 +124,11 @@ def _result(message: bytes, fds: list[int], action: str) -> Result:
 
 
 def _close_all_except(kept: set[int]) -> None:
-    for number in map(int, os.listdir("/proc/self/fd")):
-        if number > _STDERR and number not in kept:
-            try:
-                os.close(number)
-            except OSError:
-                pass  # it was that of the listing
+    first = _STDERR + 1
+    for number in sorted(kept):
+        os.closerange(first, number)
+        first = number + 1
+    os.closerange(first, _FD_MAX)
 
 
 def _run_and_exit(function: Callable[[], Result], channel: socket.socket) -> None:

@@ -29,6 +29,9 @@ from inx_sidecar.links.root_directories import INIT, RootDirectory, root_directo
 # After so many seconds a file system counts as one that does not answer: what was found there
 # before is kept.
 _SECONDS: Final = 4.0
+# The event loop, and children for hooks, come first: roots are made before a child looks. Only
+# processes of this service are compared, so no container gets ahead by that (sched(7), cgroups).
+_NICENESS: Final = 10
 # The child writes it before each answer. JSON takes it for white space.
 _ANSWER_BEGINS: Final = b" "
 _COPY_INCOMPLETE: Final = "copies and snapshots lack roots"
@@ -39,7 +42,7 @@ _MAX_TARGETS: Final = 64
 _Word = tuple[list[str], list[Any] | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ResolvedLink:
     """What is at one registered path, below all root directories of the container.
 
@@ -71,7 +74,7 @@ class Resolution:
 
     `problem` is one sentence on what else went wrong. If a child did not end in time,
     `child_exited` is done when it has. As long as `state` is the present one, the answer would be
-    the same; None if that cannot be known.
+    the same; None if that cannot be known, or was not asked for.
     """
 
     links: Mapping[str, ResolvedLink]
@@ -90,13 +93,14 @@ async def resolve_links(
     """Resolve the paths `texts` in the running container `name`, and complete the copy of them that
     the container itself keeps.
 
-    With `last_found`, the places where each path was found before, only these count as missing.
+    With `last_found`, the places where each path was found before, only these count as missing, and
+    the state is looked at, too: so asks a comparison. Without, links are only to be added.
     InstanceError if the container has ended, TookTooLongError if no path was resolved in time.
     """
 
     def inside(answers: int) -> _Word:
         roots, complete = _become_root(name, process)
-        state = look_at(roots, texts, cached=True)
+        state = None if last_found is None else look_at(roots, texts, cached=True)
         present = [
             text
             for text in texts
@@ -144,10 +148,15 @@ async def _resolve_in_child(
 ) -> Resolution:
     """Run `inside` in a child. The child writes each answer at once, so that a path that does not
     answer hides none before it."""
+
+    def look() -> forked.Result:
+        os.nice(_NICENESS)
+        return inside(answers), []
+
     with opened(os.memfd_create("answers", os.MFD_CLOEXEC)) as answers:
         try:
             (problems, state), _ = await forked.run_in_child(
-                lambda: (inside(answers), []), action, _SECONDS, fds=[answers], instance=name
+                look, action, _SECONDS, fds=[answers], instance=name
             )
         except forked.TookTooLongError as error:
             if not os.fstat(answers).st_size:
@@ -220,11 +229,18 @@ def _read_answers(texts: Sequence[str], answers: int) -> dict[str, ResolvedLink]
     os.lseek(answers, 0, os.SEEK_SET)
     with open(answers, "rb", closefd=False) as file:
         complete = [json.loads(line) for line in file if line.endswith(b"\n")]
+    # Most links lie at the same places. There may be many links of many instances at once.
+    known: dict[frozenset[str], frozenset[str]] = {}
+
+    def places(answer: Iterable[str]) -> frozenset[str]:
+        found = frozenset(answer)
+        return known.setdefault(found, found)
+
     return {
         text: ResolvedLink(
             targets=answer["targets"],
-            found=frozenset(answer["found"]),
-            missing=frozenset(answer["missing"]),
+            found=places(answer["found"]),
+            missing=places(answer["missing"]),
             sure=answer["sure"],
         )
         for text, answer in zip(texts, complete, strict=False)

@@ -32,6 +32,11 @@ def root_names(name: str, targets: Mapping[str, bool]) -> dict[str, str]:
     return {root_name(name, path, home): path for path, home in targets.items()}
 
 
+def roots_at_home(targets: Mapping[str, str]) -> dict[str, str]:
+    """The roots of registrations, by name, whose links at home lead to the paths `targets`."""
+    return {root_name(name, path, home=True): path for name, path in targets.items()}
+
+
 def paths_by_name(roots: Mapping[str, str]) -> dict[str, dict[str, bool]]:
     """By the name of the registration: the store paths that `roots` hold, and whether at home."""
     held: dict[str, dict[str, bool]] = {}

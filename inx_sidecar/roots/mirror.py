@@ -29,8 +29,8 @@ from inx_sidecar.roots.link_roots import (
     parse_root_name,
     paths_by_name,
     paths_to_hold,
-    root_name,
     root_names,
+    roots_at_home,
 )
 from inx_sidecar.roots.look_times import LookTimes
 from inx_sidecar.roots.lost_roots import LostRoots
@@ -111,13 +111,13 @@ class Mirror:
                 marks = indirect_roots.marks(self.uuid, batch)
                 texts = self.registrations.read(await self.registrations.admit(marks))
                 # Most have their roots before a child has begun to look at all of them.
-                seen = find_cached(self.rootfs, texts).items()
-                await self._add({root_name(n, path, home=True): path for n, path in seen}, texts)
+                added = roots_at_home(find_cached(self.rootfs, texts))
+                await self._add(added, texts)
                 links = await self.resolver.resolve(texts.values())
                 roots: dict[str, str] = {}
                 for name, text in texts.items():
                     roots |= root_names(name, links[text].targets)
-                await self._add(roots, texts)
+                await self._add(dict(roots.items() - added.items()), texts)
                 for name, text in texts.items():
                     self.registrations.known[name] = marks[name]
                     self._away.remember(name, links[text])

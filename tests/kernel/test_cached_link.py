@@ -20,7 +20,8 @@ from inx_sidecar.links import indirect_roots
 from inx_sidecar.links.cached_link import find_cached
 from inx_sidecar.links.resolver import InitProcess, ResolvedLink
 from inx_sidecar.nix.gc_client import GcClient
-from inx_sidecar.roots import direct_roots
+from inx_sidecar.nix.store_paths import valid_paths
+from inx_sidecar.roots import direct_roots, mirror
 from inx_sidecar.roots.link_roots import LINKS
 from inx_sidecar.roots.mirror import Mirror
 
@@ -83,19 +84,46 @@ def test_a_registered_link_has_its_root_before_a_child_looks(
         db.execute("insert into ValidPaths values (?)", (ONE,))
     web.link("/root/result")
     indirect_roots.put(WEB, "/root/result")
-    mirror = Mirror("web", WEB, str(web.rootfs), web.process, 1000, GcClient())
+    one = Mirror("web", WEB, str(web.rootfs), web.process, 1000, GcClient())
     place = direct_roots.directory("web", WEB)
     name = indirect_roots.name_of("/root/result")
     seen = []
-    resolve = mirror.resolver.resolve
+    resolve = one.resolver.resolve
 
     async def spy(texts: Iterable[str]) -> dict[str, ResolvedLink]:
         seen.append(direct_roots.read(place, LINKS))
         return await resolve(texts)
 
-    monkeypatch.setattr(mirror.resolver, "resolve", spy)
-    asyncio.run(mirror.add_registered([name]))
+    monkeypatch.setattr(one.resolver, "resolve", spy)
+    asyncio.run(one.add_registered([name]))
     assert seen == [{f"{LINKS}{name}.{ONE[11:43]}": ONE}] == [direct_roots.read(place, LINKS)]
+
+
+@pytest.mark.usefixtures("registrations")
+def test_nix_is_asked_once_whether_the_path_of_such_a_link_is_valid(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(sqlite3.connect(paths.NIX_DB)) as db, db:
+        db.executemany("insert into ValidPaths values (?)", [(ONE,), (TWO,)])
+    web.link("/root/result")
+    # Only the child finds this one: it lies on another file system.
+    web.inside(lambda: mount_disk("/mnt", target=TWO))
+    names = [indirect_roots.name_of(text) for text in ("/root/result", "/mnt/result")]
+    for text in ("/root/result", "/mnt/result"):
+        indirect_roots.put(WEB, text)
+    asked: list[set[str]] = []
+
+    def spy(candidates: Iterable[str]) -> frozenset[str]:
+        asked.append(set(candidates))
+        return valid_paths(asked[-1])
+
+    monkeypatch.setattr(mirror, "valid_paths", spy)
+    eventually(lambda: found(web, "/root/result") == ONE)  # a mount elsewhere ends a walk
+    one = Mirror("web", WEB, str(web.rootfs), web.process, 1000, GcClient())
+    asyncio.run(one.add_registered(names))
+    assert asked == [{ONE}, {TWO}]
+    place = direct_roots.directory("web", WEB)
+    assert set(direct_roots.read(place, LINKS).values()) == {ONE, TWO}
 
 
 @pytest.mark.usefixtures("registrations")
@@ -112,11 +140,11 @@ def test_a_root_that_the_container_does_not_see_goes_with_the_next_comparison(we
 
     async def main(init: int) -> None:
         process = InitProcess(init, process_start_time(init))
-        mirror = Mirror("web", WEB, str(web.rootfs), process, 1000, GcClient())
-        await mirror.add_registered([indirect_roots.name_of("/root/result")])
+        one = Mirror("web", WEB, str(web.rootfs), process, 1000, GcClient())
+        await one.add_registered([indirect_roots.name_of("/root/result")])
         assert set(direct_roots.read(place, LINKS).values()) == {ONE, TWO}
         join_cgroup(web.cgroup.parent, web.process.pid)
-        await mirror.compare(may_drop)
+        await one.compare(may_drop)
 
     place = direct_roots.directory("web", WEB)
     with web.service(lambda: os.chroot("/jail"), own_mounts=False) as init:

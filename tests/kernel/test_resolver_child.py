@@ -12,6 +12,7 @@ from support.links import COPY, NAME, ONE, Web, started_web
 from inx_sidecar.base.errors import InstanceError, MountError
 from inx_sidecar.links import resolver
 from inx_sidecar.links.resolver import InitProcess
+from inx_sidecar.links.root_directories import RootDirectory, root_directories_of
 
 pytestmark = pytest.mark.gc
 
@@ -50,6 +51,22 @@ def test_the_resolver_does_not_wait_for_the_copy_on_such_a_file_system(
         )
         with pytest.raises(MountError, match="took over"):
             asyncio.run(resolver.remove_registrations_inside(NAME, web.process, ["/root/result"]))
+
+
+def test_the_event_loop_comes_before_a_look(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A root that is made at once must not wait for the processor that looks at others."""
+    place = tmp_path / "niceness"
+
+    def spy(pid: int, started: int) -> tuple[list[RootDirectory], bool]:
+        place.write_text(f"{os.nice(0)}")
+        return root_directories_of(pid, started)
+
+    monkeypatch.setattr(resolver, "root_directories_of", spy)
+    web.link("/root/result")
+    assert web.resolve("/root/result").targets == {ONE: True}
+    assert int(place.read_text()) == min(19, os.nice(0) + 10)
 
 
 def test_a_container_that_has_ended_is_an_error(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 the memory of the sidecar, and the time that the instance's own daemon adds to a build; the
 comparison also for many instances that are simulated.
 
-The instances do nothing. Clients on the host connect to the nix-daemons of the instances.
+The instances do nothing. Clients on the host connect to the nix-daemons of the instances. A client
+sleeps until its link has a root: one that looks again and again would have one of two processors.
 """
 
 import json
@@ -18,6 +19,8 @@ ROUNDS = 300
 BUILDS = 20
 # What is simulated: so many instances, with so many links each.
 SIMULATED = (1000, 100)
+# That of the sidecar.
+PYTHON = "/opt/inx/bin/python3"
 
 # These programs run on the host: entering the host takes longer than the measured operations.
 LAUNCH = """
@@ -35,6 +38,7 @@ done
 MEASURE = """
 import json, os, socket, statistics, subprocess, sys, time
 sys.path[:0] = ["/root/inx/tests"]
+from inotify_simple import INotify, flags
 from support.nixworker import NixClient
 
 def output(*argv):
@@ -59,6 +63,8 @@ class Instance:
         self.rootfs = f"/var/lib/incus/storage-pools/default/containers/{name}/rootfs"
         self.roots = f"/nix/var/nix/gcroots/inx/{name}.{uuid}/links"
         self.daemon = f"/run/inx/{uuid}/daemon-socket/socket"
+        self.changes = INotify()
+        self.changes.add_watch(self.roots, flags.MOVED_TO)
 
     def register(self, count, link):
         with NixClient(self.daemon) as client:
@@ -85,12 +91,13 @@ for many in links:
 latencies = []
 for number in range(rounds):
     instance = instances[number % count]
+    instance.changes.read(timeout=0)
     before = len(os.listdir(instance.roots))
     with NixClient(instance.daemon) as client:
         client.register(paths[number], instance.rootfs, f"/root/late-{number}")
         begin = time.perf_counter()
         while len(os.listdir(instance.roots)) == before:
-            pass
+            instance.changes.read()
         latencies.append(1000 * (time.perf_counter() - begin))
 answer["latencies"] = sorted(latencies)
 pid = output("systemctl", "show", "--property=MainPID", "--value", "inx-sidecar")
@@ -129,6 +136,15 @@ output("systemctl", "start", "inx-barrier")
 print(json.dumps(times | collect))
 """
 
+# As the sidecar starts: without OpenSSL.
+SIMULATE = """
+import sys
+from inx_sidecar import services
+services.leave_out_openssl()
+from support import many_instances
+many_instances.main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+"""
+
 
 def measure(host: Host) -> dict[str, Any]:
     """Milliseconds and MiB by the number of instances. Milliseconds of builds and root scans.
@@ -141,15 +157,14 @@ def measure(host: Host) -> dict[str, Any]:
         host.run(argv, timeout=900)
         running = count
         given = json.dumps([count, LINKS, ROUNDS])
-        done = host.run(["python3", "-c", MEASURE], input=given, timeout=900)
+        done = host.run([PYTHON, "-c", MEASURE], input=given, timeout=900)
         counts[str(count)] = json.loads(done.stdout)
     done = host.run(["python3", "-c", BUILD, str(BUILDS)], timeout=600)
     times = {name: statistics.median(values) for name, values in json.loads(done.stdout).items()}
     # On the file system of the host's disk: that of the host itself is an overlay.
     host.sh("mkdir /var/lib/incus/bench")
-    words = ["/root/inx/tests/support/many_instances.py", "/var/lib/incus/bench"]
-    env = ["env", "PYTHONPATH=/root/inx/tests", "/opt/inx/bin/python3"]
-    done = host.run([*env, *words, *map(str, SIMULATED)], timeout=1800)
+    argv = ["env", "PYTHONPATH=/root/inx/tests", PYTHON, "-c", SIMULATE, "/var/lib/incus/bench"]
+    done = host.run([*argv, *map(str, SIMULATED)], timeout=1800)
     return {"counts": counts, "times": times, "simulated": json.loads(done.stdout)}
 
 

@@ -6,9 +6,13 @@
 import json
 import logging
 import os
+from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.links.resolver import ResolvedLink
+
+# One for all: each instance is compared at once when a sidecar starts, and most links are at home.
+_NOWHERE: Final[frozenset[str]] = frozenset()
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +26,7 @@ class LinkPlaces:
         self._saved = dict(self._places)
 
     def last_found(self, name: str) -> frozenset[str]:
-        return self._places.get(name, frozenset())
+        return self._places.get(name, _NOWHERE)
 
     def remember(self, name: str, link: ResolvedLink) -> None:
         """Note where `link` was found. If it was found nowhere, the places noted before stay."""

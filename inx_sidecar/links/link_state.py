@@ -244,4 +244,5 @@ def _check_kind(kinds: Mapping[int, bytes], mount: int) -> None:
 
 
 def _digest(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
+    # Python's own is twice as fast as its own SHA-256.
+    return hashlib.blake2b(text, digest_size=32).hexdigest()

@@ -207,6 +207,9 @@ let
                       "localAddress"
                       "localAddress6"
                     ]) (lib.mkDefault [ ]);
+                    virtualisation.inx.container.ownStore = lib.mkIf (config.store == "own") (
+                      lib.mkDefault true
+                    );
                   }
                 ]
                 ++ map (definition: definition.value) definitions;
@@ -342,8 +345,8 @@ let
             ])
             "own"
             ''
-              What the container sees of the store (`user.inx.store`). With `own`, set
-              `virtualisation.inx.container.ownStore` in the configuration of the container.
+              What the container sees of the store (`user.inx.store`). With `own`, Nix works inside; a {option}`flake`, a
+              {option}`file` or a {option}`system` then has to set `virtualisation.inx.container.ownStore`.
             '';
 
         daemon =

@@ -128,11 +128,11 @@ let
       { "security.idmap.base" = container.privateUsers; }
       // lib.optionalAttrs (!baseExcludesIsolated) { "security.idmap.isolated" = true; };
 
-  # As for `config`: with static addresses, inx sets the addresses, and the interface needs no DHCP. A flake says it itself.
-  static =
-    container.flake == null
-    && (container.configText != null || container.configFile != null)
-    && (container.localAddress != null || container.localAddress6 != null);
+  # As for `config`: what the configuration has to know of the instance. A flake says it itself.
+  isText =
+    container.flake == null && (container.configText != null || container.configFile != null);
+  # inx sets static addresses, and the interface needs no DHCP.
+  static = isText && (container.localAddress != null || container.localAddress6 != null);
 
   # A unit of the host starts a container that needs mounts: Incus would not wait for them.
   started = container.autoStart && !container.requireMounts;
@@ -153,6 +153,11 @@ let
       "user.inx.config" = if container.configText == "" then "{ }" else container.configText;
       "user.inx.config.static-addresses" =
         if static then "virtualisation.inx.container.dhcp = mkDefault [ ];" else null;
+      "user.inx.config.own-store" =
+        if isText && container.store == "own" then
+          "virtualisation.inx.container.ownStore = mkDefault true;"
+        else
+          null;
       "user.inx.daemon" = container.daemon;
       "user.inx.file" = container.file;
       "user.inx.flake" = container.flake;

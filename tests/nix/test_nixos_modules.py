@@ -561,10 +561,19 @@ def test_a_declared_container_has_a_store_of_its_own(evaluate: Any) -> None:
         virtualisation.inx.enable = true;
         virtualisation.inx.containers.web = { system = "/srv/system"; store = "own"; };
         virtualisation.inx.containers.db = { system = "/srv/system"; };
+        virtualisation.inx.containers.text = { configText = "{ }"; store = "own"; };
+        virtualisation.inx.containers.both = { flake = "/"; configText = "{ }"; store = "own"; };
+        virtualisation.inx.containers.built = { store = "own"; config = { config, ... }: {
+            networking.hostName = toString config.virtualisation.inx.container.ownStore;
+        }; };
     }"""
-    found = instances(evaluate("own", case))
-    assert found["web"]["config"]["user.inx.store"] == "own"
-    assert "user.inx.store" not in found["db"]["config"]
+    found = {name: one["config"] for name, one in instances(evaluate("own", case)).items()}
+    assert found["web"]["user.inx.store"] == "own"
+    assert "user.inx.store" not in found["db"]
+    told = "virtualisation.inx.container.ownStore = mkDefault true;"
+    keys = {name: config.get("user.inx.config.own-store") for name, config in found.items()}
+    assert keys == dict.fromkeys(found) | {"text": told}
+    assert found["built"]["user.inx.system"].endswith("-nixos-system-1"), "true"
 
 
 @pytest.mark.parametrize(("enabled", "adapted"), [("Y\n", True), ("N\n", False), (None, False)])

@@ -195,6 +195,11 @@ def _raise(word: str, rest: str, instance: str) -> NoReturn:
             f"the Nix database inside {instance!r} is locked by a process inside; end it, and set "
             "user.inx.update to try again"
         )
+    if word == "gone":
+        raise InstanceError(
+            f"the Nix database inside {instance!r} was removed; restart the instance, which makes "
+            "another one"
+        )
     if word == "begun":
         raise InstanceError(
             f"a build inside {instance!r} has begun to make {rest}, which the new system needs; "

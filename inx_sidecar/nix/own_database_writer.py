@@ -127,6 +127,8 @@ def _write(rows: dict[bytes, Row], digest: str, lock_seconds: int, *, starts: bo
     if version is not None and version.strip() != _SCHEMA:
         raise Refused(f"schema {version.strip()[:20].decode(errors='replace')}")
     is_new = not _is_used(DATABASE)
+    if is_new and not starts:
+        raise Refused("gone")  # a new one would name only a part of what is shown
     for suffix in ("-wal", "-shm", "-journal"):
         _is_used(f"{DATABASE}{suffix}")
     lost = write_rows(

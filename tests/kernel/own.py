@@ -14,9 +14,10 @@ from inx_sidecar.base import paths
 from inx_sidecar.container.locked_mounts import HostDirectory
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.own_growth import grown
-from inx_sidecar.container.own_store import OwnStore, attach_own_store
+from inx_sidecar.container.own_store import OwnStore, attach_own_store, open_nix
 from inx_sidecar.container.upper_layer import entries
 from inx_sidecar.kernel.syscalls import CLONE_NEWUSER, opened, unshare
+from inx_sidecar.nix import own_database
 from inx_sidecar.nix.closure import Registration
 from inx_sidecar.nix.generation_changes import Change
 from inx_sidecar.nix.own_database import encode
@@ -89,6 +90,10 @@ class Started:
             [Registration(name, "sha256:x", 1, None, "", "", ()) for name in sorted(shown)], "uuid"
         )
         with Container(self.sandbox.pid, "web") as container:
+            if not (self.sandbox.rootfs / "nix/var/nix/db/db.sqlite").exists():
+                with opened(await open_nix(container)) as nix:
+                    user = None if container.privileged else container.user
+                    await own_database.write(nix, user, encode([], "uuid"), "web", starts=True)
             async with grown(
                 container,
                 str(self.sandbox.rootfs),

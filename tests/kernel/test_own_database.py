@@ -304,16 +304,27 @@ def test_rows_are_only_added_while_the_instance_runs(sandbox: Sandbox, nix: Path
     assert rows_of(nix) == SHOWN | {GONE: ("sha256:own", [])}
 
 
+def test_a_database_that_was_removed_is_made_by_a_start_alone(sandbox: Sandbox, nix: Path) -> None:
+    """It would name what an update adds, and nothing of what is shown already."""
+    write(sandbox)
+    (nix / "var/nix/db/db.sqlite").unlink()
+    with pytest.raises(InstanceError, match=r"^the Nix database inside 'web' was removed"):
+        write(sandbox, starts=False)
+    assert not (nix / "var/nix/db/db.sqlite").exists()
+    write(sandbox)
+    assert rows_of(nix) == SHOWN
+
+
 def test_a_path_that_a_build_inside_has_begun_is_not_registered(
     sandbox: Sandbox, nix: Path
 ) -> None:
     """Its part in the upper layer hides what the host shows."""
+    write(sandbox, encode([], WEB))
     (nix / ".inx/upper" / LIBRARY).mkdir()
     message = f"^a build inside 'web' has begun to make {LIBRARY}, which the new system needs; "
     with pytest.raises(InstanceError, match=message):
         write(sandbox, starts=False)
     assert count_of(nix) == 0
-    write(sandbox, encode([], WEB))
     insert(sandbox, nix, LIBRARY)
     write(sandbox, starts=False)
     assert rows_of(nix)[LIBRARY] == ("sha256:own", [])

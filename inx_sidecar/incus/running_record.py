@@ -51,7 +51,8 @@ class Running:
     `view`: the directory that has the entries of what a store of its own shows; empty without such
     a store. `view_device`: the device number of the overlay over it (kernel/superblocks.py).
     `incomplete`: how many paths that were built inside this start has made invalid, since they need
-    others that are not shown.
+    others that are not shown. `former`: how many systems and included paths the start shows that it
+    does not need.
     """
 
     facts: LxcFacts
@@ -75,6 +76,7 @@ class Running:
     view: str = ""
     view_device: int = 0
     incomplete: int = 0
+    former: int = 0
 
     @property
     def system(self) -> str:

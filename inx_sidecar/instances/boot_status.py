@@ -10,10 +10,12 @@ from typing import Final
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
-from inx_sidecar.instances.status_text import late_text, shown_text
+from inx_sidecar.instances.status_text import former_text, late_text, shown_text
 from inx_sidecar.instances.system_watch import SystemWatch
 
 _SECONDS: Final = 120.0
+# The subject of a note in the status.
+_FORMER: Final = "former systems"
 
 
 class BootStatus:
@@ -30,11 +32,19 @@ class BootStatus:
         self._stop_timer(instance.uuid)
         self._systems.begin(instance, ran=ran)
         running = Running.load(instance.uuid)
+        if running is not None:
+            self._statuses.set_note(instance, _FORMER, former_text(running.former))
         if running is not None and running.boot_text:
             loop = asyncio.get_running_loop()
             self._timers[instance.uuid] = loop.call_later(_SECONDS, self._is_late, instance)
 
+    def stopped(self, instance: Instance) -> None:
+        """`instance` does not run any more."""
+        self.end(instance.uuid)
+        self._statuses.set_note(instance, _FORMER, "")
+
     def end(self, uuid: str) -> None:
+        """Watch the instance no longer."""
         self._systems.end(uuid)
         self._stop_timer(uuid)
 

@@ -123,7 +123,7 @@ class Lifecycle:
             if other_with_uuid(instance) is not None:
                 return  # pre-start has refused this one; the other one goes on
             self._statuses.pause_writes(instance)
-            self._boots.end(instance.uuid)
+            self._boots.stopped(instance)
             await state.cancel_build()
             running = Running.read(instance.uuid)
             self._statuses.publish_interruption(instance, running.status_text if running else "")
@@ -252,8 +252,8 @@ class Lifecycle:
                 if known.complete:  # else Incus says what to build (`update`)
                     await self._boot_builder.proceed(state, await deploy(self._gc, instance))
             else:
-                self._statuses.publish_saved(instance)
                 self._boots_now(instance, ran=True)
+                self._statuses.publish_saved(instance)
                 bootstrap.remove_stale_console(uuid)
         instance_log(facts.lxc_name).info("taken over")
 

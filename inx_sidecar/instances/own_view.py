@@ -57,11 +57,13 @@ class Attached:
     view: str = ""
     view_device: int = 0
     incomplete: int = 0
+    former: int = 0
 
     def added_to(self, running: Running) -> Running:
         return replace(
             running,
-            view=self.view, view_device=self.view_device, incomplete=self.incomplete,
+            view=self.view, view_device=self.view_device,
+            incomplete=self.incomplete, former=self.former,
         )  # fmt: skip
 
 
@@ -98,7 +100,8 @@ async def attach(
         # A start that fails again and again leaves nothing in /run.
         await asyncio.to_thread(shutil.rmtree, layer, ignore_errors=True)
         raise
-    return Attached(store.mapped, layer, store.view_device, incomplete)
+    former = len(start.shown.kept)
+    return Attached(store.mapped, layer, store.view_device, incomplete, former)
 
 
 @asynccontextmanager

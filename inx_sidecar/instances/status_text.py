@@ -11,6 +11,8 @@ from inx_sidecar.nix.generation_changes import Select
 from inx_sidecar.nix.generations import Generations
 
 UNMAPPED: Final = "store owned by nobody: its file system cannot map owners"
+# A start looks at the closures of all of them.
+_FORMER_MAX: Final = 100
 # What follows a reason in a status has to be read, too.
 _REASON_MAX: Final = 700
 BUG: Final = "inx failed; see 'journalctl -u inx-sidecar' on the host"
@@ -30,6 +32,14 @@ def building_text(pause: float = 0.0, reason: str = "") -> str:
 def ready_text(*, mapped: bool) -> str:
     """The text of an instance that runs as it should; `mapped` as in `Running`."""
     return "ready" if mapped else f"ready ({UNMAPPED})"
+
+
+def former_text(kept: int) -> str:
+    """The note on an instance whose store of its own still shows `kept` systems or paths that its
+    start did not need; empty for a few."""
+    if kept <= _FORMER_MAX:
+        return ""
+    return f"keeps {kept} former systems; run 'nix-collect-garbage -d' inside and restart"
 
 
 def fallback_text(boot: Boot, present: Generations) -> str:

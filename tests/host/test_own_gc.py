@@ -9,7 +9,7 @@ from support.incus import POOL, Incus
 from support.isolated import restart
 from support.own import is_right, own, system, update
 from support.own_steps import Life
-from support.services import constant
+from support.services import constant, restart_sidecar
 
 pytestmark = pytest.mark.isolated
 
@@ -22,6 +22,25 @@ KINDS = [
     ["remove one", "delete one"],
     ["collect on the host", "drop on the host"],
 ]
+
+
+def test_an_instance_that_keeps_many_former_systems_says_so(incus: Incus) -> None:
+    name = own(incus, system(incus, 1))
+    for number in (2, 3):
+        update(incus, name, system(incus, number))
+    with constant(incus.host, "instances/status_text", "_FORMER_MAX", 1):
+        restart(incus, name)
+        note = "keeps 2 former systems; run 'nix-collect-garbage -d' inside and restart"
+        incus.wait_status(name, f"ready .{note}")
+        restart_sidecar(incus.host)
+        incus.wait_status(name, f"ready .{note}")
+        incus("stop", "-f", name)
+        incus.eventually(lambda: "keeps" not in incus.status(name), lambda: incus.status(name))
+        incus.start(name)
+        incus.wait_status(name, f"ready .{note}")
+        incus.sh(name, "nix-collect-garbage -d")
+        restart(incus, name)
+        incus.eventually(lambda: incus.status(name) == "ready", lambda: incus.status(name))
 
 
 def all_pairs(count: int) -> list[int]:

@@ -218,8 +218,9 @@ def test_what_was_shown_stays_until_nix_inside_has_deleted_it(nix: Path, tmp_pat
             before = written(rootfs)
         assert sorted(record()) == [ONE, TWO]
         assert read_rooted("web", WEB) == shown_roots([store_path(TWO)])
-        with started(two) as (sandbox, _):
+        with started(two) as (sandbox, attached):
             assert there(sandbox) == FIRST | SECOND | {OWN}
+            assert attached.former == 1
             assert written(rootfs) != before
             before = written(rootfs)
             sandbox.inside(partial(collect, [ONE]))
@@ -229,6 +230,7 @@ def test_what_was_shown_stays_until_nix_inside_has_deleted_it(nix: Path, tmp_pat
             sandbox.inside(partial(collect, [OWN, LIB1]))
         with started(two) as (sandbox, attached):
             assert there(sandbox) == SECOND
+            assert attached.former == 0
             assert record() == [TWO]
             assert os.listdir(rootfs / "nix/.inx/upper") == []
             sandbox.inside(partial(collect, [TWO]))

@@ -14,6 +14,7 @@ from inx_sidecar.instances.status_text import (
     building_text,
     failed_update_text,
     fallback_text,
+    former_text,
     generation_of,
     late_text,
     ready_text,
@@ -31,6 +32,13 @@ PRESENT: Final = Generations({1: ONE, 2: TWO}, current=2)
 RUNNING: Final = Running(
     LxcFacts("web", "/rootfs", "/lxc.conf"), 1, 1, True, booted=TWO, profile_system=TWO
 )
+
+
+def test_many_former_systems_are_told() -> None:
+    assert former_text(0) == former_text(100) == ""
+    assert former_text(101) == (
+        "keeps 101 former systems; run 'nix-collect-garbage -d' inside and restart"
+    )
 
 
 def test_the_status_reports_a_store_without_mapped_owners() -> None:

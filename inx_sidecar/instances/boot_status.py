@@ -10,12 +10,18 @@ from typing import Final
 from inx_sidecar.incus.instance import Instance
 from inx_sidecar.incus.running_record import Running
 from inx_sidecar.incus.status import StatusWriter
-from inx_sidecar.instances.status_text import former_text, late_text, shown_text
+from inx_sidecar.instances.status_text import (
+    former_text,
+    incomplete_text,
+    late_text,
+    shown_text,
+)
 from inx_sidecar.instances.system_watch import SystemWatch
 
 _SECONDS: Final = 120.0
-# The subject of a note in the status.
+# The subjects of notes in the status.
 _FORMER: Final = "former systems"
+_INCOMPLETE: Final = "incomplete"
 
 
 class BootStatus:
@@ -32,8 +38,7 @@ class BootStatus:
         self._stop_timer(instance.uuid)
         self._systems.begin(instance, ran=ran)
         running = Running.load(instance.uuid)
-        if running is not None:
-            self._statuses.set_note(instance, _FORMER, former_text(running.former))
+        self._tell_of_own_store(instance, running)
         if running is not None and running.boot_text:
             loop = asyncio.get_running_loop()
             self._timers[instance.uuid] = loop.call_later(_SECONDS, self._is_late, instance)
@@ -41,7 +46,13 @@ class BootStatus:
     def stopped(self, instance: Instance) -> None:
         """`instance` does not run any more."""
         self.end(instance.uuid)
-        self._statuses.set_note(instance, _FORMER, "")
+        self._tell_of_own_store(instance, None)
+
+    def _tell_of_own_store(self, instance: Instance, running: Running | None) -> None:
+        """Let the status tell, until the stop, what the start leaves to root inside."""
+        former, incomplete = (running.former, running.incomplete) if running else (0, 0)
+        self._statuses.set_note(instance, _FORMER, former_text(former))
+        self._statuses.set_note(instance, _INCOMPLETE, incomplete_text(incomplete))
 
     def end(self, uuid: str) -> None:
         """Watch the instance no longer."""

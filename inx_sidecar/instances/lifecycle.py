@@ -230,7 +230,6 @@ class Lifecycle:
             if running.sealed:
                 note_renewed(instance)
             self._statuses.set_known_status(instance)
-            self._starter.note_incomplete(instance)
             if not os.path.exists(paths.daemon_etc_dir(uuid)):
                 # An inx that was installed before started this daemon, in the network of the host.
                 state.daemon.begin_end()

@@ -129,15 +129,6 @@ async def shown(
         yield
 
 
-def incomplete_text(count: int) -> str:
-    """What the status tells of `Attached.incomplete`."""
-    if count == 0:
-        return ""
-    if count == 1:
-        return "1 store path that was built inside lacks what it needs; build it again"
-    return f"{count} store paths that were built inside lack what they need; build them again"
-
-
 def other_views(uuid: str, view: str) -> list[str]:
     """The layers of all views of the instance but that of `view`, a directory."""
     try:

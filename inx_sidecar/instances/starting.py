@@ -48,8 +48,6 @@ from inx_sidecar.roots.system_roots import ACTIVE, CURRENT, NEXT, add_system_roo
 
 # A daemon of the former container that does not end delays no start; its socket comes later.
 _DAEMON_SECONDS: Final = 3.0
-# The subject of notes in the status.
-_INCOMPLETE: Final = "incomplete"
 
 
 class Starter:
@@ -186,7 +184,6 @@ class Starter:
             spec_digest="" if only_tries else deployment.digest,
             status_text=text, sealed=True, update=update, boot_text=STARTING,
         )  # fmt: skip
-        self.note_incomplete(instance)
         self._booted(instance)
         self._trash.empty_soon(instance)
         # What the last update changed is not about another system that was chosen since.
@@ -197,12 +194,6 @@ class Starter:
         if failed:
             return Status(failed, boot.system, number, True, update, changes)
         return Status(STARTING, boot.system, number, sealed=True, changes=changes)
-
-    def note_incomplete(self, instance: Instance) -> None:
-        """Let the status tell, until the stop, what the start of `instance` has made invalid."""
-        running = Running.load(instance.uuid) if instance.own else None
-        text = own_view.incomplete_text(running.incomplete if running else 0)
-        self._statuses.set_note(instance, _INCOMPLETE, text)
 
     @names_full_storage
     async def _attach(self, container: Container, deployment: Deployment) -> Attached:

@@ -42,6 +42,16 @@ def former_text(kept: int) -> str:
     return f"keeps {kept} former systems; run 'nix-collect-garbage -d' inside and restart"
 
 
+def incomplete_text(count: int) -> str:
+    """The note on an instance whose start has made `count` paths of its own invalid; empty for
+    none."""
+    if count == 0:
+        return ""
+    if count == 1:
+        return "1 store path that was built inside lacks what it needs; build it again"
+    return f"{count} store paths that were built inside lack what they need; build them again"
+
+
 def fallback_text(boot: Boot, present: Generations) -> str:
     """The text of a start that boots another system than the spec asks for; else empty."""
     if not boot.fallback_reason:

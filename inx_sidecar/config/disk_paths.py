@@ -20,7 +20,14 @@ _NEEDED: Final = (
     paths.BOOT_INSIDE,
 )
 # What inx and Nix write for a store of its own.
-_NEEDED_BY_OWN: Final = (*_NEEDED, paths.OWN_INSIDE, "nix/var/nix/db")
+_NEEDED_BY_OWN: Final = (
+    *_NEEDED,
+    paths.UPPER_INSIDE,
+    paths.WORK_INSIDE,
+    paths.SHOWN_INSIDE,
+    f"{paths.GCROOTS_INSIDE}/inx",
+    "nix/var/nix/db",
+)
 
 
 def disk_problem(devices: Mapping[str, Mapping[str, str]], *, own: bool) -> str:

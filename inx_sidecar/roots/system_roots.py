@@ -53,8 +53,11 @@ def shown_roots(shown: Iterable[str]) -> dict[str, str]:
 
 
 def shown_to(instance: Instance) -> list[str]:
-    """What the instance's store of its own was shown, as its root file system says."""
-    return list(shown_record.read(instance.rootfs, instance.name)) if instance.own else []
+    """What a store of its own was shown, as the root file system of the instance says.
+
+    Also while it has another kind of store: what was built inside needs it when that comes back.
+    """
+    return list(shown_record.read(instance.rootfs, instance.name))
 
 
 def read_rooted(lxc_name: str, uuid: str) -> dict[str, str]:

@@ -158,3 +158,42 @@ def test_an_update_is_refused_if_root_inside_has_unmounted_the_view(incus: Incus
     incus.wait_ready(name)
     assert incus.get(name, "user.inx.status.system") == two
     is_right(incus, name)
+
+
+def test_nothing_that_was_built_vanishes_while_the_store_is_another_one(incus: Incus) -> None:
+    """What each kind of store was given, or made, is there again when that kind comes back."""
+    one, two = system(incus, 1), system(incus, 2)
+    part = part_of(incus, one)
+    name = incus.launch(system=one)
+    build(incus, name, "shared", part, "/root/shared")
+    built = incus.said(name, "readlink", "/root/shared").strip()
+
+    def becomes(store: str) -> None:
+        incus.set(name, f"user.inx.store={store}")
+        restart(incus, name)
+        incus.wait_ready(name)
+        incus.host.run(["inx-sidecar", "sync"])
+        collect(incus.host)
+
+    becomes("own")
+    assert exists(incus.host, built) and not there(incus, name, built)
+    is_right(incus, name)
+    build(incus, name, "own", part, "/root/own")
+    update(incus, name, two)
+    incus.host.run(["rm", f"/srv/{incus.prefix}-own-s1"])
+    incus.sh(name, "nix-collect-garbage -d")
+    is_right(incus, name)
+
+    becomes("isolated")
+    assert not there(incus, name, "/root/own/part") and exists(incus.host, part)
+    becomes("own")
+    assert incus.inside(name, "grep -q 'part 1' /root/own/part")
+    is_right(incus, name)
+
+    becomes("shared")
+    assert there(incus, name, "/root/shared/part")
+    becomes("own")
+    assert incus.inside(name, "grep -q 'part 1' /root/own/part")
+    is_right(incus, name)
+    becomes("shared")
+    assert there(incus, name, "/root/shared/part") and exists(incus.host, built)

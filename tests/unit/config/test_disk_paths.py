@@ -38,10 +38,18 @@ def test_other_paths_are_allowed(path: str) -> None:
     check(path)
 
 
-@pytest.mark.parametrize("path", ["/nix/.inx", "/nix/var/nix/db", "/nix/store", "/nix"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nix/.inx", "/nix/.inx/upper", "/nix/.inx/work", "/nix/.inx/shown", "/nix/var/nix/db",
+        "/nix/var/nix/gcroots/inx", "/nix/store", "/nix/var", "/nix",
+    ],
+)  # fmt: skip
 def test_a_store_of_its_own_needs_more(path: str) -> None:
     with pytest.raises(ConfigError, match="the disk device 'data' is mounted at /"):
         check(path, own=True)
+    if path not in ("/nix/store", "/nix/var", "/nix"):
+        check(path)
 
 
 def test_other_devices_have_any_path() -> None:

@@ -126,12 +126,16 @@ def lonely_file(host: Host, name: str) -> str:
     return host.run(["nix-store", "--add", f"/srv/{name}"]).stdout.strip()
 
 
-@pytest.mark.parametrize("more", [(), IDMAP], ids=["isolated", "isolated, raw.idmap"])
+@pytest.mark.parametrize(
+    ("store", "more"),
+    [("isolated", ()), ("isolated", IDMAP), ("own", ())],
+    ids=["isolated", "isolated, raw.idmap", "own"],
+)
 def test_an_isolated_container_can_neither_lock_nor_hold_what_the_host_uses(
-    incus: Incus, host: Host, more: tuple[str, ...]
+    incus: Incus, host: Host, store: str, more: tuple[str, ...]
 ) -> None:
     file = lonely_file(host, incus.prefix)
-    name = isolated(incus, *more, store_include=file)
+    name = isolated(incus, *more, store=store, store_include=file)
     lock = left_lock(host, f"{incus.prefix}-build")
     incus.sh(name, "mkdir -p /mnt")
     outcome = inside(incus, name, locking.lock_in_every_way, lock)
@@ -162,14 +166,14 @@ def leases(host: Host, *, enabled: bool) -> Iterator[None]:
         host.run(["/usr/lib/systemd/systemd-sysctl", "--prefix=/fs/leases-enable"])
 
 
-@pytest.mark.parametrize("store", ["shared", "isolated"])
+@pytest.mark.parametrize("store", ["shared", "isolated", "own"])
 def test_no_container_takes_leases_on_a_host_as_installed(
     incus: Incus, host: Host, store: str
 ) -> None:
     """A lease let the host wait for 45 s."""
     host.run(["/usr/lib/systemd/systemd-sysctl", "--prefix=/fs/leases-enable"])
     file = lonely_file(host, incus.prefix)
-    include = {"store_include": file} if store == "isolated" else {}
+    include = {"store_include": file} if store != "shared" else {}
     name = incus.launch(flake="/etc/nixos#web", store=store, **include)
     with staying_inside(incus, name, locking.take_leases, [file]) as output:
         assert json.loads(output.readline()) == {file: "EINVAL"}

@@ -8,6 +8,7 @@ The container can write these links. inx reads their text and never follows them
 only in a process that has become the container's root.
 """
 
+import heapq
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix.store_paths import STORE_PATH
 
 _MAX_ENTRIES: Final = 10_000
+# As many have GC roots (roots/system_roots.py). A container may write any number of links.
+_MOST: Final = 1000
 
 
 def read(rootfs: str, instance: str) -> dict[str, str]:
     """The store paths in the record of the instance whose root file system is `rootfs`, each with
-    the text of its link, any text; from the oldest link to the newest.
+    the text of its link, any text; from the oldest link to the newest, and at most the newest 1000.
 
     Other entries are ignored. InstanceError if the record cannot be read, or has too many entries;
     a missing one is empty.
@@ -55,7 +58,7 @@ def _read_links(record: int, instance: str) -> dict[str, str]:
                 )
             if STORE_PATH.fullmatch(f"{paths.STORE}/{entry.name}"):
                 found.append((entry.stat(follow_symlinks=False).st_ctime_ns, entry.name))
-    texts = ((name, read_link(record, name)) for _, name in sorted(found))
+    texts = ((name, read_link(record, name)) for _, name in sorted(heapq.nlargest(_MOST, found)))
     return {f"{paths.STORE}/{name}": text for name, text in texts if text is not None}
 
 

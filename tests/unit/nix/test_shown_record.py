@@ -107,6 +107,25 @@ def test_too_many_entries_are_refused(
         read(str(tmp_path), "web")
 
 
+def test_the_newest_links_count(
+    tmp_path: Path, record_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as have roots: whoever can write the record makes nobody read more."""
+    monkeypatch.setattr(shown_record, "_MOST", 2)
+    for name in ("c", "b", "a"):
+        Record({store(name): "seal"}).apply(record_fd)
+        name_of = os.path.basename(store(name))
+        before = os.stat(name_of, dir_fd=record_fd, follow_symlinks=False).st_ctime_ns
+        while before == _now(tmp_path):  # until the clock of the file system has gone on
+            pass
+    assert list(read(str(tmp_path), "web")) == [store("b"), store("a")]
+
+
+def _now(place: Path) -> int:
+    (place / "now").touch()
+    return (place / "now").stat().st_ctime_ns
+
+
 def test_a_root_file_system_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(InstanceError, match=r"cannot open .*gone of 'web': No such file"):
         read(str(tmp_path / "gone"), "web")

@@ -51,6 +51,9 @@ _LIMITS: Final = {
     resource.RLIMIT_NOFILE: 32,
 }
 _FILL: Final = 1 << 18
+# A database may take all the memory that _LIMITS leave: if the host has less, the kernel kills this
+# process before any other (proc_pid_oom_score_adj(5)).
+_KILLED_FIRST: Final = "1000"
 
 
 def registered_text(digest: str, database: os.stat_result) -> str:
@@ -79,10 +82,8 @@ def main() -> None:
 
 
 def _run(user: str, nix: str, mode: str, digest: str, seconds: str, lock_seconds: str) -> str:
-    # A database may take all the memory that the limit leaves: where the host has less, the kernel
-    # ends this process before any other.
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write(_KILLED_FIRST)
     rows = _read_rows(sys.stdin.buffer)
     signal.alarm(int(seconds))  # if no sidecar lives to kill this process, the kernel does
     try:

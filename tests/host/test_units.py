@@ -8,7 +8,7 @@ import pytest
 from support.disposable import Host
 from support.incus import Incus
 from support.refusals import refused, sentence, start
-from support.services import state_of
+from support.services import SERVICE, state_of
 
 pytestmark = pytest.mark.life
 
@@ -255,3 +255,8 @@ def test_a_job_that_has_gone_unnoticed_is_not_waited_for(host: Host) -> None:
 def test_a_unit_that_is_gone_is_killed(host: Host) -> None:
     output, errors = by_bus(host, GONE)
     assert output == "killed\n", errors
+
+
+def test_a_child_that_is_killed_for_want_of_memory_ends_no_sidecar(host: Host) -> None:
+    """By default systemd stops a whole service then (OOMPolicy= in systemd.service(5))."""
+    assert host.run(["systemctl", "show", "-P", "OOMPolicy", SERVICE]).stdout == "continue\n"

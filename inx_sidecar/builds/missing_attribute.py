@@ -6,7 +6,6 @@ attribute of the operator. The others are counted.
 """
 
 import re
-from difflib import get_close_matches
 from typing import Final
 
 from inx_sidecar.config.credentials import redact
@@ -70,6 +69,8 @@ def missing_text(source: Source, reason: str, printed: str) -> str:
 
     The reference of `source` is that of the operator.
     """
+    from difflib import get_close_matches  # only here: the sidecar keeps it in memory from then on
+
     words = " ".join(_LINE.findall(printed)).split()
     names = [word for word in words if _NAME.fullmatch(word)]
     count = max([len(names), *map(int, _COUNT.findall(printed)[:1])])

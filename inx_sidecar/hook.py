@@ -1,8 +1,9 @@
 """The hooks of LXC: send LXC's facts to the sidecar, and return its answer as an exit status.
 
-LXC waits for a hook, and Python alone takes six milliseconds to start. So Python runs this file
-without `site` (-S), and until something has failed, the file imports only modules in C: not `os`
-but `posix`, not `socket` but `_socket`, and no other module of inx.
+LXC waits for a hook, and Python alone takes six milliseconds to start. So the hooks of a start ask
+without Python (hooks/ask), and run this file only if they got no answer, or a refusal. Python runs
+it without `site` (-S), and until something has failed, it imports only modules in C: not `os` but
+`posix`, not `socket` but `_socket`, and no other module of inx.
 
 LXC reads a hook's output ten times, and then waits for ever for its end (lxc src/lxc/utils.c,
 run_buffer). So the output goes to a log. Incus shows only "Script exited with status N": the reason
@@ -19,16 +20,24 @@ SOCKET = "/run/inx/sidecar.sock"
 LOG = "/var/log/inx"
 FACTS = (b"LXC_NAME", b"LXC_PID", b"LXC_TARGET", b"LXC_ROOTFS_PATH", b"LXC_CONFIG_FILE")
 DEADLINE_SECONDS = 30.0
+# hooks/ask may have waited so long.
+ASKED_SECONDS = 5.0
 UNREACHABLE = 25
 # During an upgrade a new hook may ask the former sidecar, which knows `mount` by this name alone.
 FORMER_KINDS = {"mount": "start-host"}
 
 
 def main() -> int:
-    kind = sys.argv[1]
+    """The arguments are the kind of the hook and the refusal that it has got already, if any: a
+    status and a message. No answer is an empty status."""
+    kind, *answer = sys.argv[1:]
     _redirect_output()
-    facts = [b"%b=%b" % (name, posix.environ.get(name, b"")) for name in FACTS]
-    status, message = ask(b"\0".join([FORMER_KINDS.get(kind, kind).encode(), *facts]))
+    if answer and answer[0] not in ("", "0"):
+        status, message = int(answer[0]), answer[1]
+    else:
+        facts = [b"%b=%b" % (name, posix.environ.get(name, b"")) for name in FACTS]
+        request = b"\0".join([FORMER_KINDS.get(kind, kind).encode(), *facts])
+        status, message = ask(request, DEADLINE_SECONDS - (ASKED_SECONDS if answer else 0))
     if status and kind == "stop":
         # A stop cannot be refused. The next start puts right what was missed.
         sys.stderr.write(f"{message}\n")
@@ -38,10 +47,10 @@ def main() -> int:
     return status
 
 
-def ask(request: bytes) -> tuple[int, str]:
-    """The sidecar's answer. If the sidecar dies meanwhile, the next one is asked, up to the
-    deadline."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def ask(request: bytes, seconds: float = DEADLINE_SECONDS) -> tuple[int, str]:
+    """The sidecar's answer. If the sidecar dies meanwhile, the next one is asked, for at most
+    `seconds`."""
+    deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         try:
             answer = _exchange(request, left)

@@ -22,6 +22,7 @@ from inx_sidecar.incus.instance import UUID, LxcFacts
 from inx_sidecar.instances.config_watch import ConfigWatch
 from inx_sidecar.instances.lifecycle import Lifecycle
 from inx_sidecar.kernel.cgroups import kill_others_of_service
+from inx_sidecar.request_files import RequestFiles
 from inx_sidecar.roots import metrics
 
 _REQUEST_MAX: Final = 1 << 16
@@ -79,6 +80,8 @@ async def serve(listener: socket.socket) -> None:
     # From Python 3.13 on, a server removes its socket at the end; this socket belongs to systemd.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     server = await asyncio.start_unix_server(serve_client, sock=listener, backlog=_BACKLOG, **keep)
+    request_files = RequestFiles(lambda request: _answer(lifecycle, request))
+    request_files.open()
     notify("READY=1")
     async with server:
         tasks = [
@@ -89,6 +92,7 @@ async def serve(listener: socket.socket) -> None:
             asyncio.create_task(metrics.keep_writing()),
         ]
         await stopping.wait()
+        request_files.close()
         for task in tasks:
             task.cancel()
     notify("STOPPING=1")

@@ -32,6 +32,7 @@ WRITTEN_FOR_OTHERS = (
 
 RUN = "/run/inx"
 SOCKET = "/run/inx/sidecar.sock"
+HOOK_REQUESTS = "/run/inx/hooks"
 METRICS = "/run/inx/metrics/inx.prom"
 STATE = "/var/lib/inx"
 BUILDS = "/var/lib/inx/builds"

@@ -96,9 +96,9 @@ def _own_output() -> Iterator[None]:
         os.close(fd)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, kind: str = "pre-start") -> int:
+def run(monkeypatch: pytest.MonkeyPatch, kind: str = "pre-start", *answer: str) -> int:
     with monkeypatch.context() as patch, open(2, "w", closefd=False) as stderr:
-        patch.setattr(sys, "argv", ["hook", kind])
+        patch.setattr(sys, "argv", ["hook", kind, *answer])
         patch.setattr(posix, "environ", dict(os.environb))
         patch.setattr(sys, "stderr", stderr)
         stderr.reconfigure(errors="backslashreplace")  # as sys.stderr of Python has it
@@ -145,6 +145,30 @@ def test_a_refusal_is_the_exit_status_and_a_line_in_the_log_of_the_instance(
     line = r"lxc web \d{14}\.\d{3} ERROR    inx - user\.inx\.flake is 'é'\n"
     assert re.fullmatch("earlier\n" + line, lxc_log.read_text())
     assert re.fullmatch(line, own_log())
+
+
+def test_a_refusal_that_a_hook_has_got_is_shown_and_not_asked_for_again(
+    sidecar: Sidecar, lxc_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hooks/ask has asked, and passes the answer on."""
+    assert run(monkeypatch, "mount", "22", "no\udcff such 'é'") == 22
+    line = rb"lxc web \d{14}\.\d{3} ERROR    inx - no\xff such '\xc3\xa9'\n"
+    assert re.fullmatch(b"earlier\n" + line, lxc_log.read_bytes())
+    assert "such" in own_log() and sidecar.requests == []
+
+
+@pytest.mark.parametrize("status", ["", "0"])
+def test_a_hook_without_an_answer_asks_within_the_same_deadline(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """Nobody but the sidecar lets a start go on."""
+    sidecar.answers = [b"0\n", HANG]
+    assert run(monkeypatch, "mount", status, "") == 0
+    assert len(sidecar.requests) == 1
+    monkeypatch.setattr(hook, "DEADLINE_SECONDS", hook.ASKED_SECONDS + 0.2)
+    begin = time.monotonic()
+    assert run(monkeypatch, "mount", status, "") == hook.UNREACHABLE
+    assert time.monotonic() - begin < hook.ASKED_SECONDS
 
 
 def test_a_long_answer_is_complete(

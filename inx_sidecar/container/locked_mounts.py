@@ -69,11 +69,14 @@ async def attach_locked(
     container: Container,
     directories: Sequence[HostDirectory],
     attach: Callable[[int, Sequence[int]], forked.Result],
+    *,
+    await_exit: bool = True,
 ) -> tuple[bool, forked.Result]:
     """Call `attach` in a child that has become the container's root.
 
     `attach` gets the container's root directory and the mounts of `directories` after the lock
     step. Returns whether the owners of the first directory are mapped, and what `attach` returns.
+    `await_exit` is that of `forked.run_in_child`.
     """
     action = f"attaching the store of {container.name!r}"
     with ExitStack() as fds:
@@ -107,13 +110,15 @@ async def attach_locked(
                 fds.callback(os.close, fd)
             needed = [*locked, *container.fds]
             result = await forked.run_in_child(
-                lambda: enter(locked), action, fds=needed, instance=container.name
-            )
+                lambda: enter(locked), action, fds=needed, instance=container.name,
+                await_exit=await_exit,
+            )  # fmt: skip
         else:
             needed = [*for_locks, *container.fds]
             result = await forked.run_in_child(
-                lambda: enter(lock()), action, fds=needed, instance=container.name
-            )
+                lambda: enter(lock()), action, fds=needed, instance=container.name,
+                await_exit=await_exit,
+            )  # fmt: skip
     return mapped[0], result
 
 

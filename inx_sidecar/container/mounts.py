@@ -39,6 +39,7 @@ async def attach_mounts(
     change: Change | None,
     *,
     protect: bool = True,
+    await_exit: bool = True,
 ) -> bool:
     """Attach `directories`, the store first if it is among them, and apply `change` to the profile.
 
@@ -47,6 +48,8 @@ async def attach_mounts(
     With `protect`, also makes the container's own /nix/var/nix read-only, except for profiles and
     gcroots: a Nix client that can write to /nix/var/nix opens a database of its own instead of
     asking the daemon, and a collection inside would then take the whole shared store for garbage.
+
+    `await_exit` is that of `forked.run_in_child`.
     """
     name = container.name
     targets = [directory.target for directory in directories]
@@ -61,7 +64,7 @@ async def attach_mounts(
         move_mounts(locked, root, targets, name)
         return None, []
 
-    mapped, _ = await attach_locked(container, directories, attach)
+    mapped, _ = await attach_locked(container, directories, attach, await_exit=await_exit)
     return mapped
 
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import yaml
@@ -126,7 +127,7 @@ def read_instance(facts: LxcFacts) -> Instance:
     try:
         with open(path, "rb") as file:
             text = file.read()
-        instance = parse_instance(_read_needed(text) or _read_all(text), facts)
+        instance = _parse_backup(text, facts)
     except OSError as error:
         raise InstanceError(f"cannot read {path} of {lxc_name!r}: {reason_of(error)}") from None
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
@@ -135,6 +136,12 @@ def read_instance(facts: LxcFacts) -> Instance:
     if instance.lxc_name != lxc_name:
         raise incomplete
     return instance
+
+
+@lru_cache(maxsize=8)
+def _parse_backup(text: bytes, facts: LxcFacts) -> Instance:
+    """The hooks of a start read the same text twice, within a moment."""
+    return parse_instance(_read_needed(text) or _read_all(text), facts)
 
 
 def _read_all(text: bytes) -> Any:

@@ -217,7 +217,9 @@ class Starter:
                 container, deployment, plan.system, directories, change
             )
         else:
-            mapped = await attach_mounts(container, directories, change, protect=not own)
+            mapped = await attach_mounts(
+                container, directories, change, protect=not own, await_exit=False
+            )
             attached = Attached(mapped or not has_store)
         if not attached.mapped:
             instance_log(container.name).warning("%s", UNMAPPED)

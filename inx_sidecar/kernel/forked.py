@@ -19,6 +19,7 @@ _MESSAGE_MAX: Final = 1 << 16
 _IN_A_FILE: Final = b"memfd"
 _FDS_MAX: Final = 16
 _STDERR: Final = 2
+# The kernel has no more (fs/file.c, sysctl_nr_open_max).
 _FD_MAX: Final = (1 << 31) - 1
 _TRACE_MAX: Final = 4000
 
@@ -50,6 +51,7 @@ async def run_in_child(
     fds: Iterable[int] = (),
     instance: str = "",
     group: str = "",
+    await_exit: bool = True,
 ) -> Result:
     """The result of `function`, which runs in a forked child and must not use the event loop.
 
@@ -64,6 +66,9 @@ async def run_in_child(
     `instance` names the instance whose files `function` uses, if any. MountError, and no child, if
     too many children of that instance could not be killed. `group` names children that use the
     files of no single instance, with the same bound for all of them together.
+
+    The end of a process takes the kernel a millisecond. Without `await_exit`, a child that has
+    answered ends meanwhile: it may hold what it has opened for a moment.
     """
     bound = f"instance {instance}" if instance else group
     stuck = len(_stuck.get(bound, ())) if bound else 0
@@ -83,19 +88,23 @@ async def run_in_child(
         _run_and_exit(function, theirs)
     theirs.close()
     ours.setblocking(False)
-    late = False
+    late = answered = False
     try:
         await _wait_readable(ours, seconds)
         message, given, _, _ = socket.recv_fds(ours, _MESSAGE_MAX, _FDS_MAX)
+        answered = True
     except TimeoutError:
         late = True
     finally:
         ours.close()
         os.kill(pid, signal.SIGKILL)
-        ended = await _reap(pid)
-        if bound and not ended.done():
-            _stuck.setdefault(bound, set()).add(ended)
-            ended.add_done_callback(lambda exited: _forget_stuck(bound, exited))
+        ended = _reap(pid)
+        if await_exit or not answered:
+            await asyncio.wait([ended], timeout=_REAP_SECONDS)
+            _note_if_stuck(bound, ended)
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_REAP_SECONDS, _note_if_stuck, bound, ended)
     if late:
         raise TookTooLongError(f"{action} took over {seconds:.0f} s", ended)
     if message == _IN_A_FILE:
@@ -103,6 +112,12 @@ async def run_in_child(
             file.seek(0)
             message = file.read()
     return _result(message, list(given), action)
+
+
+def _note_if_stuck(bound: str, ended: asyncio.Future[None]) -> None:
+    if bound and not ended.done():
+        _stuck.setdefault(bound, set()).add(ended)
+        ended.add_done_callback(lambda exited: _forget_stuck(bound, exited))
 
 
 def _forget_stuck(bound: str, exited: asyncio.Future[None]) -> None:
@@ -125,7 +140,7 @@ def _result(message: bytes, fds: list[int], action: str) -> Result:
 
 def _close_all_except(kept: set[int]) -> None:
     first = _STDERR + 1
-    for number in sorted(kept):
+    for number in sorted(number for number in kept if number > _STDERR):
         os.closerange(first, number)
         first = number + 1
     os.closerange(first, _FD_MAX)
@@ -157,11 +172,9 @@ def _run_and_exit(function: Callable[[], Result], channel: socket.socket) -> Non
         os._exit(0)
 
 
-async def _reap(pid: int) -> asyncio.Future[None]:
-    """Wait up to _REAP_SECONDS for the killed child to exit; returns a future of its exit.
-
-    A child in uninterruptible sleep exits later, and is reaped then.
-    """
+def _reap(pid: int) -> asyncio.Future[None]:
+    """Reap the killed child as soon as it has exited, which is when the future is done. A child in
+    uninterruptible sleep exits later."""
     loop = asyncio.get_running_loop()
     pidfd = os.pidfd_open(pid)
     ended: asyncio.Future[None] = loop.create_future()
@@ -173,7 +186,6 @@ async def _reap(pid: int) -> asyncio.Future[None]:
         _set_done(ended)
 
     loop.add_reader(pidfd, reap)
-    await asyncio.wait([ended], timeout=_REAP_SECONDS)
     return ended
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NoReturn
 
 import pytest
+from support.waiting import until
 
 from inx_sidecar.base import errors
 from inx_sidecar.base.errors import InstanceError, InxError, MountError
@@ -239,6 +240,29 @@ def test_children_of_one_instance_that_cannot_be_killed_are_few(
     asyncio.run(main())
     os.close(end)
     assert left()[0] == ""
+
+
+def test_a_child_that_has_answered_may_end_later_and_counts_if_it_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exit_now = os._exit
+    end, release = os.pipe()
+    monkeypatch.setattr(os, "_exit", lambda status: (os.read(end, 1), exit_now(status)))
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    monkeypatch.setattr(forked, "_REAP_SECONDS", 0.05)
+
+    async def main() -> None:
+        answer = await forked.run_in_child(
+            lambda: (1, []), "the work", fds=[end], instance="web", await_exit=False
+        )
+        assert answer == (1, []) and left()[0] != ""
+        await until(lambda: forked._stuck)
+        os.close(release)
+        await until(lambda: not forked._stuck)
+        assert left()[0] == ""
+
+    asyncio.run(main())
+    os.close(end)
 
 
 def test_a_child_has_the_descriptors_that_it_is_given_and_no_others() -> None:

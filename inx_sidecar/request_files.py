@@ -94,11 +94,13 @@ class RequestFiles:
         path = f"{paths.HOOK_REQUESTS}/in/{place}"
         request = b""
         try:
-            with open(path, "rb") as file:
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 request = file.read(_REQUEST_MAX)
-            os.unlink(f"{paths.HOOK_REQUESTS}/out/{place}")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{paths.HOOK_REQUESTS}/out/{place}")
             self._make_fifo(paths.HOOK_REQUESTS, place)
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         except OSError as error:
             log.warning("hooks use the place %s no more: %s", place, error.strerror)
         if request.endswith(_END):

@@ -184,7 +184,8 @@ class Starter:
             spec_digest="" if only_tries else deployment.digest,
             status_text=text, sealed=True, update=update, boot_text=STARTING,
         )  # fmt: skip
-        self._booted(instance)
+        # After the hook's answer: no start waits until the boot is followed.
+        asyncio.get_running_loop().call_soon(self._booted, instance)
         self._trash.empty_soon(instance)
         # What the last update changed is not about another system that was chosen since.
         same = boot.system == told_system(instance)

@@ -90,6 +90,25 @@ def test_a_start_without_a_change_evaluates_nothing(incus: Incus, host: Host) ->
         incus.wait_status(name, "ready$")
 
 
+def test_a_start_needs_no_python_and_a_refusal_tells_its_reason_by_it(
+    incus: Incus, host: Host
+) -> None:
+    name = incus.launch(flake="/etc/nixos#web")
+    incus("stop", name)
+    hook = "/opt/inx/libexec/inx/hook"
+    host.run(["mv", hook, f"{hook}.away"])
+    try:
+        incus.start(name)
+    finally:
+        host.run(["mv", f"{hook}.away", hook])
+    incus("stop", "-f", name)
+    incus("config", "set", name, "user.inx.keep=none")
+    assert incus.start(name, check=False).returncode != 0
+    log = incus("info", name, "--show-log").stdout
+    assert log.count("inx - user.inx.keep") == 1, log
+    assert host.sh("ls /run/inx/hooks/in").stdout == ""
+
+
 def test_a_changed_source_is_built_at_the_next_start(incus: Incus) -> None:
     flake = incus.flake("one", "two")
     name = incus.launch(flake=f"{flake}#one")

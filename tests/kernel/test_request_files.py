@@ -324,6 +324,18 @@ def test_a_fifo_that_is_missing_keeps_nobody_from_a_start(hooks: Hooks) -> None:
     with_sidecar(allow, body)
 
 
+def test_a_request_that_is_taken_away_costs_no_place(hooks: Hooks) -> None:
+    async def body(_: RequestFiles) -> None:
+        for place in PLACES:
+            with open(f"{paths.HOOK_REQUESTS}/in/{place}", "x") as file:
+                os.unlink(file.name)
+                os.unlink(f"{paths.HOOK_REQUESTS}/out/{place}")
+            await until(Path(f"{paths.HOOK_REQUESTS}/out/{place}").is_fifo)
+        assert await hooks.run() == 0
+
+    with_sidecar(allow, body)
+
+
 def test_the_environment_of_an_instance_changes_nothing(hooks: Hooks, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     trap.mkdir()

@@ -108,7 +108,9 @@ class Starter:
             state.daemon.begin_start()
         else:
             await state.daemon.refuse_clients(_DAEMON_SECONDS)
-        instance_log(instance.lxc_name).info("%s", plan.describe())
+        # After the hook's answer: the journal would have its turn at the processor first.
+        tell = instance_log(instance.lxc_name).info
+        asyncio.get_running_loop().call_soon(tell, "%s", plan.describe())
         state.deployment = deployment
 
     async def mount(

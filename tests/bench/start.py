@@ -36,7 +36,6 @@ for _ in range(rounds):
         run(["incus", "stop", "-f", name], check=True)
 facts = {"LXC_NAME": "inx", "LXC_CONFIG_FILE": "/run/incus/inx/lxc.conf",
          "LXC_ROOTFS_PATH": "/var/lib/incus/storage-pools/default/containers/inx/rootfs"}
-client = "import _socket, posix, sys, time"
 requests = "/run/inx/hooks"
 times |= {"pre-start hook": [], "hook python": []}
 for _ in range(rounds):

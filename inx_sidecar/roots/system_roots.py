@@ -106,9 +106,16 @@ async def add_system_roots(
         wanted[BOOTED] = booted
     if tried := tried_system.read(instance.uuid):  # the instance may have been renamed
         wanted[TRIED] = tried.system
-    valid = valid_paths(wanted.values())
-    wanted = {name: path for name, path in wanted.items() if path in valid}
-    await direct_roots.add(gc, instance.lxc_name, instance.uuid, wanted)
+    # Each start comes here twice, nearly always with roots that exist: then Nix is not asked.
+    lxc_name, uuid = instance.lxc_name, instance.uuid
+    new = {
+        name: path
+        for name, path in wanted.items()
+        if direct_roots.path_of(lxc_name, uuid, name) != path
+    }
+    valid = valid_paths(new.values())
+    new = {name: path for name, path in new.items() if path in valid}
+    await direct_roots.add(gc, lxc_name, uuid, new)
 
 
 async def add_roots_of_stopped(gc: GcClient, instance: Instance) -> None:

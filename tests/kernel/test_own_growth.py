@@ -382,6 +382,7 @@ def test_the_upper_layer_is_still_refused_to_be_the_hosts(web: Started, store: P
 def test_the_sidecar_itself_asks_no_file_system_of_the_container(web: Started) -> None:
     """Whoever closes a file waits for the file system, as long as that likes."""
     inside = {"nix", "var", ".inx", "shown", "upper", "store"}
+    web.grow([])
     with answering(web.sandbox, "/", inside) as requests:
         with pytest.raises(InstanceError) as caught:
             web.grow(MORE)

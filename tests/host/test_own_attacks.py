@@ -216,7 +216,7 @@ REFUSED = {
     ),
     "a database of the host": (
         "ln -sf /nix/var/nix/db/db.sqlite var/nix/db/db.sqlite",
-        "the Nix database inside {name} cannot be read",
+        "/nix/var/nix/db of {name} cannot be used (db.sqlite is not a file)",
     ),
     "roots that lead elsewhere": (
         "rm -r var/nix/gcroots/inx; ln -s /nix/var/nix/gcroots/auto var/nix/gcroots/inx",

@@ -116,8 +116,8 @@ async def _lock_collector(
         )  # fmt: skip
     except forked.TookTooLongError:
         raise InstanceError(
-            f"a garbage collection inside {name!r} does not end, so the new system cannot be "
-            "shown; end it, or set user.inx.update to try again"
+            f"a garbage collection inside {name!r} does not end, or a file system there does not "
+            "answer, so the new system cannot be shown; end it, or set user.inx.update to try again"
         ) from None
     return frozenset(own), fd
 

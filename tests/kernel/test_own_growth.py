@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 from support.containers import MNT_DETACH, Sandbox, umount
-from support.fuse import answering
+from support.fuse import answering, hanging
 
 from inx_sidecar.base.errors import InstanceError, MountError, SystemMissingError
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, mount, unshare
@@ -238,7 +238,8 @@ def test_a_collection_that_does_not_end_is_named(web: Started) -> None:
         with pytest.raises(InstanceError) as caught:
             web.grow(MORE, lock_seconds=0.2)
         assert str(caught.value) == (
-            "a garbage collection inside 'web' does not end, so the new system cannot be shown; "
+            "a garbage collection inside 'web' does not end, or a file system there does not "
+            "answer, so the new system cannot be shown; "
             "end it, or set user.inx.update to try again"
         )
         step()
@@ -296,6 +297,17 @@ def test_another_file_system_in_the_place_of_the_shown_layer_is_left_alone(
     assert set(os.listdir(web.layer / "entries")) == NAMES
     if attack is covered:
         web.sandbox.inside(Path("/nix/.inx/writable").touch)
+
+
+def test_a_root_directory_that_never_answers_ends_the_update(web: Started) -> None:
+    with (
+        hanging(web, "/"),
+        pytest.raises(InstanceError, match=r"^a garbage collection inside 'web"),
+    ):
+        web.grow(MORE, lock_seconds=0.5)
+    web.sandbox.inside(partial(umount, "/", MNT_DETACH))
+    web.grow(MORE)
+    assert listed(web.sandbox) == NAMES | MORE
 
 
 def test_a_link_in_the_place_of_the_shown_layer_is_not_followed(web: Started) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from typing import Protocol
 from unittest.mock import patch
 
 from inx_sidecar.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER, mount, setns
@@ -14,7 +15,6 @@ from support.attacker import stalling
 from support.attacker.answering import Answers
 from support.attacker.stalling import never_answer_below_overlay
 from support.containers import Sandbox
-from support.links import Web
 
 
 def _enter_with_fuse(sandbox: Sandbox) -> int:
@@ -41,8 +41,13 @@ def _mount_hanging(place: str, sandbox: Sandbox) -> None:
     mount("hang", place, "fuse", 0, f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other")
 
 
+class HasSandbox(Protocol):
+    @property
+    def sandbox(self) -> Sandbox: ...
+
+
 @contextmanager
-def hanging(web: Web, place: str) -> Iterator[None]:
+def hanging(web: HasSandbox, place: str) -> Iterator[None]:
     ready, report = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -64,7 +69,7 @@ def hanging(web: Web, place: str) -> Iterator[None]:
 
 
 @contextmanager
-def hanging_below_overlay(web: Web, place: str) -> Iterator[int]:
+def hanging_below_overlay(web: HasSandbox, place: str) -> Iterator[int]:
     """An overlay at `place` above a FUSE file system that answers nothing any more. The block gets
     a pipe, which can be read when a request has come."""
     ready, report = os.pipe()

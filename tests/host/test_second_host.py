@@ -280,12 +280,13 @@ def test_with_neither_it_says_so_and_starts_once_the_flake_is_there(
 
 
 @pytest.mark.isolated
+@pytest.mark.parametrize("store", ["isolated", "own"])
 def test_an_isolated_instance_is_built_from_its_source_whatever_its_links_say(
-    incus: Incus, there: Incus
+    incus: Incus, there: Incus, store: str
 ) -> None:
     """Neither a seal of the first host nor a system that the second holds makes it start, and what
     it names, as if it had registered that, is not fetched."""
-    name, (one, two) = two_generations(incus, store="isolated")
+    name, (one, two) = two_generations(incus, store=store)
     secret = add_to_store(incus, "secret")
     auto = f"/nix/var/nix/gcroots/auto/{name_of('/root/secret')}"
     incus.sh(

@@ -299,6 +299,29 @@ def test_another_file_system_in_the_place_of_the_shown_layer_is_left_alone(
         web.sandbox.inside(Path("/nix/.inx/writable").touch)
 
 
+@pytest.mark.parametrize("kind", ["link", "file", "gone"])
+@pytest.mark.parametrize("name", ["upper", "shown"])
+def test_what_replaces_a_directory_of_inx_meanwhile_is_named(
+    web: Started, name: str, kind: str
+) -> None:
+    """Root inside reaches them by another mount of its root directory."""
+    place = web.sandbox.rootfs / "nix/.inx"
+    (place / name).rename(place / "away")
+    if kind == "link":
+        (place / name).symlink_to("/mnt")
+    elif kind == "file":
+        (place / name).touch()
+    with pytest.raises(InstanceError) as caught:
+        web.grow(MORE)
+    told = str(caught.value)
+    if kind == "gone":
+        assert told.startswith("/nix/.inx of 'web' was unmounted inside")
+    else:
+        assert told.startswith(f"/nix/.inx/{name} of 'web' cannot be used") and "remove it" in told
+    assert os.listdir(web.sandbox.rootfs / "mnt") == []
+    assert set(os.listdir(web.layer / "entries")) == NAMES
+
+
 def test_a_root_directory_that_never_answers_ends_the_update(web: Started) -> None:
     with (
         hanging(web, "/"),

@@ -16,6 +16,7 @@ from inx_sidecar.instances.status_text import (
     fallback_text,
     former_text,
     generation_of,
+    incomplete_text,
     late_text,
     ready_text,
     running_status,
@@ -128,3 +129,17 @@ def test_a_long_reason_hides_nothing_that_follows() -> None:
     }
     for text, end in texts.items():
         assert Status(text).config()["user.inx.status"].endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, ""),
+        (1, "1 store path that was built inside lacks what it needs; build it again"),
+        (2, "2 store paths that were built inside lack what they need; build them again"),
+    ],
+)
+def test_the_note_on_paths_that_are_not_valid_any_more_fits_their_number(
+    count: int, text: str
+) -> None:
+    assert incomplete_text(count) == text

@@ -488,6 +488,23 @@ def test_a_second_try_in_the_same_container_is_like_the_first(
     assert (machine.upper / NEW / "bin/tool").exists()
 
 
+def test_a_try_whose_store_was_not_recorded_is_unmounted(machine: Machine, store: Path) -> None:
+    """The sidecar was killed: two overlays with one upper layer must not be mounted."""
+    with machine.start(NAMES) as started:
+        for number in range(2):
+            other = machine.layers / f"again-{number}"
+            other.mkdir()
+            attached(started.sandbox, store, other, NAMES | {HIDDEN})
+        started.sandbox.inside(build)
+        assert started.sandbox.inside(lambda: set(os.listdir("/nix/.inx"))) == NAMES | {HIDDEN}
+        for place in ("/nix/store", "/nix/.inx"):
+            started.sandbox.inside(partial(umount, place, MNT_DETACH))
+        assert started.sandbox.inside(lambda: os.listdir("/nix/store")) == []
+        inside = started.sandbox.inside(lambda: os.listdir("/nix/.inx"))
+        assert sorted(inside) == ["shown", "upper", "work"]
+    assert (machine.upper / NEW / "bin/tool").exists()
+
+
 def test_no_way_leads_to_a_path_that_is_not_shown(machine: Machine) -> None:
     def reached() -> list[str]:
         os.chdir(f"/nix/store/{DIRECTORY}")

@@ -102,8 +102,12 @@ def build(incus: Incus, name: str, what: str, part: str, link: str) -> None:
     incus.sh(name, script)
 
 
-def begin_builds(incus: Incus, name: str, what: str, part: str, *, collect: bool = False) -> None:
+def begin_builds(
+    incus: Incus, name: str, what: str, part: str, *, collect: bool = False, store: str = ""
+) -> None:
     """Build one path after the other inside, rooted at /root/loop-NUMBER, until the stop.
+
+    `store` is that of Nix, as "daemon".
 
     With `collect`, a collection follows each third build, and no root of a build stays. What fails
     is told in /root/failures.
@@ -111,6 +115,7 @@ def begin_builds(incus: Incus, name: str, what: str, part: str, *, collect: bool
     collected = "[ $((i % 3)) != 0 ] || { rm /root/loop-*; nix-store --gc; }" if collect else ":"
     loop = f"""
         i=0
+        export NIX_REMOTE={store}
         while :; do
             i=$((i + 1)) name={what}-$i part={part} link=/root/loop-$i
             export name part link

@@ -39,6 +39,8 @@ def is_meant(pid):
         return False
     if kind == "collector":
         return b"--gc" in words or b"nix-collect-garbage" in words
+    if kind == "daemon inside":
+        return b"daemon" in words
     return b"nix-build" in words or any(word.endswith(b"/bin/nix") for word in words)
 
 
@@ -61,6 +63,12 @@ _SHOWN: Final = """
         [ ! -e "/nix/store/$name" ] || echo "/nix/store/$name"
     done | xargs nix-store --check-validity
 """
+# systemd would start it again, too.
+_DAEMON: Final = """
+    loop='while :; do nix --extra-experimental-features nix-command daemon; sleep 0.1; done'
+    setsid sh -c "$loop" </dev/null >/dev/null 2>&1 &
+    until [ -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.1; done
+"""
 _SERVICES: Final = {
     "sidecar": ["--kill-whom=main", "inx-sidecar"],
     "sidecar and its children": ["inx-sidecar"],
@@ -68,7 +76,21 @@ _SERVICES: Final = {
     "incusd": ["incus"],
 }
 # The longest time from the beginning of a process to its kill, in seconds.
-_PROCESSES: Final = {"writer": 0.1, "child": 0.02, "collector": 0.1, "program of Nix": 0.3}
+_PROCESSES: Final = {
+    "writer": 0.1,
+    "child": 0.02,
+    "collector": 0.1,
+    "program of Nix": 0.3,
+    "daemon inside": 0.3,
+}
+# When these processes are there.
+_SHOWS: Final = ["an update", "a start of another system", "a collection inside and an update"]
+_COLLECTS: Final = ["a collection inside", "a collection inside and an update"]
+_WORKS: Final = ["an update", "a collection inside", "a collection on the host"]
+_WHEN: Final = {
+    "writer": _SHOWS, "child": _SHOWS, "collector": _COLLECTS,
+    "program of Nix": _WORKS, "daemon inside": _WORKS,
+}  # fmt: skip
 
 
 class Victim:
@@ -97,7 +119,7 @@ class Victim:
     def kill_something(self) -> str:
         """Kill something while something is done, and look at the store; returns what it was."""
         kill = self._random.choice([*_SERVICES, *_PROCESSES, "instance"])
-        action = self._random.choice(list(self._actions))
+        action = self._random.choice(_WHEN.get(kill, list(self._actions)))
         told = f"{kill}, during {action}"
         try:
             with self._beside(self._actions[action]):
@@ -146,8 +168,12 @@ class Victim:
         self._incus.sh(self._name, script, check=False)
 
     def _begin_builds(self) -> None:
+        """With a daemon inside, or without."""
+        store = self._random.choice(["", "daemon"])
+        if store:
+            self._incus.sh(self._name, _DAEMON)
         part = part_of(self._incus, self._wanted)
-        begin_builds(self._incus, self._name, "loop", part, collect=True)
+        begin_builds(self._incus, self._name, "loop", part, collect=True, store=store)
 
     def _ask(self) -> None:
         self._wanted = self._random.choice([path for path in self._systems if path != self._wanted])

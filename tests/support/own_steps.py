@@ -40,7 +40,7 @@ class Life:
             "restart": self._restart,
             "restart the sidecar": lambda: restart_sidecar(incus.host),
             "build": lambda: self._build("/root/rooted-$name"),
-            "build without a root": lambda: self._build("/tmp/result; trap 'rm /tmp/result' EXIT"),
+            "build without a root": lambda: self._build("/root/loose; trap 'rm /root/loose' EXIT"),
             "unroot": lambda: self._sh("rm -f /root/rooted-*"),
             "collect": lambda: self._sh("nix-store --gc"),
             "collect all": lambda: self._sh("nix-collect-garbage -d"),

@@ -39,6 +39,8 @@ class NixDaemon:
         self._socket_unit = paths.daemon_socket_unit(uuid)
         self._service_unit = paths.daemon_service_unit(uuid)
         self._change: asyncio.Task[InxError | None] | None = None
+        # This process has stopped both units last, and since then nobody has asked it for a start.
+        self._stopped = False
 
     def prepare(self) -> None:
         """Make the directories and the link that the units need; nothing is ever removed.
@@ -75,11 +77,11 @@ class NixDaemon:
         """Listen on the socket; a daemon of a former container ends before."""
         if self.is_running:
             self.begin_end()
-        self._begin(lambda: _UNITS.start(self._socket_unit), is_needed=True)
+        self._begin(self._start_socket, is_needed=True)
 
     def begin_stop(self) -> None:
         """End the daemon and its socket."""
-        self._begin(lambda: self._stop(self._socket_unit, self._service_unit))
+        self._begin(self._stop_both)
 
     def begin_kill(self) -> None:
         """As `begin_stop`, at once: a process of the daemon may take long to end by itself, since
@@ -113,10 +115,12 @@ class NixDaemon:
     async def refuse_clients(self, seconds: float) -> None:
         """Put a socket in place that no process listens on, at the latest after `seconds`.
 
-        Without a socket, a Nix client inside would open the store without a daemon.
+        Without a socket, a Nix client inside would open the store without a daemon. systemd removes
+        the file of a socket that it stops, so it has to have done so before.
         """
-        self.begin_stop()
-        await self.wait_until_done(seconds)
+        if not self._stopped or self._change is not None or self.is_running:
+            self.begin_stop()
+            await self.wait_until_done(seconds)
         path = f"{paths.daemon_socket_dir(self._uuid)}/socket"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -132,6 +136,14 @@ class NixDaemon:
         shutil.rmtree(paths.daemon_limits_dir(self._uuid), ignore_errors=True)
         with contextlib.suppress(OSError):
             os.rmdir(paths.daemon_builds_dir(self._uuid))
+
+    async def _start_socket(self) -> None:
+        self._stopped = False
+        await _UNITS.start(self._socket_unit)
+
+    async def _stop_both(self) -> None:
+        await self._stop(self._socket_unit, self._service_unit)
+        self._stopped = True
 
     async def _stop(self, *units: str) -> None:
         """Stop `units`, and remove what builds have left."""

@@ -65,13 +65,16 @@ class Init:
         assert self.process.stdout is not None
         return not select.select([self.process.stdout], [], [], seconds)[0]
 
-    def wait_until_it_listens(self) -> None:
-        """Wait until init's background `cat` reads the fifo."""
+    def wait_until_it_listens(self, *, reads: bool = True) -> None:
+        """Wait until init's background `cat` reads the fifo; without `reads`, until it may wait for
+        a writer."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             try:
                 pid = self.pid
-                if Path(f"/proc/{pid}/task/{pid}/children").read_text():
+                (cat,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                files = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{cat}/fd")]
+                if not reads or any(file.endswith("/console") for file in files):
                     return
             except (ValueError, FileNotFoundError):
                 pass
@@ -229,7 +232,7 @@ def test_it_stops_at_once_while_it_waits(
     init.wait_for("waiting")
     if not served:
         console.close()
-    init.wait_until_it_listens()
+    init.wait_until_it_listens(reads=served)
     time.sleep(0.05)
     os.kill(init.pid, number)
     assert init.end()[0] == 0
@@ -255,7 +258,7 @@ def test_another_sidecar_takes_over(start: Runner) -> None:
 def test_without_a_sidecar_it_waits_and_uses_no_time(start: Runner) -> None:
     prepare(UUID, ready=False)
     init = start()
-    init.wait_until_it_listens()
+    init.wait_until_it_listens(reads=False)
     used = Path(f"/proc/{init.pid}/stat")
     before = used.read_text().rpartition(")")[2].split()[11:13]
     time.sleep(0.3)

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import re
+import signal
 import stat
 from collections.abc import Callable, Iterator, Set
 from functools import partial
@@ -17,6 +18,7 @@ from support.containers import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_RDONLY, Sandb
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import MountError, SystemMissingError
+from inx_sidecar.container import overlay as overlay_module
 from inx_sidecar.container.locked_mounts import HostDirectory
 from inx_sidecar.container.mounts import attach_mounts
 from inx_sidecar.container.namespaces import Container
@@ -126,6 +128,71 @@ def test_three_thousand_names(unprivileged: Sandbox, tmp_path: Path) -> None:
     names = {name_of(str(number)) for number in range(0, 6000, 2)}
     attached(unprivileged, tmp_path / "many", names)
     assert listed(unprivileged) == names
+
+
+def no_process() -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.parametrize("helper", ["works", "is refused", "dies", "dies in the middle"])
+def test_many_entries_are_made_by_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: str
+) -> None:
+    """Whatever happens to the second one, all entries are there."""
+    store = tmp_path / "many"
+    store.mkdir()
+    names = [name_of(str(number)) for number in range(400)]
+    for number, name in enumerate(names):
+        (store / name).mkdir() if number % 3 else (store / name).write_text(name)
+    make_entry = overlay_module._make_entry
+    made: list[str] = []
+
+    def look() -> tuple[set[str], bool, set[str]]:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        first = os.getpid()
+
+        def make(name: str, directory: int) -> None:
+            if os.getpid() != first and helper.startswith("dies"):
+                if helper == "dies" or len(made) == 50:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if len(made) == 49:  # between two steps
+                    os.mkdir(name)
+            made.append(name)
+            make_entry(name, directory)
+
+        monkeypatch.setattr(overlay_module, "_make_entry", make)
+        if helper == "is refused":
+            monkeypatch.setattr(os, "fork", no_process)
+        with opened(open_tree(AT_FDCWD, str(store))) as tree:
+            with opened(mount_entries(names, tree, (0, 0), f"{paths.RUN}/layers")) as view:
+                shown = set(os.listdir(f"/proc/self/fd/{view}"))
+                alike = all(
+                    os.stat(name, dir_fd=view).st_mode == os.stat(store / name).st_mode
+                    for name in names
+                )
+        return shown, alike, set(made)
+
+    shown, alike, by_first = apart(look)
+    assert shown == set(names) and alike
+    assert (by_first == set(names[200:])) == (helper == "works")
+
+
+def test_a_name_that_only_the_second_process_misses_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "many"
+    store.mkdir()
+    names = [name_of(str(number)) for number in range(400)]
+    for name in names[1:]:
+        (store / name).mkdir()
+
+    def look() -> None:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        with opened(open_tree(AT_FDCWD, str(store))) as tree:
+            with pytest.raises(SystemMissingError, match=names[0]):
+                mount_entries(names, tree, (0, 0), f"{paths.RUN}/layers")
+
+    apart(look)
 
 
 def test_a_view_is_read_only_without_devices_and_without_suid(

@@ -323,6 +323,7 @@ def test_what_replaces_a_directory_of_inx_meanwhile_is_named(
 
 
 def test_a_root_directory_that_never_answers_ends_the_update(web: Started) -> None:
+    web.grow([])
     with (
         hanging(web, "/"),
         pytest.raises(InstanceError, match=r"^a garbage collection inside 'web"),

@@ -44,6 +44,7 @@ RUN = {
     ("docs/isolated-store.md", "Launch an isolated container"): (
         "test_what_an_isolated_container_sees"
     ),
+    ("docs/isolated-store.md", "A store of its own"): "test_what_a_store_of_its_own_is_for",
     ("docs/nixos.md", "Declared containers on other hosts"): "test_how_to_declare",
     ("docs/secrets-and-deployment.md", "Secrets"): "test_how_secrets_come_in",
     ("docs/secrets-and-deployment.md", "Private sources"): "test_private_sources.py",
@@ -270,6 +271,19 @@ def test_what_an_isolated_container_sees(incus: Incus, host: Host) -> None:
     assert added.endswith("-hosts")
     digest = host.run(["sha256sum", "/etc/hosts"]).stdout.split()[0]
     incus.sh("vault", f"sha256sum /nix/store/{added} | grep -q {digest}")
+
+
+@pytest.mark.isolated
+def test_what_a_store_of_its_own_is_for(incus: Incus, host: Host) -> None:
+    incus.adopt("lab")
+    launch, add, collect = commands("docs/isolated-store.md", "A store of its own")
+    host.sh(launch)
+    incus.wait_ready("lab")
+    host.sh(add)
+    assert incus.inside("lab", "test -e /nix/store/*-passwd")
+    host.sh(collect)
+    assert not incus.inside("lab", "test -e /nix/store/*-passwd")
+    assert incus.inside("lab", "test -e /run/current-system/init")
 
 
 @pytest.mark.nixos

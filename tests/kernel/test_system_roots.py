@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.gc, pytest.mark.usefixtures("registrations")]
 
 
 def root(links: dict[int, str], booted: str | None = None) -> None:
-    instance = Instance("web", "default", UUID, LxcFacts("web", os.path.dirname(paths.NIX_DB), ""), False, {})
+    instance = Instance(
+        "web", "default", UUID, LxcFacts("web", os.path.dirname(paths.NIX_DB), ""), False, {}
+    )
 
     async def main() -> None:
         with closing(GcClient()) as gc:

@@ -7,7 +7,6 @@ from inx_sidecar import services
 
 def main() -> None:
     if len(sys.argv) == 2 and (service := services.SERVICES.get(sys.argv[1])):
-        services.leave_out_openssl()
         service()
     else:
         from inx_sidecar import cli

@@ -18,14 +18,23 @@ _HASHES: Final = ("_sha1", "_sha2" if sys.version_info >= (3, 12) else "_sha256"
 _OPENSSL: Final = ("ssl", "_hashlib")
 
 
-def leave_out_openssl() -> None:
-    """Let this process do without OpenSSL, which takes 5 MiB; before asyncio is imported.
+@contextmanager
+def without_openssl() -> Iterator[None]:
+    """What is imported in this context does without OpenSSL, which takes 5 MiB.
 
     Nothing here speaks TLS. asyncio and hashlib do without these modules if their import fails, as
-    it does for a module that is None (Python's language reference, "The module cache").
+    it does for a module that is None (Python's language reference, "The module cache"). Other
+    packages need them, so they can be imported later.
     """
-    if all(find_spec(name) for name in _HASHES):
-        sys.modules.update(dict.fromkeys(_OPENSSL))  # type: ignore[arg-type]
+    left_out = [name for name in _OPENSSL if name not in sys.modules]
+    if not all(find_spec(name) for name in _HASHES):
+        left_out = []
+    sys.modules.update(dict.fromkeys(left_out))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in left_out:
+            del sys.modules[name]
 
 
 def only_root() -> None:
@@ -47,10 +56,11 @@ def report_errors(prefix: str) -> Iterator[None]:
 
 def run() -> None:
     """The sidecar: serve the hooks."""
-    import asyncio
+    with without_openssl():
+        import asyncio
 
-    from inx_sidecar import server
-    from inx_sidecar.base import journal
+        from inx_sidecar import server
+        from inx_sidecar.base import journal
 
     journal.log_to_journal()
     # A full collection need not look at what is imported, all of which stays: 1 ms instead of 10.
@@ -62,10 +72,11 @@ def run() -> None:
 def barrier() -> None:
     """Hold collections until all roots stand."""
     only_root()
-    import asyncio
+    with without_openssl():
+        import asyncio
 
-    from inx_sidecar.base import journal
-    from inx_sidecar.roots import barrier
+        from inx_sidecar.base import journal
+        from inx_sidecar.roots import barrier
 
     journal.log_to_journal()
     with report_errors("<3>"), _start_without_support():
@@ -75,10 +86,11 @@ def barrier() -> None:
 def guard() -> None:
     """Keep containers from the lock files of the store."""
     only_root()
-    from inx_sidecar.base import journal
-    from inx_sidecar.config import settings
-    from inx_sidecar.incus import running_record
-    from inx_sidecar.nix import store_locks
+    with without_openssl():
+        from inx_sidecar.base import journal
+        from inx_sidecar.config import settings
+        from inx_sidecar.incus import running_record
+        from inx_sidecar.nix import store_locks
 
     journal.log_to_journal()
     with report_errors("<3>"), _start_without_support():

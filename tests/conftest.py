@@ -32,7 +32,7 @@ def host() -> Iterator[Host]:
 
 
 class ByGroup(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """With `-n 4`, four processes share the work, each with a host of its own."""
+    """With `-n 3`, three processes share the work, each with a host of its own."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(Path(nodeid.partition("::")[0]).relative_to("tests"))

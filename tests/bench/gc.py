@@ -140,8 +140,8 @@ print(json.dumps(times | collect))
 SIMULATE = """
 import sys
 from inx_sidecar import services
-services.leave_out_openssl()
-from support import many_instances
+with services.without_openssl():
+    from support import many_instances
 many_instances.main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 """
 

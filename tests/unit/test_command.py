@@ -1,6 +1,7 @@
 """A service starts with what it needs alone; click knows all commands."""
 
 import hashlib
+import ssl
 import subprocess
 import sys
 
@@ -23,6 +24,8 @@ except SystemExit as end:
 print(*(name for name, module in sys.modules.items() if module))
 import hashlib
 print(hashlib.sha1(b"inx").hexdigest(), hashlib.sha256(b"inx").hexdigest())
+import pyroute2, ssl  # as for an instance with static addresses
+print(ssl.OPENSSL_VERSION)
 """
 
 
@@ -31,7 +34,7 @@ def test_the_sidecar_keeps_neither_click_nor_openssl_in_memory(processes: None) 
     argv = [sys.executable, "-c", SIDECAR]
     done = subprocess.run(argv, check=True, capture_output=True, text=True)
     assert done.stderr.startswith("<3>the sidecar is started by its socket"), done.stderr
-    status, modules, hashes = done.stdout.splitlines()
+    status, modules, hashes, version = done.stdout.splitlines()
     assert int(status) == UnsupportedError.status
     loaded = set(modules.split())
     assert {"asyncio", "hashlib", "inx_sidecar.server"} <= loaded
@@ -40,13 +43,14 @@ def test_the_sidecar_keeps_neither_click_nor_openssl_in_memory(processes: None) 
         hashlib.sha1(b"inx").hexdigest(),
         hashlib.sha256(b"inx").hexdigest(),
     ]
+    assert version == ssl.OPENSSL_VERSION
 
 
 def test_hashes_that_python_lacks_are_left_to_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "_HASHES", ("_no_such_module",))
     before = dict(sys.modules)
-    services.leave_out_openssl()
-    assert sys.modules == before
+    with services.without_openssl():
+        assert sys.modules == before
 
 
 def test_click_shows_each_service() -> None:

@@ -1,5 +1,6 @@
 """The exit status of CI, whatever happens on each of the two hosts."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,3 +38,10 @@ def test_ci_fails_if_a_test_fails_and_not_for_want_of_a_host_of_sid(
     done = subprocess.run([ci], capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert done.stdout.count("sid makes no host") == (sid == NO_HOST)
+
+
+def test_ci_runs_the_tests_of_all_directories() -> None:
+    text = (REPO / ".ci/run").read_text()
+    (order,) = re.findall(r'^order="(.+)"$', text, re.MULTILINE)
+    directories = {f"tests/{path.parent.name}" for path in (REPO / "tests").glob("*/test_*.py")}
+    assert set(order.split()) == directories

@@ -26,6 +26,7 @@ from support.containers import (
     running,
     umount,
 )
+from support.mounts import mount_table
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
@@ -230,9 +231,9 @@ def test_under_the_mount_lies_only_an_empty_directory(sandbox: Sandbox, store: P
 
 
 def test_the_host_never_sees_a_mount(sandbox: Sandbox, store: Path) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
+    before = mount_table()
     attached(sandbox, store)
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert mount_table() == before
     assert os.listdir(paths.RUN) == []
 
 
@@ -249,9 +250,9 @@ def test_a_shared_mount_of_the_host_and_its_copy_are_no_peers(
         mount(str(store), str(store), "", MS_BIND)
         mount("none", str(store), "", MS_SHARED)
         attached(unprivileged, store)
-        before = Path("/proc/self/mountinfo").read_text()
+        before = mount_table()
         unprivileged.inside(lambda: mount("tmpfs", "/nix/store/inside", "tmpfs", 0))
-        unseen = Path("/proc/self/mountinfo").read_text() == before
+        unseen = mount_table() == before
         mount("tmpfs", f"{store}/outside", "tmpfs", 0)
         (store / "outside/mark").touch()
         return unseen, unprivileged.inside(lambda: os.listdir("/nix/store/outside"))

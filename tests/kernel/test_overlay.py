@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.containers import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_RDONLY, Sandbox, apart, umount
+from support.containers import (
+    MNT_DETACH,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    Sandbox,
+    apart,
+    umount,
+)
+from support.mounts import mount_table
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import MountError, SystemMissingError
@@ -247,12 +256,12 @@ def test_under_a_view_lies_only_an_empty_directory(sandbox: Sandbox, store: Path
 
 
 def test_the_host_never_sees_a_view(sandbox: Sandbox, store: Path) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
+    before = mount_table()
     attached(sandbox, store)
     shown(sandbox, store, {HIDDEN})
     with pytest.raises(SystemMissingError):
         shown(sandbox, store, {"gone"})
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert mount_table() == before
     assert os.listdir(paths.RUN) == []
 
 

@@ -31,6 +31,7 @@ from support.containers import (
     running,
     umount,
 )
+from support.mounts import mount_table
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError, MountError
@@ -569,9 +570,9 @@ def test_the_mount_table_inside_names_nothing_of_the_host(machine: Machine, stor
 def test_the_host_sees_no_mount_and_no_descriptor_is_left(
     machine: Machine,
 ) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
+    before = mount_table()
     with machine.start(NAMES):
-        assert Path("/proc/self/mountinfo").read_text() == before
+        assert mount_table() == before
         assert os.listdir(paths.RUN) == []
     open_before = descriptors()
     with machine.start(NAMES):

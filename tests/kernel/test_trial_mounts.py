@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.containers import apart
+from support.mounts import mount_table
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import MountError
@@ -40,9 +41,9 @@ def test_a_store_on_a_usual_file_system_is_good(
         for number in range(entries):
             (store / str(number)).mkdir()
     monkeypatch.setattr(paths, "STORE", str(store))
-    before = Path("/proc/self/mountinfo").read_text()
+    before = mount_table()
     tried(trial)
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert mount_table() == before
 
 
 def test_no_writable_overlay_is_over_a_store_on_an_overlay(

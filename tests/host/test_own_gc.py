@@ -89,7 +89,7 @@ def test_a_collection_inside_delays_an_update_and_no_start(incus: Incus) -> None
     with constant(incus.host, "container/own_growth", "_LOCK_SECONDS", 0.2):
         with collecting(incus, name):
             incus.set(name, f"user.inx.system={three}")
-            incus.wait_status(name, ".*a garbage collection inside .* does not end, so the new")
+            incus.wait_status(name, ".*a garbage collection inside .* does not end, or a file")
             assert incus.inside(name, f"[ $(readlink -f /run/current-system) = {two} ]")
             assert not incus.inside(name, f"test -e {three}")
             restart(incus, name)

@@ -2,6 +2,7 @@
 fails. The hooks run as LXC runs them; a script in the place of Python writes down its arguments."""
 
 import asyncio
+import functools
 import os
 import re
 import signal
@@ -24,7 +25,6 @@ from inx_sidecar.request_files import PLACES, RequestFiles
 
 pytestmark = pytest.mark.main
 
-BUSYBOX: Final = f"{tree()}/usr/bin/busybox"
 FACTS: Final = {
     "LXC_NAME": "shop_web",
     "LXC_PID": "4711",
@@ -34,6 +34,12 @@ FACTS: Final = {
 # Long for an answer, and well below the five seconds that a hook waits for one.
 PROMPT: Final = 2.5
 Answer = Callable[[bytes], Awaitable[bytes]]
+
+
+@functools.cache
+def busybox() -> str:
+    """Not at the import: the tree may have to be made, which takes minutes."""
+    return f"{tree()}/usr/bin/busybox"
 
 
 class Hooks:
@@ -46,13 +52,13 @@ class Hooks:
         python = directory / "python"
         # As `ask`, it has no other facts than those of LXC.
         python.write_text(
-            f'#!{BUSYBOX} sh\nshift 3\nfor word in "$@"; do printf "%s|" "$word"; done'
+            f'#!{busybox()} sh\nshift 3\nfor word in "$@"; do printf "%s|" "$word"; done'
             f" >{self.asked_by_socket}.new\nexport -p >{directory}/variables\n"
-            f"{BUSYBOX} mv {self.asked_by_socket}.new {self.asked_by_socket}\nexit 9\n"
+            f"{busybox()} mv {self.asked_by_socket}.new {self.asked_by_socket}\nexit 9\n"
         )
         for name in ("ask", "pre-start", "mount"):
             text = (REPO / "hooks" / name).read_text()
-            text = text.replace("/opt/inx/libexec/inx/busybox", BUSYBOX)
+            text = text.replace("/opt/inx/libexec/inx/busybox", busybox())
             text = text.replace("/opt/inx/bin/python", str(python))
             (directory / name).write_text(text.replace("/run/inx/hooks", paths.HOOK_REQUESTS))
         for path in directory.iterdir():
@@ -340,7 +346,7 @@ def test_the_environment_of_an_instance_changes_nothing(hooks: Hooks, tmp_path: 
     trap = tmp_path / "trap"
     trap.mkdir()
     for name in ("ask", "printf", "read", "cd", "exec", "[", "profile", "env"):
-        (trap / name).write_text(f"#!{BUSYBOX} sh\n: >{trap}/sprung\n")
+        (trap / name).write_text(f"#!{busybox()} sh\n: >{trap}/sprung\n")
         (trap / name).chmod(0o755)
     hostile = {
         "PATH": str(trap),

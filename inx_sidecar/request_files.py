@@ -6,6 +6,9 @@ request to the file and closes it. The sidecar takes the file and the fifo away,
 for the next hook, and answers by the fifo that the hook has open. A fifo has one request and one
 answer, so that nobody reads what was meant for another hook.
 
+A hook whose answer takes long asks by the socket as well. It is the same process then, so that
+request is not carried out a second time.
+
 The sidecar alone has the other end of a fifo: if it ends, or has ended, the hook reads the end of
 the file at once, and asks by the socket. A new sidecar makes another directory; a hook that has
 entered the former one finds no sidecar there.
@@ -15,9 +18,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from inotify_simple import INotify, flags
 
@@ -26,8 +30,8 @@ from inx_sidecar.kernel.user_counts import counted_apart
 
 # As in hooks/ask. A hook that finds no place asks by the socket.
 PLACES: Final = tuple(map(str, range(8)))
-# The last fact of a complete request: a hook that is killed may leave a part of one.
-_END: Final = b"\0END"
+# A complete request: a hook that is killed may leave a part of one.
+_COMPLETE: Final = re.compile(rb"(.*)\0HOOK_PID=([0-9]{1,10})\0END", re.DOTALL)
 _REQUEST_MAX: Final = 1 << 16
 # A pipe takes this without a reader (pipe(7)).
 _ANSWER_MAX: Final = 1 << 15
@@ -38,12 +42,14 @@ log = logging.getLogger(__name__)
 class RequestFiles:
     """`answer` gives the exit status and the message for a request, as for one on the socket."""
 
-    def __init__(self, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+    def __init__(self, answer: Callable[[bytes], Coroutine[Any, Any, bytes]]) -> None:
         self._answer = answer
         self._inotify: INotify | None = None
         # By place: the fifo that the next hook opens.
         self._fifos: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # By the process of the hook and the facts of LXC: the answer that it waits for.
+        self._answers: dict[tuple[int, bytes], asyncio.Task[bytes]] = {}
 
     def open(self) -> None:
         """Take requests from now on. If that is not possible, all hooks ask by the socket."""
@@ -76,6 +82,12 @@ class RequestFiles:
             os.close(fifo)
         self._fifos.clear()
 
+    async def answer_to(self, pid: int, request: bytes) -> bytes:
+        """The answer to `request` of process `pid` on the socket: that to its request in a file, if
+        it waits for one."""
+        asked = self._answers.get((pid, request.partition(b"\0")[2]))
+        return await (self._answer(request) if asked is None else asyncio.shield(asked))
+
     def _make_fifo(self, directory: str, place: str) -> None:
         path = f"{directory}/out/{place}"
         os.mkfifo(path, 0o600)
@@ -103,19 +115,22 @@ class RequestFiles:
                 os.unlink(path)
         except OSError as error:
             log.warning("hooks use the place %s no more: %s", place, error.strerror)
-        if request.endswith(_END):
-            task = asyncio.create_task(self._carry_out(request.removesuffix(_END), fifo))
+        if found := _COMPLETE.fullmatch(request):
+            task = asyncio.create_task(self._carry_out(found[1], int(found[2]), fifo))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
             os.close(fifo)
 
-    async def _carry_out(self, request: bytes, fifo: int) -> None:
+    async def _carry_out(self, request: bytes, pid: int, fifo: int) -> None:
+        asked = pid, request.partition(b"\0")[2]
+        answer = self._answers[asked] = asyncio.create_task(self._answer(request))
         try:
-            status, _, message = (await self._answer(request)).partition(b"\n")
+            status, _, message = (await answer).partition(b"\n")
             line = b" ".join((status, *message.split()))[:_ANSWER_MAX]
             os.write(fifo, line + b"\n")
         finally:
+            del self._answers[asked]
             os.close(fifo)
 
 

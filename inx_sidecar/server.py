@@ -64,10 +64,13 @@ async def serve(listener: socket.socket) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
 
+    request_files = RequestFiles(lambda request: _answer(lifecycle, request))
+
     async def serve_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if _peer_uid(writer) == 0:
-                writer.write(await _answer(lifecycle, await _read_request(reader)))
+            pid, uid = _peer(writer)
+            if uid == 0:
+                writer.write(await request_files.answer_to(pid, await _read_request(reader)))
                 # A child that cannot be killed may have a copy of the socket, so closing it would
                 # not end the answer.
                 writer.write_eof()
@@ -80,7 +83,6 @@ async def serve(listener: socket.socket) -> None:
     # From Python 3.13 on, a server removes its socket at the end; this socket belongs to systemd.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     server = await asyncio.start_unix_server(serve_client, sock=listener, backlog=_BACKLOG, **keep)
-    request_files = RequestFiles(lambda request: _answer(lifecycle, request))
     request_files.open()
     notify("READY=1")
     async with server:
@@ -183,8 +185,10 @@ async def _carry_out(lifecycle: Lifecycle, request: Request | DaemonRequest | st
     return ""
 
 
-def _peer_uid(writer: asyncio.StreamWriter) -> int:
+def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
+    """The process and the user at the other end (unix(7), SO_PEERCRED)."""
     credentials = writer.get_extra_info("socket").getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
     )
-    return int(struct.unpack("3i", credentials)[1])
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid

@@ -9,10 +9,10 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from support.disposable import REPO, tree
@@ -33,7 +33,7 @@ FACTS: Final = {
 }
 # Long for an answer, and well below the five seconds that a hook waits for one.
 PROMPT: Final = 2.5
-Answer = Callable[[bytes], Awaitable[bytes]]
+Answer = Callable[[bytes], Coroutine[Any, Any, bytes]]
 
 
 @functools.cache
@@ -247,6 +247,36 @@ def test_a_sidecar_that_does_not_answer_is_asked_by_the_socket(hooks: Hooks) -> 
         assert hooks.arguments() == ["mount", "", ""]
 
 
+def test_a_hook_that_asks_by_the_socket_as_well_is_answered_once(hooks: Hooks) -> None:
+    """A start that takes long is not decided twice, and no other process gets its answer."""
+    go, requests = asyncio.Event(), []
+
+    async def answer(request: bytes) -> bytes:
+        requests.append(request)
+        await go.wait()
+        return f"{len(requests)}\n".encode()
+
+    async def body(files: RequestFiles) -> None:
+        process = hooks.begin("pre-start")
+        await until(lambda: requests)
+        (request,) = requests
+        by_socket = asyncio.create_task(files.answer_to(process.pid, request))
+        other = asyncio.create_task(files.answer_to(process.pid + 1, request))
+        later = asyncio.create_task(files.answer_to(process.pid, request + b"x"))
+        await until(lambda: len(requests) == 3)
+        by_socket.cancel()  # the client has gone: the hook gets its answer nevertheless
+        again = asyncio.create_task(files.answer_to(process.pid, request))
+        await asyncio.sleep(0)
+        go.set()
+        assert [await task for task in (again, other, later)] == [b"3\n"] * 3
+        assert await asyncio.to_thread(process.wait, SECONDS) == 9
+        assert hooks.arguments() == ["pre-start", "3", ""]
+        assert len(requests) == 3
+        assert await files.answer_to(process.pid, request) == b"4\n"
+
+    with_sidecar(answer, body)
+
+
 def test_each_of_many_hooks_gets_its_own_answer(hooks: Hooks) -> None:
     """Also where the answers come in another order than the requests."""
 
@@ -297,7 +327,9 @@ def test_a_part_of_a_request_is_no_request(hooks: Hooks) -> None:
         return b"0\n"
 
     async def body(_: RequestFiles) -> None:
-        whole = "\0".join(["mount", *(f"{key}={value}" for key, value in FACTS.items()), "END"])
+        whole = "\0".join(
+            ["mount", *(f"{key}={value}" for key, value in FACTS.items()), "HOOK_PID=7", "END"]
+        )
         for length in range(0, len(whole), 7):
             Path(paths.HOOK_REQUESTS, "in", "3").write_text(whole[:length])
             await until(lambda: not os.listdir(f"{paths.HOOK_REQUESTS}/in"))

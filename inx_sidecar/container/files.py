@@ -11,7 +11,7 @@ from typing import Final
 from inx_sidecar.base import paths
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.safe_open import open_directory, unusable_path_error
+from inx_sidecar.kernel.safe_open import open_listable, unusable_path_error
 from inx_sidecar.kernel.syscalls import (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
@@ -52,9 +52,7 @@ def apply_change(root: int, name: str, change: Change) -> int:
 
     `name` is that of the instance, for errors. Returns the generation's number.
     """
-    with opened(open_directory(root, paths.PROFILES_INSIDE, name, make=True)) as path_fd:
-        profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
-    with opened(profiles):
+    with opened(open_listable(root, paths.PROFILES_INSIDE, name, make=True)) as profiles:
         try:
             return change.apply(profiles)
         except OSError as error:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Final
 
 from inx_sidecar.base import paths
-from inx_sidecar.kernel.safe_open import open_directory, set_link, unusable_path_error
+from inx_sidecar.kernel.safe_open import open_listable, set_link, unusable_path_error
 from inx_sidecar.kernel.syscalls import opened
 
 _PLACE: Final = f"{paths.GCROOTS_INSIDE}/inx"
@@ -27,9 +27,7 @@ def set_roots(
 
     InstanceError if something stands in the way.
     """
-    with opened(open_directory(rootfs, _PLACE, instance, make=True)) as path_fd:
-        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
-    with opened(directory):
+    with opened(open_listable(rootfs, _PLACE, instance, make=True)) as directory:
         try:
             for name, path in roots.items():
                 set_link(directory, name, path)

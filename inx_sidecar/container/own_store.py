@@ -33,7 +33,7 @@ from inx_sidecar.container.locked_mounts import (
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.container.upper_layer import clear_work, give_way
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.safe_open import open_directory, unusable_path_error
+from inx_sidecar.kernel.safe_open import open_directory, open_listable, unusable_path_error
 from inx_sidecar.kernel.superblocks import OVERLAY, kind_name, kind_of
 from inx_sidecar.kernel.syscalls import (
     AT_FDCWD,
@@ -234,9 +234,7 @@ def _try_attributes(upper: str) -> None:
 
 def apply_record(rootfs: int, record: Record, instance: str) -> None:
     """In a child that is the container's root: apply `record` below the root file system."""
-    with opened(open_directory(rootfs, paths.SHOWN_INSIDE, instance)) as place:
-        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
-    with opened(directory):
+    with opened(open_listable(rootfs, paths.SHOWN_INSIDE, instance)) as directory:
         try:
             record.apply(directory)
         except OSError as error:

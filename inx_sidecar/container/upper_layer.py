@@ -17,7 +17,12 @@ from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
 from inx_sidecar.container.namespaces import Container
 from inx_sidecar.kernel import forked
-from inx_sidecar.kernel.safe_open import open_directory, unusable_path_error
+from inx_sidecar.kernel.safe_open import (
+    open_directory,
+    open_listable,
+    open_rootfs,
+    unusable_path_error,
+)
 from inx_sidecar.kernel.syscalls import open_tree, opened
 
 _TOKEN_BYTES: Final = 4
@@ -31,13 +36,11 @@ def entries(rootfs: str, instance: str, names: Iterable[str]) -> dict[str, bool]
     """Those of `names` that the upper layer has, each with whether it is a whiteout, in the root
     file system `rootfs` of a running or stopped instance; none if it has no upper layer.
     InstanceError if that cannot be read."""
-    try:
-        with opened(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+    with opened(open_rootfs(rootfs, instance)) as root:
+        try:
             upper = open_directory(root, paths.UPPER_INSIDE, instance)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
+        except FileNotFoundError:
+            return {}
     with opened(upper):
         kinds = ((name, _is_whiteout(upper, name)) for name in names)
         return {name: kind for name, kind in kinds if kind is not None}
@@ -127,9 +130,8 @@ def cover(rootfs: int, names: Iterable[str], instance: str) -> None:
 def has_trash(rootfs: str, instance: str) -> bool:
     """Whether `empty_trash` has something to delete."""
     try:
-        with opened(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-            with opened(open_directory(root, paths.TRASH_INSIDE, instance)) as place:
-                trash = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+        with opened(open_rootfs(rootfs, instance)) as root:
+            trash = open_listable(root, paths.TRASH_INSIDE, instance)
     except (OSError, InstanceError):
         return False
     with opened(trash), os.scandir(trash) as found:
@@ -143,11 +145,9 @@ async def empty_trash(container: Container) -> None:
     def empty() -> forked.Result:
         with opened(container.enter()) as root, opened(open_tree(root, "")) as rootfs:
             try:
-                place = open_directory(rootfs, paths.TRASH_INSIDE, container.name)
+                trash = open_listable(rootfs, paths.TRASH_INSIDE, container.name)
             except FileNotFoundError:
                 return None, []
-            with opened(place):
-                trash = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
         with opened(trash):
             while names := _some_entries(trash):
                 for name in names:

@@ -38,6 +38,21 @@ def open_directory(start: int, path: str, instance: str, *, make: bool = False) 
     return fd
 
 
+def open_listable(start: int, path: str, instance: str, *, make: bool = False) -> int:
+    """As `open_directory`, a descriptor by which the directory can be listed."""
+    with opened(open_directory(start, path, instance, make=make)) as place:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+
+
+def open_rootfs(rootfs: str, instance: str) -> int:
+    """An O_PATH descriptor of the root file system `rootfs`, a path of the host; InstanceError if
+    it cannot be opened."""
+    try:
+        return os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
+
+
 def unusable_path_error(path: str, instance: str, error: OSError) -> InstanceError:
     """The error that says why inx cannot use `path` in the instance's file system."""
     advice = ""

@@ -19,7 +19,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.kernel.safe_open import open_directory, read_link
+from inx_sidecar.kernel.safe_open import open_listable, open_rootfs, read_link
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix.store_paths import STORE_PATH
 
@@ -72,17 +72,11 @@ def read(rootfs: str, instance: str) -> Generations:
 
     InstanceError if the profile cannot be read; a missing one has no generations.
     """
-    try:
-        root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
-    with opened(root):
+    with opened(open_rootfs(rootfs, instance)) as root:
         try:
-            place = open_directory(root, paths.PROFILES_INSIDE, instance)
+            profiles = open_listable(root, paths.PROFILES_INSIDE, instance)
         except FileNotFoundError:
             return Generations()
-    with opened(place):
-        profiles = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     with opened(profiles):
         return read_links(profiles, instance, _MOST)
 

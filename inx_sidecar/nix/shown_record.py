@@ -16,7 +16,7 @@ from typing import Final
 
 from inx_sidecar.base import paths
 from inx_sidecar.base.errors import InstanceError
-from inx_sidecar.kernel.safe_open import open_directory, read_link, set_link
+from inx_sidecar.kernel.safe_open import open_listable, open_rootfs, read_link, set_link
 from inx_sidecar.kernel.syscalls import opened
 from inx_sidecar.nix.store_paths import STORE_PATH
 
@@ -32,17 +32,11 @@ def read(rootfs: str, instance: str) -> dict[str, str]:
     Other entries are ignored. InstanceError if the record cannot be read, or has too many entries;
     a missing one is empty.
     """
-    try:
-        root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InstanceError(f"cannot open {rootfs} of {instance!r}: {error.strerror}") from None
-    with opened(root):
+    with opened(open_rootfs(rootfs, instance)) as root:
         try:
-            place = open_directory(root, paths.SHOWN_INSIDE, instance)
+            record = open_listable(root, paths.SHOWN_INSIDE, instance)
         except FileNotFoundError:
             return {}
-    with opened(place):
-        record = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     with opened(record):
         return _read_links(record, instance)
 

@@ -73,7 +73,9 @@ class Init:
             try:
                 pid = self.pid
                 (cat,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-                files = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{cat}/fd")]
+                files = [
+                    os.readlink(f"/proc/{cat}/fd/{fd}") for fd in os.listdir(f"/proc/{cat}/fd")
+                ]
                 if not reads or any(file.endswith("/console") for file in files):
                     return
             except (ValueError, FileNotFoundError):

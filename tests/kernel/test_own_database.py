@@ -718,7 +718,7 @@ def test_whoever_opens_the_database_has_nothing_of_the_host(sandbox: Sandbox, ni
     write(sandbox)
 
     def look(pid: int) -> tuple[set[str], str, dict[str, str], bool]:
-        files = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
+        files = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         status = dict(line.split(":\t") for line in lines if ":\t" in line)
         status["oom"] = Path(f"/proc/{pid}/oom_score_adj").read_text().strip()

@@ -9,8 +9,8 @@ affects all of them.
 import json
 from typing import Any
 
-from bench.store import COMMON, MAKE, ROUNDS
-from support.disposable import REPO, Host
+from bench.store import COMMON, PYTHON, ROUNDS, make_paths, run
+from support.disposable import Host
 from support.own import NIX_CONFIG
 
 COUNTS = (1000, 20000)
@@ -177,23 +177,16 @@ cut -d' ' -f1 /proc/uptime
 
 def measure(host: Host) -> dict[str, Any]:
     """Milliseconds to make a store; microseconds of accesses; milliseconds of builds; KiB."""
-    host.push(REPO / "tests", ["support"], "/root/inx/tests")
-
-    def run(python: str, script: str, given: Any) -> Any:
-        done = host.run([python, "-c", script], input=json.dumps(given), timeout=900)
-        return json.loads(done.stdout)
-
-    made = run("python3", MAKE, [COUNTS, SHOWN])
+    made = make_paths(host, COUNTS, SHOWN)
     top = made["tops"][str(SHOWN)]
-    inx = "/opt/inx/bin/python"
     rounds = {count: ROUNDS[count] for count in COUNTS}
-    times = run(inx, COMMON + MADE, [COUNTS, rounds, made["tops"]])
+    times = run(host, PYTHON, COMMON + MADE, [COUNTS, rounds, made["tops"]])
     system = launch(host, "shared", "shared")
     for kind in ("isolated", "own"):
         launch(host, kind, kind, f"user.inx.store.include={top}")
     copy(host, "copied", [system, top])
     pids = {kind: pid_of(host, kind) for kind in KINDS}
-    access = run(inx, ACCESS, [top, made["nix"], pids, WARM_ROUNDS])
+    access = run(host, PYTHON, ACCESS, [top, made["nix"], pids, WARM_ROUNDS])
     builds = {kind: build(host, kind) for kind in KINDS if kind != "isolated"}
     many = [f"many-{number}" for number in range(INSTANCES)]
     for name in many:

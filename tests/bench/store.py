@@ -13,6 +13,7 @@ from support.disposable import REPO, Host
 
 COUNTS = (100, 1000, 5000, 20000)
 ROUNDS = {100: 15, 1000: 15, 5000: 9, 20000: 5}
+PYTHON = "/opt/inx/bin/python"
 VISIBLE = 1000  # paths of the view that is read
 COLD_ROUNDS = 9
 WARM_ROUNDS = 31
@@ -323,19 +324,25 @@ print(json.dumps({
 """
 
 
+def make_paths(host: Host, counts: tuple[int, ...], packages: int) -> Any:
+    """What MAKE prints. The host then has what the other programs import."""
+    host.push(REPO / "tests", ["support"], "/root/inx/tests")
+    return run(host, "python3", MAKE, [counts, packages])
+
+
+def run(host: Host, python: str, script: str, given: Any) -> Any:
+    """What `script` prints on the host, which reads `given`; both are JSON."""
+    done = host.run([python, "-c", script], input=json.dumps(given), timeout=900)
+    return json.loads(done.stdout)
+
+
 def measure(host: Host) -> dict[str, Any]:
     """Milliseconds by the number of paths. Microseconds of each native access, and ratios to it."""
-    host.push(REPO / "tests", ["support"], "/root/inx/tests")
-
-    def run(python: str, script: str, given: Any) -> Any:
-        done = host.run([python, "-c", script], input=json.dumps(given), timeout=600)
-        return json.loads(done.stdout)
-
-    made = run("python3", MAKE, [COUNTS, VISIBLE])
+    made = make_paths(host, COUNTS, VISIBLE)
     tops = made["tops"]
-    builds = run("/opt/inx/bin/python", COMMON + BUILD, [COUNTS, ROUNDS, tops])
+    builds = run(host, PYTHON, COMMON + BUILD, [COUNTS, ROUNDS, tops])
     given = [tops[str(VISIBLE)], made["nix"], made["big"], COLD_ROUNDS, WARM_ROUNDS]
-    access = run("/opt/inx/bin/python", COMMON + ACCESS, given)
+    access = run(host, PYTHON, COMMON + ACCESS, given)
     return {"builds": builds, "access": access}
 
 
